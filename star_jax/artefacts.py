@@ -1,0 +1,178 @@
+"""Artefacts: the output folders of stages, complete or absent, each with a manifest of digests."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from star_jax import __version__
+from star_jax.config import InputError
+
+MANIFEST = "manifest.json"
+STAGE = "stage.json"  # Written by `star run` beside the manifest; no part of the content.
+_META = ".meta.json"
+_CHUNK_BYTES = 1 << 20
+
+_MADE_BY = {
+    "tables": "star import",
+    "text_tokens": "star train-text",
+    "text_model": "star train-text",
+    "text_embeddings": "star export-text",
+    "graph": "star build-graph",
+    "graph_model": "star train-graph",
+    "graph_embeddings": "star export-graph",
+    "evaluation": "star evaluate",
+    "report": "star report",
+}
+
+
+class Manifest(NamedTuple):
+    """What an artefact says about itself."""
+
+    kind: str
+    meta: dict[str, Any]
+    files: dict[str, dict[str, Any]]  # Relative path -> {"bytes", "sha256"}.
+
+
+@contextmanager
+def writing(folder: Path, kind: str) -> Iterator[Path]:
+    """Yields an empty folder to fill; it takes the place of `folder` only when all went well.
+
+    Args:
+      folder: Where the artefact will be. An older one stays until the new one is complete.
+      kind: What it is; readers ask for it by this name.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    old = folder.with_name(f".{folder.name}.old")
+    _remove(partial)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        seal(partial, kind, _take_meta(partial))
+    except BaseException:  # Also on Ctrl-C: nothing half-written stays behind.
+        _remove(partial)
+        raise
+    _remove(old)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    _remove(old)
+
+
+def set_meta(partial: Path, meta: Mapping[str, object]) -> None:
+    """Inside `writing`: sets the meta data that the manifest will hold."""
+    write_text(partial / _META, json.dumps(meta))
+
+
+def seal(folder: Path, kind: str, meta: Mapping[str, object]) -> None:
+    """Writes the manifest over all files of a folder; from then on the folder is an artefact."""
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": file_digest(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).as_posix() not in (MANIFEST, STAGE, _META)
+    }
+    content = {"kind": kind, "star_jax": __version__, "meta": dict(meta), "files": files}
+    write_text(folder / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def read_manifest(folder: Path, kind: str) -> Manifest:
+    """Reads the manifest and checks that every file is there in its full length.
+
+    Raises:
+      InputError: No complete artefact of that kind is here.
+    """
+    made_by = f"run `{_MADE_BY[kind]}` first" if kind in _MADE_BY else f"needed a {kind} artefact"
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder} is not a complete {kind} artefact; {made_by}")
+    manifest = _read(folder)
+    if manifest.kind != kind:
+        raise InputError(f"{folder} holds {manifest.kind}, needed {kind}; {made_by}")
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing; remove {folder} and make it anew")
+        if path.stat().st_size != expected["bytes"]:
+            raise InputError(
+                f"{path} has {path.stat().st_size} bytes, needed {expected['bytes']} "
+                f"(as written); remove {folder} and make it anew"
+            )
+    return manifest
+
+
+def verify(folder: Path) -> None:
+    """Reads every file again and compares its digest.
+
+    Raises:
+      InputError: Naming the file whose bytes changed.
+    """
+    manifest = read_manifest(folder, _read(folder).kind)
+    for name, expected in manifest.files.items():
+        if file_digest(folder / name) != expected["sha256"]:
+            raise InputError(
+                f"{folder / name} does not have the sha256 it was written with; "
+                f"remove {folder} and make it anew"
+            )
+
+
+def digest(folder: Path) -> str:
+    """Names the content of an artefact: its file digests and its meta data."""
+    manifest = _read(folder)
+    content = [manifest.kind, manifest.meta, {n: f["sha256"] for n, f in manifest.files.items()}]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file so that readers see the old content or the new, never a part."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    partial.replace(path)
+
+
+def _read(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{folder} is not a complete artefact: {MANIFEST} is missing")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Manifest(content["kind"], content["meta"], content["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not readable ({error}); remove {folder} and make it anew"
+        ) from error
+
+
+def _take_meta(partial: Path) -> dict[str, Any]:
+    path = partial / _META
+    if not path.is_file():
+        return {}
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    return meta
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
