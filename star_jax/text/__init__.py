@@ -1,0 +1,1 @@
+"""The text half: towers, adapters, pooling, scorer, tokenizer, pretrained weights."""

@@ -1,0 +1,126 @@
+"""Mistral: decoder blocks with grouped-query attention, rotary positions and RMSNorm."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from star_jax.text.attention import Backend, Visibility, attention
+from star_jax.text.families import MistralShape
+from star_jax.text.linears import Linears
+from star_jax.text.pooling import AttentionSpan, pool_tokens
+from star_jax.text.stack import Context, Encoded, Remat, stack_blocks
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square norm, computed in float32."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "U L D"]) -> Float[Array, "U L D"]:
+        """The states at scale 1 times the learned scale, in their dtype."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(square + self.epsilon)
+        return (wide * scale.astype(jnp.float32)[None, None]).astype(x.dtype)
+
+
+class MistralBlock(nn.Module):
+    """Attention and a gated MLP, each after a norm and beside a residual."""
+
+    shape: MistralShape
+    span: AttentionSpan
+    backend: Backend
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "U L D"], context: Context
+    ) -> tuple[Float[Array, "U L D"], Float[Array, "U D"] | None]:
+        """The next state, and its pooled form where the context asks for it."""
+        x = x + self._attend(RmsNorm(self.shape.norm_epsilon, name="attention_norm")(x), context)
+        x = x + self._transform(RmsNorm(self.shape.norm_epsilon, name="mlp_norm")(x))
+        return x, None if context.pooling is None else pool_tokens(x, context.pooling)
+
+    def _attend(self, x: Float[Array, "U L D"], context: Context) -> Float[Array, "U L D"]:
+        shape = self.shape
+        query_size = shape.num_heads * shape.head_width
+        kv_size = shape.num_kv_heads * shape.head_width
+        features = (("q_proj", query_size), ("k_proj", kv_size), ("v_proj", kv_size))
+        query, key, value = (
+            y.reshape(*y.shape[:2], -1, shape.head_width)
+            for y in Linears(features, bias=False, dtype=self.dtype, name="attention_in")(x)
+        )
+        assert context.rotary is not None
+        mixed = attention(
+            _rotate(query, *context.rotary),
+            _rotate(key, *context.rotary),
+            value,
+            context.visible,
+            span=self.span,
+            window=shape.sliding_window,
+            backend=self.backend,
+        )
+        features = (("o_proj", shape.width),)
+        merged = mixed.reshape(*x.shape[:2], query_size)
+        (out,) = Linears(features, bias=False, dtype=self.dtype, name="attention_out")(merged)
+        return out
+
+    def _transform(self, x: Float[Array, "U L D"]) -> Float[Array, "U L D"]:
+        features = (("gate_proj", self.shape.mlp_width), ("up_proj", self.shape.mlp_width))
+        gate, up = Linears(features, bias=False, dtype=self.dtype, name="mlp_in")(x)
+        features = (("down_proj", self.shape.width),)
+        hidden = nn.silu(gate) * up
+        (out,) = Linears(features, bias=False, dtype=self.dtype, name="mlp_out")(hidden)
+        return out
+
+
+class MistralEncoder(nn.Module):
+    """Token embedding, blocks, final norm; no language-model head."""
+
+    shape: MistralShape
+    span: AttentionSpan
+    remat: Remat
+    backend: Backend
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "U L"],
+        mask: Bool[Array, "U L"],
+        pooling: Float[Array, "U L"] | None,
+    ) -> Encoded:
+        """States of all tokens; pooled ones per block where weights are given."""
+        shape = self.shape
+        embed = nn.Embed(shape.vocab_size, shape.width, dtype=self.dtype, name="embed")
+        x = embed(tokens)
+        rotary = _rotary(tokens.shape[1], shape.head_width, shape.rope_theta)
+        context = Context(Visibility(mask, None), pooling, rotary)
+        stack = stack_blocks(MistralBlock, shape.num_layers, self.remat)
+        last, outputs = stack(shape, self.span, self.backend, self.dtype, name="layers")(x, context)
+        if pooling is not None:
+            outputs = jnp.concatenate([pool_tokens(x, pooling)[None], outputs])
+        return Encoded(last, RmsNorm(shape.norm_epsilon, name="final_norm")(last), outputs)
+
+
+def _rotary(
+    length: int, head_width: int, theta: float
+) -> tuple[Float[Array, "L K"], Float[Array, "L K"]]:
+    """Cosines and sines of positions 0 to length - 1; halves of a head rotate together."""
+    frequency = theta ** -(jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
+    angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency[None, :]
+    angle = jnp.concatenate([angle, angle], axis=-1)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def _rotate(
+    x: Float[Array, "U L heads K"], cos: Float[Array, "L K"], sin: Float[Array, "L K"]
+) -> Float[Array, "U L heads K"]:
+    first, second = jnp.split(x, 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    cos, sin = (table[None, :, None, :].astype(x.dtype) for table in (cos, sin))
+    return x * cos + turned * sin

@@ -1,0 +1,65 @@
+"""What every encoder is built from: a stack of equal blocks, scanned, and what it returns."""
+
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from star_jax.text.attention import Visibility
+
+Remat = Literal["none", "full", "dots"]
+
+
+class Context(NamedTuple):
+    """What every block of a stack gets beside the states."""
+
+    visible: Visibility
+    pooling: Float[Array, "U L"] | None
+    """Weights with which each block's states are summed into its output; None: no such output."""
+    rotary: tuple[Float[Array, "L K"], Float[Array, "L K"]] | None
+    """Cosines and sines of the positions, where the family rotates."""
+
+
+class Encoded(NamedTuple):
+    """States of an encoder."""
+
+    last: Float[Array, "U L D"]
+    """After the last block."""
+    normed: Float[Array, "U L D"]
+    """After the final norm; the same as `last` where the family has none."""
+    pooled: Float[Array, "layers U D"] | None
+    """Pooled state of the embedding layer and of every block, in that order."""
+
+
+def stack_blocks(block: type[nn.Module], num_layers: int, remat: Remat) -> Any:
+    """A module class that applies `num_layers` blocks one after the other.
+
+    A block maps (state, context) to (state, output); the stack returns all outputs, stacked.
+    Parameters, adapters and dropout keys get a leading axis over the blocks.
+    """
+    return nn.scan(
+        rematerialised(block, remat),
+        variable_axes={"params": 0, "lora": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType] # flax declares less
+        length=num_layers,
+    )
+
+
+def rematerialised(block: type[nn.Module], remat: Remat) -> type[nn.Module]:
+    """The block, recomputing in the backward pass what the policy does not keep.
+
+    Args:
+      block: Any module class.
+      remat: `none` keeps everything, `full` only the block's input, `dots` the results of
+        matmuls with a weight.
+    """
+    if remat == "none":
+        return block
+    policies = {
+        "full": jax.checkpoint_policies.nothing_saveable,
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    }
+    # prevent_cse=False is right inside a scan only; outside it would cancel the recomputation.
+    return nn.remat(block, prevent_cse=False, policy=policies[remat])

@@ -1,0 +1,121 @@
+"""From texts to token ids: prompt, special tokens, limit. Padding is the loader's business."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int
+
+from star_jax.config import InputError
+from star_jax.text.families import TokenLimits
+from star_jax.text.prompts import clean, prompt
+
+
+@dataclass
+class Truncation:
+    """What limits cut off, counted over all calls."""
+
+    num_texts: int = 0
+    num_truncated: int = 0
+    num_tokens: int = 0
+    num_dropped: int = 0
+
+
+class Tokenizer:
+    """The `tokenizers` library's reading of tokenizer.json, under our prompts and limits.
+
+    User text never becomes a special token: a literal `[SEP]` or `</s>` is split like any word.
+    Truncation and padding that the file asks for are switched off.
+
+    Attributes:
+      pad_id: For the loader's padding; never look for it, masks say what is real.
+      vocab_size: Ids are below it.
+      digest: Changes when the same text could get other ids.
+      truncation: Counts per kind.
+    """
+
+    def __init__(self, text: str, *, prompts: str, limits: TokenLimits, eos_id: int | None) -> None:
+        """Reads a tokenizer from the content of a tokenizer.json.
+
+        Args:
+          text: The content.
+          prompts: Version of the prompts.
+          limits: With every field set.
+          eos_id: Appended where the file's own template ends without a special token (plain
+            Mistral); None leaves the template as it is.
+        """
+        self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        self._prompts, self._limits = prompts, limits
+        self._prefix, self._suffix = self._special_ids()
+        if eos_id is not None and not self._suffix:
+            self._suffix = (eos_id,)
+        self.pad_id: int = (json.loads(text).get("padding") or {}).get("pad_id", 0)
+        self.vocab_size = self._tokenizer.get_vocab_size()
+        self.truncation: dict[str, Truncation] = defaultdict(Truncation)
+        content = hashlib.sha256(text.encode()).hexdigest()
+        parts = [content, prompts, vars(limits), self._prefix, self._suffix]
+        self.digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @classmethod
+    def read(
+        cls, folder: Path, *, prompts: str, limits: TokenLimits, eos_id: int | None
+    ) -> "Tokenizer":
+        """Reads the tokenizer.json of a folder.
+
+        Raises:
+          InputError: There is none, or it is corrupt.
+        """
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise InputError(f"{file} is missing, needed beside the model's weights")
+        try:
+            text = file.read_text(encoding="utf-8")
+            return cls(text, prompts=prompts, limits=limits, eos_id=eos_id)
+        except Exception as error:
+            # The library raises bare Exception for whatever it cannot parse.
+            if type(error) is not Exception and not isinstance(error, ValueError):
+                raise
+            reason = " ".join(str(error).split())
+            raise InputError(f"{file} is no tokenizer that can be read: {reason}") from error
+
+    def encode(self, texts: Sequence[str], kind: str) -> list[Int[np.ndarray, " L"]]:
+        """Ids of each text: prompt and text, cut on the right, between the special tokens.
+
+        Args:
+          texts: As users wrote them.
+          kind: Chooses prompt and limit: `job`, `profile`, `resume`, or a node type.
+        """
+        before = prompt(self._prompts, kind)
+        room = self._limits.of(kind) - len(self._prefix) - len(self._suffix)
+        prefix, suffix = list(self._prefix), list(self._suffix)
+        counts = self.truncation[kind]
+        encodings = self._tokenizer.encode_batch_fast(
+            [before + clean(text) for text in texts], add_special_tokens=False
+        )
+        rows = []
+        for encoding in encodings:
+            ids = encoding.ids
+            counts.num_texts += 1
+            counts.num_tokens += len(ids)
+            if len(ids) > room:
+                counts.num_truncated += 1
+                counts.num_dropped += len(ids) - room
+            rows.append(np.array(prefix + ids[:room] + suffix, np.int32))
+        return rows
+
+    def _special_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What the file's template puts before and after a text."""
+        bare = self._tokenizer.encode("a", add_special_tokens=False).ids
+        full = self._tokenizer.encode("a", add_special_tokens=True).ids
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                return tuple(full[:start]), tuple(full[start + len(bare) :])
+        raise ValueError(f"its template turns {bare} into {full}, needed ids before or after them")

@@ -1,0 +1,228 @@
+"""The text tower: tokens to unit vectors, for every kind of entity alike."""
+
+import logging
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from star_jax.config import InputError
+from star_jax.shapes import PyTree
+from star_jax.text import hub, prompts, random_base, weights
+from star_jax.text.attention import Backend
+from star_jax.text.bert import BertEncoder
+from star_jax.text.families import BertShape, MistralShape, Shape, TokenLimits, defaults, read_shape
+from star_jax.text.mistral import MistralEncoder
+from star_jax.text.pooling import (
+    PoolingConfig,
+    pool_tokens,
+    rms_normalise,
+    token_weights,
+    unit,
+)
+from star_jax.text.stack import Remat
+from star_jax.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """Which base reads the texts, and how its states become a vector.
+
+    Attributes:
+      base: A Hugging Face folder, a hub id (`owner/name`), `minilm` (all-MiniLM-L6-v2), or
+        `random` (a tiny Mistral with random weights and a byte tokenizer, for tests).
+      pooling: Choices left None are the family's.
+      prompts: Version in `prompts.PROMPTS`; None is the family's.
+      limits: Longest texts in tokens; None is the family's.
+      param_dtype: Dtype in which the base is kept.
+      compute_dtype: Dtype of its arithmetic; norms, softmax and pooling stay in float32.
+      remat: What blocks recompute in the backward pass.
+      attention_backend: Which implementation of attention runs.
+    """
+
+    base: str = "minilm"
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    prompts: str | None = None
+    limits: TokenLimits = field(default_factory=TokenLimits)
+    param_dtype: Dtype = "float32"
+    compute_dtype: Dtype = "float32"
+    remat: Remat = "none"
+    attention_backend: Backend = "xla"
+
+    def __post_init__(self) -> None:
+        if self.prompts is not None and self.prompts not in prompts.PROMPTS:
+            known = ", ".join(prompts.PROMPTS)
+            raise ValueError(f"prompts {self.prompts!r} is unknown, needed one of {known}")
+
+
+class Base(NamedTuple):
+    """A config with every choice made: what the base's files and its family's defaults say."""
+
+    folder: Path | None
+    """None for `random`, which has no files."""
+    shape: Shape
+    pooling: PoolingConfig
+    prompts: str
+    limits: TokenLimits
+
+
+class TextTower(nn.Module):
+    """Encoder, pooling and L2 norm. Parameters: `encoder/...`.
+
+    Attributes:
+      shape: Of the encoder.
+      pooling: With every choice made.
+      compute_dtype: As in `TowerConfig`, like the two below.
+    """
+
+    shape: Shape
+    pooling: PoolingConfig
+    compute_dtype: Dtype
+    remat: Remat
+    attention_backend: Backend
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of the vectors."""
+        return self.shape.width
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "U L"], mask: Bool[Array, "U L"]) -> Float[Array, "U E"]:
+        """Unit vectors in float32; a row without any real token gives zeros.
+
+        Args:
+          tokens: Right-padded; what stands on padding does not matter.
+          mask: True for real tokens.
+        """
+        pooling = self.pooling
+        assert pooling.token is not None
+        weights = token_weights(mask, pooling.token)
+        tap = None if pooling.layers == "last" else weights
+        encoded = self._encoder()(tokens, mask, tap)
+        last = encoded.normed if pooling.final_norm_on_last else encoded.last
+        vector = pool_tokens(last, weights)
+        if encoded.pooled is not None:
+            num_layers = self.shape.num_layers
+            layers = range(1, num_layers + 1) if pooling.layers == "all" else pooling.layers
+            assert isinstance(layers, range | tuple)
+            states = jnp.stack([vector if i == num_layers else encoded.pooled[i] for i in layers])
+            states = rms_normalise(states) if pooling.norm_each_layer else states
+            vector = jnp.mean(states, axis=0)
+        return unit(vector)
+
+    def _encoder(self) -> nn.Module:
+        remat, backend = self.remat, self.attention_backend
+        dtype = jnp.dtype(self.compute_dtype)
+        if isinstance(self.shape, BertShape):
+            return BertEncoder(self.shape, remat, backend, dtype, name="encoder")
+        span = self.pooling.attention
+        assert span is not None
+        return MistralEncoder(self.shape, span, remat, backend, dtype, name="encoder")
+
+
+def read_base(config: TowerConfig) -> Base:
+    """Finds the base and makes every choice that the config left open.
+
+    Raises:
+      InputError: The base cannot be had, or a choice does not fit it.
+    """
+    folder = None if config.base == "random" else hub.resolve(config.base)
+    shape = random_base.SHAPE if folder is None else read_shape(folder)
+    family = defaults(shape)
+    try:
+        pooling = _fill(config.pooling, family.pooling)
+    except ValueError as error:
+        raise InputError(f"base {config.base}: {error}") from error
+    if isinstance(shape, BertShape) and pooling.attention == "causal":
+        raise InputError(
+            f"base {config.base} is a BERT encoder: needed pooling.attention=bidirectional"
+        )
+    if isinstance(pooling.layers, tuple) and max(pooling.layers) > shape.num_layers:
+        raise InputError(
+            f"pooling.layers {pooling.layers} is beyond the {shape.num_layers} blocks of "
+            f"base {config.base}"
+        )
+    limits = _fill(config.limits, family.limits)
+    for kind, limit in vars(limits).items():
+        if limit > shape.max_positions:
+            raise InputError(
+                f"limits.{kind} {limit} is above the {shape.max_positions} positions of "
+                f"base {config.base}"
+            )
+    return Base(folder, shape, pooling, config.prompts or family.prompts, limits)
+
+
+def build_tower(config: TowerConfig) -> TextTower:
+    """The tower that a config describes; reads the base's config.json only."""
+    base = read_base(config)
+    return TextTower(
+        shape=base.shape,
+        pooling=base.pooling,
+        compute_dtype=config.compute_dtype,
+        remat=config.remat,
+        attention_backend=config.attention_backend,
+    )
+
+
+def build_tokenizer(config: TowerConfig) -> Tokenizer:
+    """The base's tokenizer with the config's prompts and limits.
+
+    Raises:
+      InputError: It is missing or corrupt, or has more ids than the base.
+    """
+    base = read_base(config)
+    eos_id = base.shape.eos_id if isinstance(base.shape, MistralShape) else None
+    if base.folder is None:
+        return Tokenizer(
+            random_base.TOKENIZER, prompts=base.prompts, limits=base.limits, eos_id=eos_id
+        )
+    tokenizer = Tokenizer.read(base.folder, prompts=base.prompts, limits=base.limits, eos_id=eos_id)
+    if tokenizer.vocab_size > base.shape.vocab_size:
+        raise InputError(
+            f"{base.folder}/tokenizer.json has {tokenizer.vocab_size} ids, config.json says "
+            f"{base.shape.vocab_size}: they are of different models"
+        )
+    return tokenizer
+
+
+def load_params(config: TowerConfig, tower: TextTower) -> PyTree:
+    """The base's weights as the tower's "params", on the host, in `param_dtype`.
+
+    Raises:
+      InputError: A file is missing or corrupt, or tensors are missing, unknown or misshapen.
+    """
+    dtype = jnp.dtype(config.param_dtype)
+    folder = read_base(config).folder
+    if folder is None:
+        params = init_params(tower, jax.random.key(0))
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    shapes = param_shapes(tower)["encoder"]
+    return {"encoder": weights.read_encoder(folder, tower.shape, shapes, dtype)}
+
+
+def init_params(tower: TextTower, key: Array) -> PyTree:
+    """Random float32 parameters of the tower's shape."""
+    tokens, mask = jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
+    return jax.jit(tower.init)(key, tokens, mask)["params"]
+
+
+def param_shapes(tower: TextTower) -> PyTree:
+    """Shapes of the tower's parameters, without computing any."""
+    return jax.eval_shape(lambda: init_params(tower, jax.random.key(0)))
+
+
+Choices = TypeVar("Choices", PoolingConfig, TokenLimits)
+
+
+def _fill(config: Choices, family: Choices) -> Choices:
+    """The config with the family's value for every field that is None."""
+    missing = {name: getattr(family, name) for name, value in vars(config).items() if value is None}
+    return replace(config, **missing)

@@ -1,0 +1,183 @@
+"""Makes the fixtures of the text tests with torch, transformers and sentence-transformers.
+
+Run, in an environment that holds them (torch 2.13, transformers 5.23, sentence-transformers 6.2):
+    python tests/golden/make_text.py MINILM_FOLDER
+
+tiny_mistral/, tiny_bert/   Hugging Face folders: random weights, a tokenizer with a truncation and
+                            a padding baked in, as all-MiniLM-L6-v2 has them
+tiny_mistral.npz, tiny_bert.npz   their states, tokens and ids
+minilm.npz                  sentence embeddings of all-MiniLM-L6-v2 and ids of its tokenizer
+texts.json                  what was encoded
+"""
+
+import json
+import sys
+from pathlib import Path
+
+# torch and what stands on it are no dependency of star_jax.
+import numpy as np
+import torch  # pyright: ignore[reportMissingImports]
+from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import trainers as tokenizer_trainers
+from transformers import BertConfig, BertModel, MistralConfig, MistralModel, PreTrainedTokenizerFast
+
+HERE = Path(__file__).parent
+
+TEXTS = [
+    "A man is eating food.",
+    "Senior software engineer (C++, Python) in Zürich; 80-100 %",
+    "Krankenpfleger gesucht: Vollzeit, ab sofort. Größe egal!",
+    "機械学習エンジニアを募集しています",
+    "ищем бухгалтера в Москве",
+    "x",
+    " ".join(["nurse"] * 298),  # 300 tokens with the special ones.
+    " ".join(["kubernetes docker terraform observability"] * 40),
+]
+LITERALS = [
+    "the [SEP] token and [CLS] [MASK] are words",
+    "</s> and <s> are words <unk> too",
+]
+WORDS = "job work nurse senior remote full time engineer python java london member skills team"
+
+
+def main(minilm: Path) -> None:
+    """Writes all fixtures beside this file."""
+    (HERE / "texts.json").write_text(
+        json.dumps({"texts": TEXTS, "literals": LITERALS}, ensure_ascii=False, indent=1) + "\n"
+    )
+    torch.manual_seed(0)
+    tiny_mistral(HERE / "tiny_mistral")
+    tiny_bert(HERE / "tiny_bert")
+    real_minilm(minilm)
+
+
+def tiny_mistral(folder: Path) -> None:
+    """Grouped heads, heads wider than width / heads, a window that binds, two shards."""
+    config = MistralConfig(
+        vocab_size=160,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=5,
+        max_position_embeddings=64,
+        rms_norm_eps=1e-5,
+        rope_theta=100.0,
+    )
+    model = randomise(MistralModel(config))
+    model.save_pretrained(folder, max_shard_size="20KB")
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Metaspace(replacement="▁")
+    trainer = tokenizer_trainers.BpeTrainer(
+        vocab_size=100, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
+    )
+    tokenizer.train_from_iterator([WORDS] * 3, trainer)
+    # Only a beginning, as in plain Mistral: the end is for us to append.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    bake(tokenizer, "</s>")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    fast = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    save(HERE / "tiny_mistral.npz", model, "layers", ids(fast))
+
+
+def tiny_bert(folder: Path) -> None:
+    """As its large relatives, with every bias and norm random too."""
+    config = BertConfig(
+        vocab_size=120,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=40,
+    )
+    model = randomise(BertModel(config, add_pooling_layer=False))
+    model.save_pretrained(folder)
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = tokenizer_trainers.WordPieceTrainer(
+        vocab_size=100, special_tokens=specials, show_progress=False
+    )
+    tokenizer.train_from_iterator([WORDS + " [ ] sep cls the and are words token"] * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    bake(tokenizer, "[PAD]")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    fast = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    save(HERE / "tiny_bert.npz", model, "encoder.layer", ids(fast))
+
+
+def real_minilm(folder: Path) -> None:
+    """Embeddings under two limits, and ids."""
+    model = SentenceTransformer(str(folder), device="cpu")
+    vectors = {}
+    for limit in (256, 512):
+        model.max_seq_length = limit
+        vectors[f"vectors_{limit}"] = model.encode(TEXTS, normalize_embeddings=True)
+    fast = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    np.savez_compressed(HERE / "minilm.npz", **vectors, **ids(fast))
+
+
+def bake(tokenizer: Tokenizer, pad: str) -> None:
+    """The trap: a truncation and a padding that nobody here asked for."""
+    tokenizer.enable_truncation(max_length=8)
+    tokenizer.enable_padding(length=8, pad_id=tokenizer.token_to_id(pad), pad_token=pad)
+
+
+def randomise(model: torch.nn.Module) -> torch.nn.Module:
+    """Every parameter random, so that no one can be left out unnoticed."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            scale = "norm" in name.lower() and name.endswith("weight")
+            parameter.normal_(1.0 if scale else 0.0, 0.3)
+    return model.eval()
+
+
+def save(path: Path, model: torch.nn.Module, blocks: str, rows: dict[str, np.ndarray]) -> None:
+    """States of right-padded random tokens: the embedding's, each block's, the model's."""
+    lengths = np.array([12, 7, 1])
+    mask = np.arange(12)[None] < lengths[:, None]
+    tokens = np.random.default_rng(0).integers(5, 100, mask.shape)
+    raw = []
+    for block in model.get_submodule(blocks):
+        block.register_forward_hook(
+            lambda _, __, out: raw.append(out[0] if isinstance(out, tuple) else out)
+        )
+    with torch.no_grad():
+        out = model(
+            torch.tensor(tokens),
+            attention_mask=torch.tensor(mask.astype(np.int64)),
+            output_hidden_states=True,
+        )
+    states = np.stack([out.hidden_states[0].numpy(), *(state.numpy() for state in raw)])
+    np.savez_compressed(
+        path,
+        tokens=tokens.astype(np.int32),
+        mask=mask,
+        states=states,  # Of the embedding and after each block, before any final norm.
+        final=out.last_hidden_state.numpy(),
+        **rows,
+    )
+
+
+def ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, np.ndarray]:
+    """Ids of all texts, user text never read as a special token; no truncation."""
+    rows = {}
+    for i, text in enumerate(TEXTS + LITERALS):
+        encoded = tokenizer(text, split_special_tokens=True, truncation=False, padding=False)
+        rows[f"ids_{i}"] = np.array(encoded["input_ids"], np.int32)
+    return rows
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

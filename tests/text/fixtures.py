@@ -1,0 +1,30 @@
+"""The fixtures of tests/golden/make_text.py."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = Path(__file__).parents[1] / "golden"
+FAMILIES = ("tiny_mistral", "tiny_bert")
+
+
+@cache
+def arrays(name):
+    with np.load(FOLDER / f"{name}.npz") as stored:
+        return dict(stored)
+
+
+@cache
+def texts():
+    return json.loads((FOLDER / "texts.json").read_text(encoding="utf-8"))
+
+
+def pad(rows):
+    """Right-padded tokens, with a loud id on the padding, and their mask."""
+    length = max(len(row) for row in rows)
+    mask = np.arange(length)[None] < np.array([len(row) for row in rows])[:, None]
+    tokens = np.full(mask.shape, 7, np.int32)
+    tokens[mask] = np.concatenate(rows)
+    return tokens, mask

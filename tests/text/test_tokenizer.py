@@ -1,0 +1,134 @@
+"""Token ids against those of transformers; special tokens, limits and counts."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from star_jax.config import InputError
+from star_jax.text.families import TokenLimits
+from star_jax.text.tokenizer import Tokenizer, Truncation
+from star_jax.text.tower import TowerConfig, build_tokenizer
+from tests.text.fixtures import FAMILIES, FOLDER, arrays, texts
+
+WIDE = TokenLimits(job=2000, profile=2000, resume=2000, other=2000)
+EOS = {"tiny_mistral": 2, "tiny_bert": None}
+ENDS = {"tiny_mistral": ([1], [2]), "tiny_bert": ([2], [3])}
+
+
+def read(name, *, prompts="none", limits=WIDE):
+    return Tokenizer.read(FOLDER / name, prompts=prompts, limits=limits, eos_id=EOS[name])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ids_are_those_of_transformers(name):
+    golden = arrays(name)
+    written = texts()["texts"] + texts()["literals"]
+    rows = read(name).encode(written, "job")
+    appended = [2] if name == "tiny_mistral" else []  # Plain Mistral's template has no end.
+    for i, row in enumerate(rows):
+        assert row.dtype == np.int32
+        assert row.tolist() == golden[f"ids_{i}"].tolist() + appended
+    # A truncation and a padding to 8 are baked into the file.
+    assert max(len(row) for row in rows) > 300
+    assert min(len(row) for row in rows) < 8
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_user_text_never_becomes_a_special_token(name):
+    first, last = ENDS[name]
+    for row in read(name).encode(texts()["literals"], "job"):
+        inner = row.tolist()[1:-1]
+        assert row.tolist()[:1] == first
+        assert row.tolist()[-1:] == last
+        assert not {*first, *last} & {*inner}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("limit", [8, 128, 256])
+def test_truncation_keeps_the_ends_and_is_counted(name, limit):
+    long = texts()["texts"][6]
+    limits = TokenLimits(job=limit, profile=2000, resume=2000, other=2000)
+    tokenizer = read(name, limits=limits)
+    (full,) = read(name).encode([long], "job")
+    cut, short = tokenizer.encode([long, "x"], "job")
+    first, last = ENDS[name]
+    assert len(cut) == limit
+    assert cut.tolist() == full[: limit - 1].tolist() + last
+    (bare,) = read(name).encode(["x"], "job")
+    assert short.tolist() == bare.tolist()
+    counts = tokenizer.truncation["job"]
+    ends = len(first) + len(last)
+    assert counts == Truncation(2, 1, len(full) + len(bare) - 2 * ends, len(full) - limit)
+    (other,) = tokenizer.encode([long], "resume")
+    assert other.tolist() == full.tolist()
+
+
+def test_a_prompt_comes_before_the_text_within_the_limit():
+    limits = TokenLimits(job=30, profile=50, resume=50, other=60)
+    tokenizer = read("tiny_bert", prompts="instruct-1", limits=limits)
+    plain = read("tiny_bert")
+    prompt = "Instruct: Represent this hire project, to find members and jobs it belongs to Query: "
+    for kind, written in (("hire_project", prompt + "nurse london"),):
+        (got,) = tokenizer.encode(["nurse london"], kind)
+        (expected,) = plain.encode([written], "job")
+        assert got.tolist() == expected.tolist()
+    (cut,) = tokenizer.encode(["nurse " * 50], "job")
+    assert len(cut) == 30
+    assert cut[-1] == 3
+    kinds = [tokenizer.encode(["nurse"], kind)[0].tolist() for kind in ("job", "profile", "resume")]
+    assert kinds[0] != kinds[1] != kinds[2] != kinds[0]
+
+
+def test_no_text_and_empty_texts():
+    tokenizer = read("tiny_bert")
+    assert tokenizer.encode([], "job") == []
+    for row in tokenizer.encode(["", "  \n"], "job"):
+        assert row.tolist() == [2, 3]
+
+
+def test_the_byte_tokenizer_of_the_random_base():
+    tokenizer = build_tokenizer(TowerConfig(base="random", prompts="none"))
+    first, second = tokenizer.encode(["ab", "aé</s>"], "job")
+    assert (first[0], first[-1], len(first)) == (1, 2, 4)
+    assert first[1] == second[1]
+    assert len(second) == 2 + 1 + 2 + 4
+    assert not {0, 1, 2} & {*second[1:-1].tolist()}
+    assert tokenizer.vocab_size == 259
+
+
+def test_the_digest_knows_what_ids_depend_on():
+    digests = {
+        read(name, prompts=prompts, limits=limits).digest
+        for name in FAMILIES
+        for prompts in ("none", "instruct-1")
+        for limits in (WIDE, TokenLimits(job=9, profile=2000, resume=2000, other=2000))
+    }
+    assert len(digests) == 8
+    assert read("tiny_bert").digest == read("tiny_bert").digest
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "tokenizer.json is missing, needed beside the model's weights"),
+        ("{", "tokenizer.json is no tokenizer that can be read: "),
+        ('{"version": "1.0"}', "tokenizer.json is no tokenizer that can be read: "),
+    ],
+)
+def test_a_wrong_file(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(InputError, match=message) as error:
+        Tokenizer.read(tmp_path, prompts="none", limits=WIDE, eos_id=None)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_of_another_model(tmp_path):
+    folder = shutil.copytree(FOLDER / "tiny_bert", tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 9}))
+    limits = TokenLimits(job=9, profile=9, resume=9, other=9)
+    with pytest.raises(InputError, match=r"tokenizer.json has \d+ ids, config.json says 9"):
+        build_tokenizer(TowerConfig(base=str(folder), limits=limits))

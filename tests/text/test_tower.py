@@ -1,0 +1,292 @@
+"""Towers against transformers' states and poolings written out in numpy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from star_jax import trees
+from star_jax.config import InputError
+from star_jax.text.bert import BertEncoder
+from star_jax.text.families import BertShape, MistralShape, TokenLimits, read_shape
+from star_jax.text.mistral import MistralEncoder
+from star_jax.text.pooling import PoolingConfig
+from star_jax.text.tower import (
+    TextTower,
+    TowerConfig,
+    build_tower,
+    load_params,
+    param_shapes,
+    read_base,
+)
+from tests.text.fixtures import FAMILIES, FOLDER, arrays
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+def load(name, **changes):
+    config = TowerConfig(base=str(FOLDER / name), **changes)
+    if "limits" not in changes:
+        config = dataclasses.replace(
+            config, limits=TokenLimits(job=40, profile=40, resume=40, other=40)
+        )
+    tower = build_tower(config)
+    return tower, load_params(config, tower)
+
+
+def encode(tower, params, tokens, mask):
+    return jax.jit(lambda p, t, m: tower.apply({"params": p}, t, m))(params, tokens, mask)
+
+
+def test_states_are_those_of_transformers(family):
+    golden = arrays(family)
+    tower, params = load(family)
+    if isinstance(tower.shape, BertShape):
+        encoder = BertEncoder(tower.shape, "none", "xla", jnp.float32)
+    else:
+        encoder = MistralEncoder(tower.shape, "causal", "none", "xla", jnp.float32)
+    first = jnp.zeros(golden["mask"].shape).at[:, 0].set(1.0)
+    encoded = jax.jit(lambda p, *inputs: encoder.apply({"params": p}, *inputs))(
+        params["encoder"], golden["tokens"], golden["mask"], first
+    )
+    real = golden["mask"]
+    for state, expected in (
+        (encoded.last, golden["states"][-1]),
+        (encoded.normed, golden["final"]),
+    ):
+        np.testing.assert_allclose(state[real], expected[real], atol=1e-4)
+    np.testing.assert_allclose(encoded.pooled, golden["states"][:, :, 0], atol=1e-4)
+
+
+def pooled_by_definition(golden, pooling):
+    """SPEC 1.2 text by text, layer by layer, token by token."""
+    vectors = []
+    num_layers = len(golden["states"]) - 1
+    layers = {"last": [num_layers], "all": range(1, num_layers + 1)}.get(
+        pooling.layers, pooling.layers
+    )
+    for text, real in enumerate(golden["mask"]):
+        count = int(real.sum())
+        of_layers = []
+        for layer in layers:
+            last = layer == num_layers and pooling.final_norm_on_last
+            states = (golden["final"] if last else golden["states"][layer])[text, :count]
+            states = states.astype(np.float64)
+            vector = {
+                "last": lambda s: s[-1],
+                "first": lambda s: s[0],
+                "mean": lambda s: s.mean(0),
+                "weighted_mean": lambda s: np.average(s, axis=0, weights=np.arange(len(s)) + 1.0),
+            }[pooling.token](states)
+            if pooling.norm_each_layer and pooling.layers != "last":
+                vector = vector / np.sqrt(np.mean(vector**2))
+            of_layers.append(vector)
+        vector = np.mean(of_layers, axis=0)
+        vectors.append(vector / np.linalg.norm(vector))
+    return np.array(vectors)
+
+
+POOLINGS = [
+    PoolingConfig(token=token, layers=layers, norm_each_layer=norm, final_norm_on_last=final)
+    for token, layers, norm, final in (
+        ("last", "all", False, True),
+        ("last", "last", False, True),
+        ("mean", "last", False, True),
+        ("mean", "all", True, True),
+        ("weighted_mean", "last", False, False),
+        ("weighted_mean", (0, 2), True, True),
+        ("last", (1, 3), False, False),
+        ("last", (3, 0), False, True),
+    )
+]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS, ids=str)
+def test_poolings_are_their_definitions(family, pooling):
+    golden = arrays(family)
+    tower, params = load(family, pooling=pooling)
+    got = encode(tower, params, golden["tokens"], golden["mask"])
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, pooled_by_definition(golden, pooling), atol=1e-5)
+
+
+def test_first_token_of_a_bidirectional_encoder():
+    golden = arrays("tiny_bert")
+    pooling = PoolingConfig(token="first", layers="last")
+    tower, params = load("tiny_bert", pooling=pooling)
+    got = encode(tower, params, golden["tokens"], golden["mask"])
+    np.testing.assert_allclose(got, pooled_by_definition(golden, pooling), atol=1e-5)
+
+
+def test_families_bring_their_defaults():
+    mistral = read_base(TowerConfig(base="random"))
+    assert mistral.pooling == PoolingConfig(token="last", layers="all", attention="causal")
+    assert mistral.limits == TokenLimits(job=1800, profile=1024, resume=1800, other=1024)
+    assert mistral.prompts == "instruct-1"
+    limits = TokenLimits(job=32, profile=30, resume=20, other=10)
+    bert = read_base(TowerConfig(base=str(FOLDER / "tiny_bert"), limits=limits))
+    assert bert.pooling == PoolingConfig(token="mean", layers="last", attention="bidirectional")
+    assert bert.prompts == "none"
+    assert bert.limits == limits
+
+
+def test_padding_changes_nothing(family):
+    golden = arrays(family)
+    tower, params = load(family)
+    expected = encode(tower, params, golden["tokens"], golden["mask"])
+    tokens = np.concatenate([golden["tokens"], np.full((3, 8), 99, np.int32)], axis=1)
+    tokens = np.concatenate([tokens, np.full((1, 20), 98, np.int32)])
+    mask = np.zeros(tokens.shape, bool)
+    mask[:3, :12] = golden["mask"]
+    tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
+    got = encode(tower, params, tokens, mask)
+    np.testing.assert_allclose(got[:3], expected, atol=1e-5)
+    np.testing.assert_array_equal(got[3], 0.0)
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(tower.apply({"params": p}, tokens, mask)))))(
+        params
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    # The fourth row, all padding, adds nothing to them.
+    embedded = grads["encoder"]["embed"]["embedding"]
+    np.testing.assert_array_equal(embedded[98], 0.0)
+
+
+def test_remat_changes_memory_and_nothing_else(family):
+    golden = arrays(family)
+    tokens, mask = (np.tile(golden[name], (4, 4))[:, :40] for name in ("tokens", "mask"))
+    tokens, mask = jnp.asarray(tokens), jnp.ones(mask.shape, bool)
+    grads, temporary_bytes = {}, {}
+    for remat in ("none", "dots", "full"):
+        tower, params = load(family, remat=remat)
+
+        def loss(p, tower=tower):
+            return jnp.sum(jnp.sin(tower.apply({"params": p}, tokens, mask)))
+
+        compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+        temporary_bytes[remat] = compiled.memory_analysis().temp_size_in_bytes
+        grads[remat] = compiled(params)
+    for remat in ("dots", "full"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+            grads[remat],
+            grads["none"],
+        )
+    assert temporary_bytes["full"] < temporary_bytes["dots"] < temporary_bytes["none"]
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(
+            equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def test_bfloat16_keeps_float32_where_it_matters(family):
+    golden = arrays(family)
+    inputs = jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"])
+    wide, params = load(family)
+    narrow, narrow_params = load(family, param_dtype="bfloat16", compute_dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(narrow_params)} == {jnp.dtype("bfloat16")}
+    got = encode(narrow, narrow_params, *inputs)
+    assert got.dtype == jnp.float32
+    cosine = np.sum(np.asarray(got) * np.asarray(encode(wide, params, *inputs)), axis=1)
+    assert cosine.min() > 0.995
+    traced = jax.make_jaxpr(lambda p: narrow.apply({"params": p}, *inputs))(narrow_params)
+    dtypes = {}
+    for equation in equations(traced.jaxpr):
+        names = {str(variable.aval.dtype) for variable in equation.outvars}
+        dtypes.setdefault(equation.primitive.name, set()).update(names)
+    assert dtypes["exp"] == {"float32"}  # Softmax.
+    assert dtypes["rsqrt"] == {"float32"}  # Norms.
+    assert dtypes["reduce_sum"] <= {"float32", "int32"}
+    assert dtypes["dot_general"] == {"float32", "bfloat16"}  # Pooling; everything else.
+
+
+def test_the_random_base_needs_no_files():
+    config = TowerConfig(base="random", param_dtype="bfloat16")
+    tower = build_tower(config)
+    assert isinstance(tower.shape, MistralShape)
+    params = load_params(config, tower)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+
+
+MISTRAL_7B = MistralShape(
+    vocab_size=32_000,
+    width=4096,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_width=128,
+    mlp_width=14_336,
+    max_positions=32_768,
+    norm_epsilon=1e-5,
+    rope_theta=10_000.0,
+    sliding_window=4096,
+    eos_id=2,
+)
+
+
+def test_mistral_7b_has_its_parameters():
+    pooling = PoolingConfig(token="last", layers="all", attention="causal")
+    tower = TextTower(MISTRAL_7B, pooling, "bfloat16", "full", "xla")
+    assert trees.count(param_shapes(tower)) == 7_110_660_096
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pooling": PoolingConfig(attention="causal")}, "is a BERT encoder"),
+        ({"pooling": PoolingConfig(layers=(1, 4))}, r"layers \(1, 4\) is beyond the 3 blocks"),
+        ({"limits": TokenLimits(job=41)}, "limits.job 41 is above the 40 positions"),
+    ],
+)
+def test_a_choice_that_does_not_fit_the_base(changes, message):
+    with pytest.raises(InputError, match=message):
+        load("tiny_bert", **{"limits": TokenLimits(job=9, profile=9, resume=9, other=9)} | changes)
+
+
+def test_first_under_causal_is_refused():
+    message = "gives every text the same vector"
+    with pytest.raises(ValueError, match=message):
+        PoolingConfig(token="first", attention="causal")
+    with pytest.raises(InputError, match=message):  # Causal by the family's default.
+        build_tower(TowerConfig(base="random", pooling=PoolingConfig(token="first")))
+
+
+def test_read_shape_of_bert():
+    shape = read_shape(FOLDER / "tiny_bert")
+    assert isinstance(shape, BertShape)
+    assert (shape.width, shape.num_layers, shape.activation) == (16, 3, "gelu")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "config.json is missing, needed a Hugging Face model folder"),
+        ("{", "config.json is not JSON"),
+        ('{"model_type": "gpt2"}', "model_type is 'gpt2', needed one of mistral, llama, bert"),
+        ("[]", "model_type is None"),
+        ('{"model_type": "bert", "vocab_size": "x"}', "vocab_size is 'x', needed a positive"),
+        ('{"model_type": "bert", "is_decoder": true}', "is_decoder is True, needed False"),
+        ('{"model_type": "bert", "hidden_act": "tanh"}', "hidden_act is 'tanh', needed gelu"),
+        (
+            '{"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}}',
+            "rope_type is 'llama3', needed 'default'",
+        ),
+        ('{"model_type": "mistral", "hidden_act": "relu"}', "hidden_act is 'relu', needed 'silu'"),
+    ],
+)
+def test_configs_that_cannot_be_computed(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_shape(tmp_path)
