@@ -1,0 +1,1 @@
+"""Metrics as functions of numpy arrays, and the simple baselines beside them."""

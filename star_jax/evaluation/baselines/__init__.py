@@ -1,0 +1,1 @@
+"""Reference methods that need neither a text model nor a graph model."""

@@ -1,0 +1,257 @@
+"""`star evaluate`: scores the fixed pairs and queries with every model; writes W/evaluation."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from star_jax import artefacts
+from star_jax.config import InputError
+from star_jax.pipeline import measurements
+from star_jax.pipeline.graph_scoring import GraphPairScorer
+from star_jax.pipeline.measurements import MeasureConfig
+from star_jax.pipeline.reference_methods import Method, fit_references
+from star_jax.pipeline.scored import Scored, score_split, write_scored
+from star_jax.pipeline.tables.read import (
+    PairTable,
+    Ranking,
+    TablesMeta,
+    read_meta,
+    read_nodes,
+    read_pairs,
+    read_ranking,
+)
+from star_jax.pipeline.text_scoring import TextPairScorer
+
+KIND = "evaluation"
+SPLITS = ("val", "test")
+TEXT, GRAPH, BOTH = "text", "graph", "text+graph"
+_GRAPH_MODELS = ((GRAPH, "graph_only_model"), (BOTH, "graph_model"))
+_VERSUS = ((BOTH, TEXT), (BOTH, GRAPH))
+_GIVEN = {"val": "methods_val", "test": "methods"}  # Where a reference.json has them.
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is measured on the fixed pairs.
+
+    Attributes:
+      measure: Intervals, calibration, cohorts.
+      strict_time: Also score the test pairs with a graph of only what was there before each pair.
+      seed: Of the reference methods that draw.
+    """
+
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    strict_time: bool = True
+    seed: int = 0
+
+
+class TextModel(NamedTuple):
+    """The text half alone, on one task."""
+
+    scorer: TextPairScorer
+    task: str
+
+    def score(self, pairs: PairTable) -> Float[np.ndarray, " B"]:
+        """As `Method.score`."""
+        return self.scorer.score(pairs)
+
+    def score_grid(self, ranking: Ranking) -> Float[np.ndarray, "Q C"]:
+        """As `Method.score_grid`."""
+        return self.scorer.score_grid(self.task, ranking)
+
+
+class GraphModel(NamedTuple):
+    """A graph model on one task and split."""
+
+    scorer: GraphPairScorer
+    task: str
+    split: str
+    ranks: bool  # Strict time asks for a graph per query: then only pairs are scored.
+
+    def score(self, pairs: PairTable) -> Float[np.ndarray, " B"]:
+        """As `Method.score`."""
+        return self.scorer.score(pairs, self.split, self.task)
+
+    def score_grid(self, ranking: Ranking) -> Float[np.ndarray, "Q C"] | None:
+        """As `Method.score_grid`."""
+        return self.scorer.score_grid(self.task, ranking, self.split) if self.ranks else None
+
+
+class _Scorers(NamedTuple):
+    """The trained models, opened once."""
+
+    text: TextPairScorer
+    graph: dict[str, GraphPairScorer]
+    strict: dict[str, GraphPairScorer]  # Empty when not asked for.
+
+    def models(self, task: str, split: str, *, main: bool) -> dict[str, Method]:
+        """The text model was trained on the main task alone; its inputs are as of their time."""
+        graph = {name: GraphModel(s, task, split, True) for name, s in self.graph.items()}
+        return {TEXT: TextModel(self.text, task), **graph} if main else {**graph}
+
+    def strict_models(self, task: str, split: str) -> dict[str, Method]:
+        """The graph models by the strict rule, on what decides: the test split."""
+        if split != "test":
+            return {}
+        return {name: GraphModel(s, task, split, False) for name, s in self.strict.items()}
+
+
+def run(config: EvaluateConfig, workdir: Path) -> None:
+    """Measures every model on every task; the numbers beside them are the set's or fitted here."""
+    tables = workdir / "tables"
+    meta = read_meta(tables)
+    main_task = next(iter(meta.tasks))
+    scorers = _Scorers(
+        TextPairScorer(workdir),
+        {name: GraphPairScorer(workdir, model, "split") for name, model in _GRAPH_MODELS},
+        {name: GraphPairScorer(workdir, model, "time") for name, model in _GRAPH_MODELS}
+        if config.strict_time
+        else {},
+    )
+    with artefacts.writing(workdir / KIND, KIND) as folder:
+        content: dict[str, Any] = {
+            "dataset": meta.dataset,
+            "main_task": main_task,
+            "text_training": text_training(workdir / "text"),
+            "tasks": {},
+        }
+        for task in meta.tasks:
+            content["tasks"][task] = {}
+            for split in SPLITS:
+                at = (task, split)
+                if not _measurable(tables, at, needed=at == (main_task, "test")):
+                    continue
+                scored, measured = _measure(config, tables, meta, scorers, at, folder)
+                content["tasks"][task][split] = measured
+                if at == (main_task, "test"):
+                    content |= _closer_look(config, tables, meta, scored)
+        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
+        artefacts.write_text(folder / "metrics.json", text)
+        artefacts.set_meta(folder, {"dataset": meta.dataset, "main_task": main_task})
+    _speak(content)
+
+
+def text_training(folder: Path) -> dict[str, Any]:
+    """How much of the training pairs the text model has seen."""
+    meta = artefacts.read_manifest(folder, "text_model").meta
+    return {name: meta[name] for name in ("num_steps", "num_epochs", "num_train_pairs")}
+
+
+def _measurable(tables: Path, at: tuple[str, str], *, needed: bool) -> bool:
+    """Whether a task and split have positives and negatives.
+
+    Raises:
+      InputError: They do not, and there is no report without them.
+    """
+    label = read_pairs(tables, *at).label
+    num_positives = int(label.sum())
+    if 0 < num_positives < len(label):
+        return True
+    task, split = at
+    problem = (
+        f"the {split} pairs of task {task} in {tables} have {num_positives} positives and "
+        f"{len(label) - num_positives} negatives, needed both"
+    )
+    if needed:
+        raise InputError(problem)
+    _log.warning("%s: not measured", problem)
+    return False
+
+
+def _measure(
+    config: EvaluateConfig,
+    tables: Path,
+    meta: TablesMeta,
+    scorers: _Scorers,
+    at: tuple[str, str],
+    folder: Path,
+) -> tuple[Scored, dict[str, Any]]:
+    """Scores one task and split, writes the scores, and returns the metrics of all methods."""
+    task, split = at
+    models = scorers.models(task, split, main=task == next(iter(meta.tasks)))
+    strict = scorers.strict_models(task, split)
+    given = _given(meta, task, split)
+    fitted = fit_references(tables, meta, task, split, config.seed) if given is None else {}
+    pairs, ranking = read_pairs(tables, task, split), read_ranking(tables, task, split)
+    _log.info("%s, %s: %d pairs", task, split, len(pairs.label))
+    methods = {**models, **{_strict(name): model for name, model in strict.items()}, **fitted}
+    scored = score_split(methods, pairs, ranking, meta.tasks[task])
+    write_scored(folder / "scores", f"{task}_{split}", pairs, scored)
+    metrics = measurements.metrics_of(scored, list(methods))
+    return scored, {
+        "models": {name: metrics[name] for name in models},
+        "strict_time": {name: metrics[_strict(name)] for name in strict},
+        "references": {name: metrics[name] for name in fitted} if given is None else given,
+    }
+
+
+def _given(meta: TablesMeta, task: str, split: str) -> dict[str, dict[str, float]] | None:
+    """The reference numbers that came with the set: for its main task only.
+
+    Raises:
+      InputError: The set has a reference.json without the numbers of its methods.
+    """
+    if meta.reference is None or task != next(iter(meta.tasks)):
+        return None
+    if "methods" not in meta.reference:
+        raise InputError(
+            f"reference.json of {meta.dataset} has {', '.join(meta.reference)}, needed methods"
+        )
+    if _GIVEN[split] not in meta.reference:
+        _log.info("reference.json of %s has no %s", meta.dataset, _GIVEN[split])
+        return {}
+    return meta.reference[_GIVEN[split]]
+
+
+def _closer_look(
+    config: EvaluateConfig, tables: Path, meta: TablesMeta, scored: Scored
+) -> dict[str, Any]:
+    """What is reported for the main task's test split alone."""
+    models = (TEXT, GRAPH, BOTH)
+    fitted = [name for name in scored.scores if name not in models]
+    nodes = read_nodes(tables, meta.tasks[next(iter(meta.tasks))].sender)
+    columns = {
+        column: [value or "" for value in nodes[f"cohort_{column}"].to_pylist()]
+        for column in meta.cohorts
+    }
+    measure = config.measure
+    return {
+        "level": measure.level,
+        "intervals": measurements.intervals_of(scored, [*models, *fitted], measure),
+        "gains": measurements.gains_of(scored, _VERSUS, measure),
+        "calibration": measurements.calibration_of(scored, models, measure),
+        "cohorts": measurements.cohorts_of(scored, models, columns, measure),
+    }
+
+
+def _strict(name: str) -> str:
+    return f"{name} strict_time"
+
+
+def _speak(content: Mapping[str, Any]) -> None:
+    """The findings that nobody should have to look for."""
+    training = content["text_training"]
+    _log.info(
+        "the text model was trained on %.2f epochs: %d steps, %d pairs are an epoch",
+        *(training[key] for key in ("num_epochs", "num_steps", "num_train_pairs")),
+    )
+    for gain in content["gains"]:
+        _log.info(
+            "%s over %s: %s %+.4f (p %.2g)",
+            *(gain[key] for key in ("model", "over", "metric", "gain", "p_value")),
+        )
+    for name, found in content["cohorts"].items():
+        for cohort in found["cohorts"]:
+            if cohort["beyond_bound"]:
+                _log.warning(
+                    "%s: AUC of %s %s differs by %+.4f from the others, beyond the allowed gap",
+                    *(name, cohort["column"], cohort["value"], cohort["gap"]),
+                )

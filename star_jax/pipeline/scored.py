@@ -1,0 +1,96 @@
+"""Scores of every method on one task and split, on disk and in memory."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float
+
+from star_jax.evaluation.metrics import LabelledPairs
+from star_jax.evaluation.ranking import QueryMetrics, query_metrics
+from star_jax.pipeline.reference_methods import Method
+from star_jax.pipeline.tables.read import PairTable, Ranking, TaskMeta
+
+_log = logging.getLogger(__name__)
+
+_PAIR_COLUMNS = ("sender", "receiver", "group", "label", "negative")
+
+
+class Scored(NamedTuple):
+    """What was measured on the pairs and queries of one split."""
+
+    pairs: LabelledPairs
+    scores: dict[str, Float[np.ndarray, " B"]]  # Per method.
+    queries: dict[str, QueryMetrics]  # Per method that can order candidates.
+
+
+def score_split(
+    methods: Mapping[str, Method], pairs: PairTable, ranking: Ranking | None, task: TaskMeta
+) -> Scored:
+    """Runs every method on the pairs, and on the queries where there are any."""
+    scores: dict[str, np.ndarray] = {}
+    queries: dict[str, QueryMetrics] = {}
+    for name, method in methods.items():
+        _log.info("scoring %d pairs: %s", len(pairs.sender), name)
+        scores[name] = method.score(pairs).astype(np.float64)
+        if ranking is None:
+            continue
+        grid = method.score_grid(ranking)
+        if grid is not None:
+            queries[name] = query_metrics(
+                grid.astype(np.float64), ranking.candidates, ranking.relevant, ranking.excluded
+            )
+    return Scored(labelled(pairs, task), scores, queries)
+
+
+def labelled(pairs: PairTable, task: TaskMeta) -> LabelledPairs:
+    """The pairs with the marks that metrics are also reported for."""
+    receiver = task.receiver if task.receiver != task.sender else f"receiver_{task.receiver}"
+    marks = {
+        f"warm_{task.sender}": pairs.warm_sender,
+        f"cold_{task.sender}": ~pairs.warm_sender,
+        f"warm_{receiver}": pairs.warm_receiver,
+        f"cold_{receiver}": ~pairs.warm_receiver,
+    }
+    positive = pairs.label == 1
+    for name in np.unique(pairs.slice[pairs.slice != ""]):  # A positive takes its negatives along.
+        groups = pairs.group[positive & (pairs.slice == name)]
+        marks[f"slice_{name}"] = np.isin(pairs.group, groups)
+    return LabelledPairs(positive, pairs.negative, pairs.sender, marks)
+
+
+def write_scored(folder: Path, name: str, pairs: PairTable, scored: Scored) -> None:
+    """Writes one row per pair and one per query, with a column per method."""
+    columns = {column: getattr(pairs, column) for column in _PAIR_COLUMNS} | scored.scores
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    if scored.queries:
+        metrics = {
+            f"{method} {metric}": values
+            for method, found in scored.queries.items()
+            for metric, values in found.columns().items()
+        }
+        pq.write_table(pa.table(metrics), folder / f"{name}_queries.parquet")
+
+
+def read_scores(
+    folder: Path, name: str
+) -> tuple[LabelledPairs, dict[str, Float[np.ndarray, " B"]]]:
+    """Reads back the pairs, without their marks, and the scores of each method."""
+    table = pq.read_table(folder / f"{name}.parquet")
+    scores = {
+        column: table[column].to_numpy()
+        for column in table.column_names
+        if column not in _PAIR_COLUMNS
+    }
+    pairs = LabelledPairs(
+        label=table["label"].to_numpy() == 1,
+        negative=np.asarray(table["negative"].to_pylist(), dtype=np.str_),
+        sender=table["sender"].to_numpy(),
+        marks={},
+    )
+    return pairs, scores
