@@ -1,0 +1,1 @@
+"""One module per command: its config class and its run function."""

@@ -1,0 +1,79 @@
+"""`star import`: checks the input tables and writes them in the form that every stage reads."""
+
+import logging
+import shutil
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from star_jax import artefacts
+from star_jax.config import InputError
+from star_jax.pipeline.market.prepare import prepare_market
+from star_jax.pipeline.market.size import MarketConfig
+from star_jax.pipeline.tables.build import build
+from star_jax.pipeline.tables.read import KIND
+from star_jax.pipeline.tables.schema import Schema
+from star_jax.pipeline.tables.schema_file import read_schema
+from star_jax.pipeline.tables.tidy import tidy_schema
+
+_LOG = logging.getLogger(__name__)
+_SCHEMA_NAMES = ("schema.json", "schema.py")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """What to import.
+
+    Attributes:
+      source: Folder with the tables. None: a synthetic labour market is made and imported.
+      market: Which market that is.
+      schema: File that describes them. None: `schema.json` or `schema.py` of the folder if there
+        is one, else the folder must have the layout star-tidy-1.
+      seed: Of the negatives that are drawn.
+      personal_data: "file:column" of columns that look like personal data and may be there, added
+        to the schema's own list.
+      fix: Repair what leaves no choice (exact copies of rows, blanks around ids); counted.
+    """
+
+    source: Path | None = None
+    market: MarketConfig = field(default_factory=MarketConfig)
+    schema: Path | None = None
+    seed: int = 0
+    personal_data: tuple[str, ...] = ()
+    fix: bool = False
+
+
+def run(config: ImportConfig, workdir: Path) -> None:
+    """Writes `workdir/tables`.
+
+    Raises:
+      InputError: Something is wrong with the input; nothing is written.
+    """
+    if config.source is not None and not config.source.is_dir():
+        raise InputError(
+            f"source {config.source} does not exist, needed a folder with tables (--source)"
+        )
+    with artefacts.writing(workdir / "tables", KIND) as partial:
+        source = config.source
+        if source is None:
+            # Not kept: it holds the members who did not consent.
+            source = partial / ".market"
+            prepare_market(config.market, source)
+        schema = find_schema(source, config.schema)
+        schema = replace(schema, personal_data=(*schema.personal_data, *config.personal_data))
+        meta = build(source, schema, partial, seed=config.seed, fix=config.fix)
+        artefacts.set_meta(partial, asdict(meta))
+        if config.source is None:
+            shutil.rmtree(source)
+    nodes = ", ".join(f"{node.count} {name}" for name, node in meta.node_types.items())
+    edges = sum(edge.count for edge in meta.edge_types)
+    _LOG.info("imported %s: nodes %s; %d edges", meta.dataset, nodes, edges)
+
+
+def find_schema(source: Path, schema: Path | None) -> Schema:
+    """The schema that is named, that lies in the folder, or that the layout implies."""
+    if schema is not None:
+        return read_schema(schema)
+    for name in _SCHEMA_NAMES:
+        if (source / name).is_file():
+            return read_schema(source / name)
+    return tidy_schema(source)

@@ -1,0 +1,1 @@
+"""Where tables, text, graph and training meet: loaders and scorers."""

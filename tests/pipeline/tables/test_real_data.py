@@ -1,0 +1,67 @@
+"""The sets of real data, where they are at hand."""
+
+import json
+import os
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+from star_jax.jobs.import_tables import ImportConfig, run
+from star_jax.pipeline.tables import read
+from star_jax.shapes import NO_TIME
+
+_DATA = Path(os.environ.get("STAR_DATA", Path(__file__).parents[4] / "shared" / "data"))
+
+
+@pytest.fixture(scope="module", params=["seqa_tiny", "seqa", "jobviews"])
+def imported(request, tmp_path_factory):
+    source = _DATA / request.param
+    if not source.is_dir():
+        pytest.skip(f"{source} is not here")
+    workdir = tmp_path_factory.mktemp(request.param)
+    run(ImportConfig(source=source), workdir)
+    return source, workdir / "tables"
+
+
+def test_pairs_say_what_the_files_say(imported):
+    source, out = imported
+    connection = duckdb.connect(":memory:")
+    for split in read.SPLITS:
+        raw = connection.execute(
+            "SELECT p.*, length(trim(x.text)) > 0 AS has_text "
+            f"FROM '{source}/eval/pairs_{split}.parquet' p "
+            f"LEFT JOIN '{source}/texts/member.parquet' x ON p.member_text = x.text_id "
+        ).fetchnumpy()
+        pairs = read.read_pairs(out, "apply", split)
+        key = np.lexsort((raw["neg_type"], raw["job"], raw["t"], raw["member"]))
+        own = np.lexsort((pairs.negative, pairs.receiver, pairs.t, pairs.sender))
+        assert np.array_equal(raw["member"][key], pairs.sender[own])
+        assert np.array_equal(raw["job"][key], pairs.receiver[own])
+        assert np.array_equal(raw["label"].sum(), pairs.label.sum())
+        assert np.array_equal(raw["t"][key], pairs.t[own])
+        assert int(raw["has_text"].sum()) == int((pairs.sender_text >= 0).sum())
+        assert np.all(pairs.receiver_text >= 0)
+    connection.close()
+
+
+def test_rankings_have_the_sizes_of_the_reference(imported):
+    source, out = imported
+    reference = json.loads((source / "reference.json").read_text())
+    ranking = read.read_ranking(out, "apply", "test")
+    assert ranking is not None
+    assert len(ranking.sender) == reference["rank_queries"]
+    assert len(ranking.candidates) == reference["rank_candidates"]
+    assert read.read_meta(out).reference == reference
+
+
+def test_postings_keep_their_attributes_whatever_the_time(imported):
+    _, out = imported
+    meta = read.read_meta(out)
+    own = [edge.name for edge in meta.edge_types if edge.sender == "job"]
+    assert own
+    for name in own:
+        edges = read.read_edges(out, name)
+        assert np.all(edges.t == NO_TIME)
+        assert np.all(edges.split == 0)
