@@ -1,0 +1,289 @@
+"""`star train-text`: LoRA (or full, or head-only) training of the text bi-encoder on pairs.
+
+Reads `W/tables`, writes `W/text_tokens` (all texts as token ids) and `W/text`: checkpoints,
+metrics.jsonl, TensorBoard, plan.json, model.json; sealed when training has finished.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from star_jax import artefacts, trees
+from star_jax.config import InputError, check_same, to_json
+from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.rules import FSDP_RULES, put, shardings
+from star_jax.pipeline.tables.read import TaskMeta, read_meta, read_pairs
+from star_jax.pipeline.text_loader import (
+    BatchBuilder,
+    BatchShape,
+    PairRecords,
+    count_tokens,
+    make_batches,
+    pair_records,
+    with_both_sides,
+)
+from star_jax.pipeline.text_model import CHECKPOINTS, KIND, MODEL, TextModelConfig, initial
+from star_jax.pipeline.text_records import TextRecords, text_records
+from star_jax.pipeline.text_validation import TextValidation
+from star_jax.shapes import PyTree
+from star_jax.text.bi_encoder import BiEncoder, Mode, ObjectiveConfig, TextBatch, bi_encoder_loss
+from star_jax.text.lora import LoraConfig
+from star_jax.text.scorer import ScorerConfig
+from star_jax.text.tower import TowerConfig, build_tokenizer
+from star_jax.train.checkpoints import Best, Checkpointer, tree_digest
+from star_jax.train.loop import Validate, measure, train
+from star_jax.train.optimizers import (
+    OptimizerConfig,
+    learning_rate,
+    make_optimizer,
+    warmup_steps,
+)
+from star_jax.train.plan import Plan, PlanConfig, settle
+from star_jax.train.reporter import Reporter
+from star_jax.train.state import create_state
+from star_jax.train.step import LossFn, make_step
+
+JOB = "job.json"  # What the folder was begun with.
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextTrainConfig:
+    """Training of the text half on the first task of the tables."""
+
+    tower: TowerConfig = dataclasses.field(default_factory=TowerConfig)
+    mode: Mode = "lora"
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    scorer: ScorerConfig = dataclasses.field(default_factory=ScorerConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    batch_size: int = 64  # Pairs of one update.
+    microbatch_size: int = 64  # Pairs whose gradient is computed at a time.
+    num_negatives: int = 1  # Per positive.
+    num_tables: int = 3  # Of texts, by length: more of them pad less, and compile longer.
+    validation_pairs: int = 2000  # Of the val pairs, whole groups.
+    validation_tokens: int = 4096  # Of one batch of it on one device, padding included.
+    validation_lengths: int = 3  # Padded lengths of its texts.
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        group = 1 + self.num_negatives
+        if self.num_negatives < 1:
+            raise ValueError(f"num_negatives {self.num_negatives} must be >= 1")
+        if self.microbatch_size < group or self.microbatch_size % group:
+            raise ValueError(
+                f"microbatch_size {self.microbatch_size} is not a multiple of a positive with "
+                f"its num_negatives {self.num_negatives}, {group} pairs"
+            )
+        if self.batch_size < 1 or self.batch_size % self.microbatch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of microbatch_size "
+                f"{self.microbatch_size}"
+            )
+        for name in (
+            "num_tables",
+            "validation_pairs",
+            "validation_tokens",
+            "validation_lengths",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
+
+    def model(self, task: TaskMeta) -> TextModelConfig:
+        """What decides the meaning of the variables; the task's class weights join the loss."""
+        negative, positive = task.class_weights
+        weight = self.objective.positive_weight * positive / negative
+        return TextModelConfig(
+            tower=self.tower,
+            mode=self.mode,
+            lora=self.lora,
+            scorer=self.scorer,
+            objective=dataclasses.replace(self.objective, positive_weight=weight),
+        )
+
+    def batch_shape(self, num_devices: int) -> BatchShape:
+        """Static sizes of a batch."""
+        return BatchShape(
+            num_groups=self.microbatch_size // (1 + self.num_negatives),
+            num_negatives=self.num_negatives,
+            num_microbatches=self.batch_size // self.microbatch_size,
+            num_tables=self.num_tables,
+            row_multiple=math.lcm(8, num_devices),
+        )
+
+
+class Data(NamedTuple):
+    """What the pairs of the first task are made of."""
+
+    train: PairRecords  # Pairs with texts on both sides.
+    all_train: PairRecords
+    val: PairRecords
+    negative: np.ndarray  # Kind of each val pair, "" for positives.
+    records: TextRecords
+
+
+def run(config: TextTrainConfig, workdir: Path) -> None:
+    """Trains, or goes on training, until the plan is done; then seals `W/text`."""
+    folder = workdir / "text"
+    tables = artefacts.digest(workdir / "tables")
+    _check_begun(folder / JOB, config, tables)
+    if (folder / artefacts.MANIFEST).is_file():
+        artefacts.read_manifest(folder, KIND)
+        _log.info("%s is trained already", folder)
+        return
+    task_name, task = next(iter(read_meta(workdir / "tables").tasks.items()))
+    data = _read(config, workdir, task_name, task)
+    best, plan, reached = _train(config, folder, data, config.model(task), tables)
+    meta = {
+        "task": task_name,
+        "best_step": best.step,
+        "best_score": best.value,
+        "num_steps": reached,
+        "num_epochs": reached / plan.steps_per_epoch if plan else 0.0,
+        "num_train_pairs": len(data.train.label),
+        "trained": plan is not None,
+    }
+    artefacts.seal(folder, KIND, meta)
+
+
+def _train(
+    config: TextTrainConfig, folder: Path, data: Data, model_config: TextModelConfig, tables: str
+) -> tuple[Best, Plan | None, int]:
+    model = model_config.build()
+    mesh = make_mesh(config.mesh)
+    trainable, frozen = initial(model_config, model, config.seed)
+    _note_begun(folder / JOB, config, tables)
+    artefacts.write_text(folder / MODEL, to_json(model_config))
+    checkpointer = Checkpointer(
+        folder / CHECKPOINTS, config=config, frozen_digest=tree_digest(frozen)
+    )
+    _log.info(
+        "%s parameters train, %s are frozen, on %d device(s)",
+        f"{trees.count(trainable):,}",
+        f"{trees.count(frozen):,}",
+        mesh.size,
+    )
+    optimizer = make_optimizer(config.optimizer)
+    state = create_state(trainable, optimizer, seed=config.seed, mesh=mesh, rules=FSDP_RULES)
+    frozen = put(frozen, shardings(frozen, mesh, FSDP_RULES))
+    if not len(data.train.label):
+        _log.warning("no training pair has texts on both sides: the text model stays as it began")
+        checkpointer.save(state, {}, Best(0, 0.0))
+        return Best(0, 0.0), None, 0
+    shape = config.batch_shape(mesh.size)
+    builder = BatchBuilder(data.train, data.records, shape, known=data.all_train, seed=config.seed)
+    batches = make_batches(builder, shape, seed=config.seed)
+    step = make_step(
+        _loss(model), optimizer, state=state, mesh=mesh, accumulate=shape.num_microbatches
+    )
+    validate = _validation(config, data, model, mesh, frozen)
+    plan = settle(
+        config.plan,
+        path=folder / "plan.json",
+        job=config,
+        steps_per_epoch=builder.num_groups / (shape.num_groups * shape.num_microbatches),
+        measure=lambda: measure(
+            state=state, frozen=frozen, step=step, batches=batches, validate=validate
+        ),
+    )
+    trained = train(
+        name="train-text",
+        state=state,
+        frozen=frozen,
+        step=step,
+        batches=batches,
+        count=count_tokens,
+        unit="tokens",
+        rate=_rate(config, plan),
+        plan=plan,
+        validate=validate,
+        checkpointer=checkpointer,
+        reporter=Reporter(folder),
+    )
+    return trained.best, plan, plan.num_steps
+
+
+def _validation(
+    config: TextTrainConfig, data: Data, model: BiEncoder, mesh: Mesh, frozen: PyTree
+) -> Validate:
+    validation = TextValidation(
+        model,
+        data.records,
+        mesh,
+        data.val,
+        data.negative,
+        max_pairs=config.validation_pairs,
+        batch_tokens=config.validation_tokens,
+        num_lengths=config.validation_lengths,
+        seed=config.seed,
+    )
+    return lambda state: validation({**frozen, **state.trainable}, int(state.step))
+
+
+def _read(config: TextTrainConfig, workdir: Path, task_name: str, task: TaskMeta) -> Data:
+    tables = workdir / "tables"
+    records = text_records(workdir, build_tokenizer(config.tower))
+    val = read_pairs(tables, task_name, "val")
+    train_pairs, val_pairs = (
+        pair_records(pairs, records, sender=task.sender, receiver=task.receiver)
+        for pairs in (read_pairs(tables, task_name, "train"), val)
+    )
+    both = with_both_sides(train_pairs)
+    _log.info(
+        "task %s: %d training pairs, %d of them with texts on both sides",
+        task_name,
+        len(train_pairs.label),
+        len(both.label),
+    )
+    return Data(both, train_pairs, val_pairs, val.negative, records)
+
+
+def _loss(model: BiEncoder) -> LossFn:
+    def loss(
+        trainable: PyTree, frozen: PyTree, batch: TextBatch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return bi_encoder_loss({**frozen, **trainable}, batch, model, key)
+
+    return loss
+
+
+def _rate(config: TextTrainConfig, plan: Plan) -> Callable[[int], float]:
+    warmup = warmup_steps(config.optimizer, config.batch_size, plan.num_steps)
+    _log.info("warm-up over %d of %d steps", warmup, plan.num_steps)
+    return lambda step: learning_rate(
+        config.optimizer, step, num_steps=plan.num_steps, warmup=warmup
+    )
+
+
+def _check_begun(path: Path, config: TextTrainConfig, tables: str) -> None:
+    """Goes on only with the config and the tables that the folder was begun with.
+
+    Raises:
+      InputError: With the difference.
+    """
+    if path.is_file():
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        check_same(json.dumps(begun["config"]), config, path.parent)
+        if begun["tables"] != tables:
+            raise InputError(
+                f"{path.parent} was trained on tables {begun['tables'][:12]}, got {tables[:12]}; "
+                "give another --workdir, or remove that folder"
+            )
+
+
+def _note_begun(path: Path, config: TextTrainConfig, tables: str) -> None:
+    """Not before all that the user gave has been read: a wrong config must not stay behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"config": json.loads(to_json(config)), "tables": tables}
+    artefacts.write_text(path, json.dumps(content, indent=1))

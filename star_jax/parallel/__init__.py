@@ -1,0 +1,1 @@
+"""Meshes and sharding rules; models never name a mesh axis."""

@@ -1,0 +1,103 @@
+"""Sharding outside the models: parameter path -> where its array lives; batches by rows."""
+
+import re
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import keystr
+
+from star_jax.parallel.mesh import DATA, FSDP
+from star_jax.shapes import PyTree
+
+_SMALL = 1 << 14  # Arrays of fewer elements are copied: gathering them costs more than it saves.
+
+
+class Rule(NamedTuple):
+    """What to do with the parameters whose whole path matches a pattern."""
+
+    pattern: str
+    spec: PartitionSpec | None  # None: split the largest dimension that `fsdp` divides.
+
+
+Rules = tuple[Rule, ...]
+
+FSDP_RULES: Rules = (Rule(".*", None),)
+"""Every large parameter is split over `fsdp`; small ones are copied."""
+
+REPLICATED_RULES: Rules = (Rule(".*", PartitionSpec()),)
+"""Every parameter is copied to every device."""
+
+
+def shardings(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
+    """One sharding per leaf; the first rule whose pattern matches the leaf's path decides.
+
+    Raises:
+      ValueError: No rule matches a path.
+    """
+
+    def of_leaf(path: tuple, leaf: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> NamedSharding:
+        name = keystr(path, simple=True, separator="/")
+        for rule in rules:
+            if re.fullmatch(rule.pattern, name):
+                spec = _largest(leaf.shape, mesh) if rule.spec is None else rule.spec
+                return NamedSharding(mesh, spec)
+        raise ValueError(f"no sharding rule matches parameter {name}, needed one rule for each")
+
+    return jax.tree.map_with_path(of_leaf, tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_shardings(batch: PyTree, mesh: Mesh, *, axis: int = 0) -> PyTree:
+    """Splits the rows of every array over all devices.
+
+    Args:
+      batch: Arrays of at least `axis + 1` dimensions.
+      mesh: The devices.
+      axis: Which dimension holds the rows (1 when the first one counts microbatches).
+
+    Raises:
+      ValueError: A number of rows is not a multiple of the number of devices.
+    """
+    split = NamedSharding(mesh, PartitionSpec(*[None] * axis, (DATA, FSDP)))
+
+    def of_leaf(path: tuple, leaf: np.ndarray) -> NamedSharding:
+        if leaf.shape[axis] % mesh.size:
+            name = keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"batch array {name} has {leaf.shape[axis]} rows, needed a multiple of the "
+                f"{mesh.size} devices of the mesh"
+            )
+        return split
+
+    return jax.tree.map_with_path(of_leaf, batch)
+
+
+def put(tree: PyTree, where: PyTree) -> PyTree:
+    """Host arrays to global device arrays; every process holds the same host arrays.
+
+    Args:
+      tree: Host arrays, equal on all processes.
+      where: One sharding per leaf, or one for all.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, where)
+    if isinstance(where, NamedSharding):
+        where = jax.tree.map(lambda _: where, tree)
+    return jax.tree.map(
+        lambda a, s: jax.make_array_from_callback(a.shape, s, lambda index: a[index]), tree, where
+    )
+
+
+def _largest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    size = mesh.shape[FSDP]
+    dimensions = [d for d in range(len(shape)) if shape[d] % size == 0]
+    if size == 1 or not dimensions or int(np.prod(shape)) < _SMALL:
+        return PartitionSpec()
+    chosen = max(dimensions, key=lambda d: shape[d])
+    return PartitionSpec(*[None] * chosen, FSDP)

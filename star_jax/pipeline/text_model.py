@@ -1,0 +1,126 @@
+"""The text model as files: what `train-text` leaves in `W/text` and the later stages open."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from star_jax import artefacts
+from star_jax.config import from_json
+from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.rules import FSDP_RULES, put, shardings
+from star_jax.shapes import PyTree
+from star_jax.text.bi_encoder import (
+    BiEncoder,
+    Mode,
+    ObjectiveConfig,
+    build_bi_encoder,
+    init_scorer,
+    init_variables,
+    trainable_split,
+)
+from star_jax.text.lora import COLLECTION, LoraConfig, init_lora
+from star_jax.text.scorer import ScorerConfig
+from star_jax.text.tower import TowerConfig, param_shapes
+from star_jax.train.checkpoints import TrainedParameters, load_trained, tree_digest
+
+KIND = "text_model"
+MODEL = "model.json"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextModelConfig:
+    """All that decides what the variables mean."""
+
+    tower: TowerConfig
+    mode: Mode
+    lora: LoraConfig
+    scorer: ScorerConfig
+    objective: ObjectiveConfig
+
+    def build(self) -> BiEncoder:
+        """The model; there are adapters only in mode `lora`."""
+        lora = self.lora if self.mode == "lora" else None
+        return build_bi_encoder(self.tower, self.scorer, self.objective, lora)
+
+
+class Split(NamedTuple):
+    """Variables before training."""
+
+    trainable: PyTree
+    frozen: PyTree
+
+
+class TrainedText(NamedTuple):
+    """A trained model, ready to encode and score."""
+
+    model: BiEncoder
+    tower: TowerConfig
+    variables: PyTree
+    meta: dict[str, Any]
+
+
+def initial(config: TextModelConfig, model: BiEncoder, seed: int) -> Split:
+    """Pretrained base, fresh adapters, fresh scorer."""
+    variables = init_variables(model, config.tower, jax.random.key(seed))
+    return Split(*trainable_split(variables, config.mode))
+
+
+def open_trained(folder: Path, mesh: Mesh) -> TrainedText:
+    """The best checkpoint of a finished `train-text` on its base, placed on a mesh.
+
+    Args:
+      folder: `W/text`.
+      mesh: Large parameters are split over its `fsdp` axis.
+
+    Raises:
+      InputError: Training has not finished, the files changed, or the base is another one.
+    """
+    meta = artefacts.read_manifest(folder, KIND).meta
+    config = _config(folder)
+    model = config.build()
+    trainable, frozen = initial(config, model, seed=0)
+    digest = tree_digest(frozen)
+    trainable = load_trained(
+        folder / CHECKPOINTS, meta["best_step"], _like(trainable, mesh), frozen_digest=digest
+    ).trainable
+    frozen = put(frozen, shardings(frozen, mesh, FSDP_RULES))
+    return TrainedText(model, config.tower, {**frozen, **trainable}, meta)
+
+
+def open_scorer(folder: Path) -> tuple[BiEncoder, PyTree]:
+    """The trained scorer alone, as {"scorer"}; the base's weights are not read."""
+    meta = artefacts.read_manifest(folder, KIND).meta
+    config = _config(folder)
+    model = config.build()
+    shapes = jax.eval_shape(lambda: _trainable_of_random(config, model))
+    like = _like(shapes, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    trained = load_trained(folder / CHECKPOINTS, meta["best_step"], like, frozen_digest=None)
+    return model, {"scorer": trained.trainable["scorer"]}
+
+
+def _config(folder: Path) -> TextModelConfig:
+    return from_json(TextModelConfig, (folder / MODEL).read_text(encoding="utf-8"))
+
+
+def _trainable_of_random(config: TextModelConfig, model: BiEncoder) -> PyTree:
+    key = jax.random.key(0)
+    shapes = param_shapes(model.tower)
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    variables = {"params": params, "scorer": init_scorer(model, key)}
+    if config.mode == "lora":
+        variables[COLLECTION] = init_lora(key, params, config.lora)
+    return trainable_split(variables, config.mode)[0]
+
+
+def _like(trainable: PyTree, mesh: Mesh) -> TrainedParameters:
+    placed = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        trainable,
+        shardings(trainable, mesh, FSDP_RULES),
+    )
+    return TrainedParameters(placed, ())

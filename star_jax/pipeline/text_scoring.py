@@ -1,0 +1,151 @@
+"""Scores pairs and rankings with the trained scorer over vectors that are already there."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int, Int32
+
+from star_jax import artefacts
+from star_jax.config import InputError
+from star_jax.embeddings.table import read_table
+from star_jax.losses.semi_hard import Component
+from star_jax.pipeline.tables.read import PairTable, Ranking, read_meta
+from star_jax.pipeline.text_model import open_scorer
+from star_jax.shapes import PyTree
+from star_jax.text.bi_encoder import BiEncoder, Vectors, score
+
+_BLOCK_PAIRS = 1 << 14
+
+
+class PairRows(NamedTuple):
+    """Where the texts of pairs stand in the vector tables; -1: missing."""
+
+    document: Int32[np.ndarray, " B"]
+    profile: Int32[np.ndarray, " B"]
+    resume: Int32[np.ndarray, " B"]
+
+
+class PairLogits:
+    """The scorer, compiled once for blocks of pairs."""
+
+    def __init__(self, model: BiEncoder) -> None:
+        def logits(
+            variables: PyTree,
+            documents: Float[Array, "B E"],
+            profiles: Float[Array, "B E"],
+            resumes: Float[Array, "B E"],
+            rows: PyTree,
+        ) -> Float[Array, " B"]:
+            parts = zip((documents, profiles, resumes), rows, strict=True)
+            components = [Component(vector, row >= 0) for vector, row in parts]
+            return score(model, variables, Vectors(*components))
+
+        self._logits = jax.jit(logits)
+
+    def __call__(
+        self,
+        variables: PyTree,
+        documents: Float32[np.ndarray, "N E"],
+        requests: Float32[np.ndarray, "M E"],
+        rows: PairRows,
+    ) -> Float32[np.ndarray, " B"]:
+        """Logit of every pair.
+
+        Args:
+          variables: With "scorer".
+          documents: Vectors that `rows.document` points into.
+          requests: Vectors that `rows.profile` and `rows.resume` point into.
+          rows: Of the pairs.
+        """
+        num_pairs = len(rows.document)
+        found = np.empty(num_pairs, np.float32)
+        for start in range(0, num_pairs, _BLOCK_PAIRS):
+            block = [row[start : start + _BLOCK_PAIRS] for row in rows]
+            size = len(block[0])
+            padded = [np.pad(row, (0, _BLOCK_PAIRS - size), constant_values=-1) for row in block]
+            tables = (documents, requests, requests)
+            vectors = [_take(table, row) for table, row in zip(tables, padded, strict=True)]
+            result = self._logits(variables, *vectors, tuple(map(jnp.asarray, padded)))
+            found[start : start + size] = np.asarray(result)[:size]
+        return found
+
+
+class TextPairScorer:
+    """The text half alone, as `evaluate` asks it: from `W/text` and `W/text_embeddings`."""
+
+    def __init__(self, workdir: Path) -> None:
+        """Opens the scorer and the tables of both sides of the first task.
+
+        Raises:
+          InputError: A stage is missing, or the vectors were made by another model.
+        """
+        meta = read_meta(workdir / "tables")
+        self._tasks = meta.tasks
+        self._with_texts = {name for name, node in meta.node_types.items() if node.has_texts}
+        check_made_by(workdir)
+        self._folder = workdir / "text_embeddings"
+        model, self._variables = open_scorer(workdir / "text")
+        self._logits = PairLogits(model)
+        self._embedding_size = model.tower.embedding_size
+        self._tables: dict[str, np.ndarray] = {}
+
+    def score(self, pairs: PairTable) -> Float32[np.ndarray, " B"]:
+        """Logit of every pair of the first task; without texts, what the scorer says of nothing."""
+        rows = PairRows(pairs.receiver_text, pairs.sender_text, pairs.sender_resume)
+        documents, requests = self._sides(next(iter(self._tasks)))
+        return self._logits(self._variables, documents, requests, rows)
+
+    def score_grid(self, task: str, ranking: Ranking) -> Float32[np.ndarray, "Q C"]:
+        """Logit of every candidate for every query."""
+        num_queries, num_candidates = len(ranking.sender), len(ranking.candidates)
+        documents, requests = self._sides(task)
+        grid = np.empty((num_queries, num_candidates), np.float32)
+        step = max(1, _BLOCK_PAIRS // max(num_candidates, 1))
+        for start in range(0, num_queries, step):
+            queries = slice(start, start + step)
+            size = len(ranking.sender[queries])
+            rows = PairRows(
+                np.tile(ranking.candidate_text, size),
+                np.repeat(ranking.sender_text[queries], num_candidates),
+                np.repeat(ranking.sender_resume[queries], num_candidates),
+            )
+            logits = self._logits(self._variables, documents, requests, rows)
+            grid[queries] = logits.reshape(size, num_candidates)
+        return grid
+
+    def _sides(self, task: str) -> tuple[Float32[np.ndarray, "N E"], Float32[np.ndarray, "M E"]]:
+        return self._table(self._tasks[task].receiver), self._table(self._tasks[task].sender)
+
+    def _table(self, node_type: str) -> Float32[np.ndarray, "N E"]:
+        if node_type not in self._tables:
+            self._tables[node_type] = (
+                np.asarray(read_table(self._folder, node_type).vectors)
+                if node_type in self._with_texts
+                else np.zeros((0, self._embedding_size), np.float32)
+            )
+        return self._tables[node_type]
+
+
+def check_made_by(workdir: Path) -> None:
+    """Refuses text vectors of another model than the one in `W/text`.
+
+    Raises:
+      InputError: Naming both.
+    """
+    made_by = artefacts.read_manifest(workdir / "text_embeddings", "text_embeddings").meta["model"]
+    model = artefacts.digest(workdir / "text")
+    if made_by != model:
+        raise InputError(
+            f"{workdir / 'text_embeddings'} was made by text model {made_by[:12]}, "
+            f"{workdir / 'text'} holds {model[:12]}; run `star export-text` again"
+        )
+
+
+def _take(table: Float32[np.ndarray, "N E"], rows: Int[np.ndarray, " B"]) -> np.ndarray:
+    """Vectors of rows; zeros for -1."""
+    if not (rows >= 0).any():
+        return np.zeros((len(rows), table.shape[1]), np.float32)
+    return np.where(rows[:, None] >= 0, table[np.maximum(rows, 0)], np.float32(0))

@@ -1,0 +1,1 @@
+"""Training shared by both halves: state, step, loop, optimizers, checkpoints."""

@@ -1,0 +1,112 @@
+"""How long a run is: settled once, stored, and read again by whoever resumes it.
+
+A wall-clock budget becomes a number of steps after a few of them were timed; from then on the
+run depends on no clock, so a killed and resumed run repeats an uninterrupted one bit by bit.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from star_jax import artefacts
+from star_jax.config import check_same, to_json
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """Length of a run: the epochs asked for, or as much of them as the budget allows."""
+
+    num_steps: int | None = None  # Exact; the epochs and the budget then do not count.
+    num_epochs: float = 1.0
+    budget_s: float | None = 1200.0  # Training and validation together; None: no limit.
+    validate_epochs: float = 0.1  # Validate this often,
+    validation_share: float = 0.1  # but not more than this part of the measured time.
+    checkpoint_s: float = 120.0  # Also save when the last checkpoint is this old.
+
+    def __post_init__(self) -> None:
+        if self.num_steps is not None and self.num_steps < 1:
+            raise ValueError(f"num_steps {self.num_steps} must be >= 1")
+        if self.num_epochs <= 0 or self.validate_epochs <= 0:
+            raise ValueError(
+                f"num_epochs {self.num_epochs}, validate_epochs {self.validate_epochs} must be > 0"
+            )
+        if self.budget_s is not None and self.budget_s <= 0:
+            raise ValueError(f"budget_s {self.budget_s} must be > 0")
+        if not 0 < self.validation_share < 1:
+            raise ValueError(f"validation_share {self.validation_share} must be in (0, 1)")
+
+
+class Timing(NamedTuple):
+    """What the first steps took."""
+
+    step_s: float
+    validation_s: float
+    spent_s: float  # All of the budget used so far, compiling included.
+
+
+class Plan(NamedTuple):
+    """The settled length of a run."""
+
+    num_steps: int
+    validate_every: int
+    steps_per_epoch: float
+    checkpoint_s: float
+    timing: Timing | None
+
+
+def settle(
+    config: PlanConfig,
+    *,
+    path: Path,
+    job: object,
+    steps_per_epoch: float,
+    measure: Callable[[], Timing],
+) -> Plan:
+    """Reads the stored plan, or makes and stores it.
+
+    Args:
+      config: What was asked for.
+      path: The plan's file, in the job's folder.
+      job: Config of the whole job; a plan made for another one is refused.
+      steps_per_epoch: Updates that see every example once.
+      measure: Times a few steps and a validation; called only when a budget needs it.
+    """
+    if path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        check_same(json.dumps(stored["config"]), job, path)
+        timing = Timing(*stored["timing"]) if stored["timing"] else None
+        return Plan(**{name: stored[name] for name in Plan._fields[:-1]}, timing=timing)
+    plan = _make(config, steps_per_epoch, measure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = plan._asdict() | {"config": json.loads(to_json(job))}
+    artefacts.write_text(path, json.dumps(content, indent=1))
+    _log.info(
+        "plan: %d steps = %.2f epochs, validation every %d steps",
+        plan.num_steps,
+        plan.num_steps / steps_per_epoch,
+        plan.validate_every,
+    )
+    return plan
+
+
+def _make(config: PlanConfig, steps_per_epoch: float, measure: Callable[[], Timing]) -> Plan:
+    validate_every = max(1, round(config.validate_epochs * steps_per_epoch))
+    num_steps = config.num_steps or max(1, math.ceil(config.num_epochs * steps_per_epoch))
+    timing = None
+    if config.num_steps is None and config.budget_s is not None:
+        timing = measure()
+        share = config.validation_share
+        rarest = math.ceil(timing.validation_s / timing.step_s * (1.0 - share) / share)
+        validate_every = max(validate_every, rarest)
+        per_step_s = timing.step_s + timing.validation_s / validate_every
+        left_s = config.budget_s - timing.spent_s - timing.validation_s  # One at the end.
+        num_steps = min(num_steps, max(1, int(left_s / per_step_s)))
+    return Plan(
+        num_steps, min(validate_every, num_steps), steps_per_epoch, config.checkpoint_s, timing
+    )

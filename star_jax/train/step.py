@@ -1,0 +1,166 @@
+"""One optimizer update, compiled: gradients of all microbatches, then AdamW."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Key, Num
+
+from star_jax.parallel.rules import batch_shardings, put, replicated
+from star_jax.shapes import PyTree
+from star_jax.train.state import TrainState
+
+Metrics = Mapping[str, Num[Array, ""]]
+
+LossFn = Callable[[PyTree, PyTree, Any, Key[Array, ""]], tuple[Float[Array, ""], Metrics]]
+"""(trainable, frozen, batch, key) -> (mean loss over the rows of the mask, metrics)."""
+
+StatefulLossFn = Callable[
+    [PyTree, PyTree, PyTree, Any, Key[Array, ""]],
+    tuple[Float[Array, ""], tuple[Metrics, PyTree]],
+]
+"""(trainable, statistics, frozen, batch, key) -> (loss, (metrics, new statistics))."""
+
+
+@runtime_checkable
+class Masked(Protocol):
+    """Any batch: a NamedTuple of arrays, of which `mask` says which rows are real."""
+
+    @property
+    def mask(self) -> Any:
+        """True for real rows; with accumulation one row of it per microbatch."""
+
+
+class Step:
+    """A compiled update for one mesh. `place` a host batch, then call."""
+
+    def __init__(
+        self,
+        loss_fn: StatefulLossFn,
+        optimizer: optax.GradientTransformation,
+        *,
+        state: TrainState,
+        mesh: Mesh,
+        accumulate: int,
+    ) -> None:
+        self._mesh = mesh
+        self._accumulate = accumulate
+        where = jax.tree.map(lambda leaf: leaf.sharding, state)
+
+        def update(
+            state: TrainState, frozen: PyTree, batch: Masked, rate: Float[Array, ""]
+        ) -> tuple[TrainState, Metrics]:
+            key = jax.random.fold_in(state.rng, state.step)
+            gradient = _one_gradient if accumulate == 1 else _mean_gradient
+            grads, metrics, statistics = gradient(loss_fn, state, frozen, batch, key)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+            updates = jax.tree.map(lambda update: -rate * update, updates)
+            trainable = optax.apply_updates(state.trainable, updates)
+            metrics = dict(metrics) | {"gradient_norm": optax.tree.norm(grads)}
+            return state._replace(
+                step=state.step + 1,
+                trainable=trainable,
+                opt_state=opt_state,
+                statistics=statistics,
+            ), metrics
+
+        self._update = jax.jit(
+            update, out_shardings=(where, replicated(mesh)), donate_argnames="state"
+        )
+
+    def place(self, batch: PyTree) -> PyTree:
+        """Host batch to the devices: rows split over the mesh, microbatches not."""
+        axis = 0 if self._accumulate == 1 else 1
+        return put(batch, batch_shardings(batch, self._mesh, axis=axis))
+
+    def __call__(
+        self, state: TrainState, frozen: PyTree, batch: Masked, rate: float
+    ) -> tuple[TrainState, Metrics]:
+        """Updates once.
+
+        Args:
+          state: Given away: its buffers are used again, so it must not be read afterwards.
+          frozen: Parameters that the loss reads and nothing changes.
+          batch: From `place`; with accumulation every array has a leading axis of microbatches.
+          rate: Learning rate of this step.
+
+        Returns:
+          The new state, and the metrics of the loss with `loss` and `gradient_norm` added.
+        """
+        return self._update(state=state, frozen=frozen, batch=batch, rate=jnp.float32(rate))
+
+
+def make_step(
+    loss_fn: LossFn | StatefulLossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    state: TrainState,
+    mesh: Mesh,
+    accumulate: int = 1,
+    stateful: bool = False,
+) -> Step:
+    """Compiles an update whose result lies where `state` lies.
+
+    Args:
+      loss_fn: Its loss is a mean over the rows of `batch.mask`.
+      optimizer: From `make_optimizer`: the learning rate is multiplied in here.
+      state: Placed on the mesh; says how the results are sharded.
+      mesh: The devices.
+      accumulate: Microbatches per update. Their gradients are averaged with the number of real
+        rows as weights; their losses see only their own rows.
+      stateful: The loss is a `StatefulLossFn` and `state.statistics` are its running values.
+    """
+    loss: Any = loss_fn if stateful else _without_statistics(loss_fn)  # pyright: ignore[reportArgumentType] # as `stateful` says
+    return Step(loss, optimizer, state=state, mesh=mesh, accumulate=accumulate)
+
+
+def _without_statistics(loss_fn: LossFn) -> StatefulLossFn:
+    def loss(
+        trainable: PyTree, statistics: PyTree, frozen: PyTree, batch: Any, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[Metrics, PyTree]]:
+        value, metrics = loss_fn(trainable, frozen, batch, key)
+        return value, (metrics, statistics)
+
+    return loss
+
+
+def _one_gradient(
+    loss_fn: StatefulLossFn, state: TrainState, frozen: PyTree, batch: Masked, key: Key[Array, ""]
+) -> tuple[PyTree, Metrics, PyTree]:
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (metrics, statistics)), grads = value_and_grad(
+        state.trainable, state.statistics, frozen, batch, key
+    )
+    return grads, dict(metrics) | {"loss": loss}, statistics
+
+
+def _mean_gradient(
+    loss_fn: StatefulLossFn, state: TrainState, frozen: PyTree, batch: Masked, key: Key[Array, ""]
+) -> tuple[PyTree, Metrics, PyTree]:
+    """One microbatch after the other; averages weighted by real rows, summed in float32."""
+    rows = batch.mask.reshape(batch.mask.shape[0], -1).sum(axis=1).astype(jnp.float32)
+    weights = rows / jnp.maximum(rows.sum(), 1.0)
+
+    def add(carry: tuple, slice_: tuple) -> tuple[tuple, None]:
+        sums, statistics = carry
+        index, weight, microbatch = slice_
+        micro_key = jax.random.fold_in(key, index)
+        grads, metrics, statistics = _one_gradient(
+            loss_fn, state._replace(statistics=statistics), frozen, microbatch, micro_key
+        )
+        sums = jax.tree.map(
+            lambda total, x: total + weight * x.astype(jnp.float32), sums, (grads, metrics)
+        )
+        return (sums, statistics), None
+
+    first = jax.tree.map(lambda leaf: leaf[0], batch)
+    shapes = jax.eval_shape(lambda: _one_gradient(loss_fn, state, frozen, first, key)[:2])
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
+    indices = jnp.arange(weights.shape[0])
+    ((grads, metrics), statistics), _ = jax.lax.scan(
+        add, (zeros, state.statistics), (indices, weights, batch)
+    )
+    return grads, metrics, statistics

@@ -1,0 +1,277 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from star_jax import artefacts
+from star_jax.config import InputError, from_json, to_json
+from star_jax.embeddings.table import read_ids, read_table
+from star_jax.jobs import export_text, train_text
+from star_jax.jobs.export_text import TextExportConfig
+from star_jax.jobs.train_text import TextTrainConfig
+from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.pipeline.tables.read import read_pairs, read_ranking, read_texts
+from star_jax.pipeline.text_encoding import BulkEncoder
+from star_jax.pipeline.text_model import open_trained
+from star_jax.pipeline.text_scoring import TextPairScorer
+from star_jax.text.bi_encoder import Tokens, encode
+from star_jax.text.tower import TowerConfig, build_tokenizer
+from star_jax.train.plan import PlanConfig
+from tests.jobs import tiny_text
+from tests.pipeline.text_market import write_tables
+
+EXPORT = TextExportConfig(
+    mesh=MeshConfig(data=1), batch_tokens=2048, num_lengths=1, part_texts=16, shard_rows=20
+)
+
+
+def begin(folder, **fields):
+    write_tables(folder / "tables", **fields)
+    return folder
+
+
+def rows(workdir, split):
+    lines = (workdir / "text" / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]
+
+
+def losses(workdir):
+    return [(row["step"], row["loss"], row["gradient_norm"]) for row in rows(workdir, "train")]
+
+
+def meta(workdir):
+    return artefacts.read_manifest(workdir / "text", "text_model").meta
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A LoRA run, exported."""
+    workdir = begin(tmp_path_factory.mktemp("lora"))
+    train_text.run(tiny_text.config(num_steps=40), workdir)
+    export_text.run(EXPORT, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def encoder(trained):
+    """Encodes one text at a time, unpadded."""
+    model = open_trained(trained / "text", make_mesh(MeshConfig(data=1)))
+    tokenizer = build_tokenizer(tiny_text.config().tower)
+
+    def vector(text, kind):
+        (ids,) = tokenizer.encode([text], kind)
+        tokens = Tokens(jnp.asarray(ids)[None], jnp.ones((1, len(ids)), bool))
+        return np.asarray(encode(model.model, model.variables, tokens, None))[0]
+
+    return vector
+
+
+def test_learns_what_the_texts_say(trained):
+    validation = rows(trained, "val")
+    assert set(validation[0]) >= {"bce", "auc_uniform", "auc_near", "score"}
+    assert validation[0]["score"] < 0.75
+    assert meta(trained)["best_score"] > 0.9
+    best = max(validation, key=lambda row: row["score"])
+    assert meta(trained)["best_score"] == best["score"]
+    assert best["score"] == pytest.approx((best["auc_uniform"] + best["auc_near"]) / 2)
+    assert meta(trained)["num_epochs"] == pytest.approx(40 * 8 / 40)
+
+
+def test_a_row_per_text_in_order_with_its_vector(trained, encoder):
+    for node_type in ("member", "job"):
+        texts = read_texts(trained / "tables", node_type)
+        table = read_table(trained / "text_embeddings", node_type)
+        np.testing.assert_array_equal(table.text_id, np.arange(len(texts.text)))
+        np.testing.assert_array_equal(table.entity, texts.entity)
+        np.testing.assert_array_equal(table.t, texts.t)
+        ids = read_ids(trained / "text_embeddings", node_type)
+        assert ids == [f"{node_type}-{entity}" for entity in texts.entity]
+        for row in (0, 5, len(ids) - 1):
+            expected = encoder(texts.text[row], texts.kind[row])
+            np.testing.assert_allclose(table.vectors[row], expected, atol=2e-6)
+    jobs = read_table(trained / "text_embeddings", "job").vectors
+    np.testing.assert_array_equal(jobs[3], jobs[7])
+    np.testing.assert_allclose(np.linalg.norm(jobs, axis=1), 1.0, rtol=1e-5)
+    assert len(list((trained / "text_embeddings" / "member").iterdir())) == 2 * 3
+    manifest = artefacts.read_manifest(trained / "text_embeddings", "text_embeddings").meta
+    assert manifest["model"] == artefacts.digest(trained / "text")
+    assert manifest["num_texts"] == {"member": 48, "job": 16}
+    assert not (trained / ".text_vectors").exists()
+
+
+def test_scores_are_the_scorer_on_the_table(trained):
+    """The head by its definition in numpy (SPEC 1.3)."""
+    pairs = read_pairs(trained / "tables", "apply", "test")
+    model = open_trained(trained / "text", make_mesh(MeshConfig(data=1)))
+    head = jax.tree.map(np.asarray, model.variables["scorer"])
+    tables = {n: read_table(trained / "text_embeddings", n).vectors for n in ("job", "member")}
+
+    def logit(document, profile, resume):
+        d = tables["job"][document]
+        p, r = (
+            tables["member"][row] if row >= 0 else np.zeros_like(d) for row in (profile, resume)
+        )
+        x = np.concatenate([d * p, d * r]) * len(d) ** 0.5
+        x = np.concatenate([x, [profile >= 0, resume >= 0]])
+        x = x @ head["hidden_0"]["kernel"] + head["hidden_0"]["bias"]
+        x = np.where(x > 0, x, 0.01 * x)
+        return x @ head["logit"]["kernel"][:, 0] + head["logit"]["bias"][0]
+
+    columns = (pairs.receiver_text, pairs.sender_text, pairs.sender_resume)
+    expected = [logit(*row) for row in zip(*columns, strict=True)]
+    scorer = TextPairScorer(trained)
+    np.testing.assert_allclose(scorer.score(pairs), expected, rtol=1e-4, atol=1e-5)
+
+    ranking = read_ranking(trained / "tables", "apply", "test")
+    assert ranking is not None
+    grid = scorer.score_grid("apply", ranking)
+    assert grid.shape == (len(ranking.sender), len(ranking.candidates))
+    for q, c in [(0, 0), (3, 7), (4, 15)]:
+        columns = (ranking.candidate_text[c], ranking.sender_text[q], ranking.sender_resume[q])
+        np.testing.assert_allclose(grid[q, c], logit(*columns), rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_of_another_model_are_refused(trained, tmp_path):
+    workdir = Path(shutil.copytree(trained, tmp_path / "copy"))
+    content = artefacts.read_manifest(workdir / "text", "text_model")
+    artefacts.seal(workdir / "text", "text_model", content.meta | {"best_step": 0})
+    with pytest.raises(InputError, match=r"was made by text model .* run `star export-text` again"):
+        TextPairScorer(workdir)
+
+
+def test_a_finished_run_is_left_alone_and_another_config_refused(trained):
+    before = artefacts.digest(trained / "text")
+    train_text.run(tiny_text.config(num_steps=40), trained)
+    assert artefacts.digest(trained / "text") == before
+    with pytest.raises(InputError, match=r"plan.num_steps: 40 -> 41"):
+        train_text.run(tiny_text.config(num_steps=41), trained)
+
+
+def test_an_interrupted_export_goes_on(trained, tmp_path, monkeypatch):
+    workdir = Path(shutil.copytree(trained, tmp_path / "copy"))
+    expected = read_table(workdir / "text_embeddings", "job").vectors
+    shutil.rmtree(workdir / "text_embeddings")
+    encode_part, encoded = BulkEncoder.__call__, []
+
+    def failing(self, variables, records, on_batch):
+        if len(encoded) == 1:
+            raise KeyboardInterrupt
+        encoded.append(len(records))
+        return encode_part(self, variables, records, on_batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BulkEncoder, "__call__", failing)
+        with pytest.raises(KeyboardInterrupt):
+            export_text.run(EXPORT, workdir)
+    assert not (workdir / "text_embeddings").exists()
+    rest = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            BulkEncoder,
+            "__call__",
+            lambda self, v, records, b: [
+                rest.append(len(records)),
+                encode_part(self, v, records, b),
+            ][1],
+        )
+        export_text.run(EXPORT, workdir)
+    assert encoded == [16]
+    assert sum(rest) == 31 - 16
+    np.testing.assert_array_equal(read_table(workdir / "text_embeddings", "job").vectors, expected)
+
+
+def test_a_flipped_byte_of_the_checkpoint_is_refused_by_name(trained, tmp_path):
+    workdir = Path(shutil.copytree(trained, tmp_path / "copy"))
+    path = workdir / "text" / "checkpoints" / f"step-{meta(trained)['best_step']:08d}"
+    file = max((path / "arrays" / "model").rglob("*"), key=lambda p: p.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=file.name):
+        export_text.run(EXPORT, workdir)
+
+
+def test_a_killed_run_repeats_an_uninterrupted_one(tmp_path):
+    whole, killed = begin(tmp_path / "whole"), begin(tmp_path / "killed")
+    train_text.run(tiny_text.config(), whole)
+    env = os.environ | {"PYTHONPATH": str(Path(tiny_text.__file__).parents[2])}
+    done = subprocess.run([sys.executable, tiny_text.__file__, killed], env=env, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert losses(killed)[-1][0] == 7
+    assert not (killed / "text" / "manifest.json").exists()
+    train_text.run(tiny_text.config(), killed)
+    assert losses(killed) == losses(whole)
+    assert [r["score"] for r in rows(killed, "val")] == [r["score"] for r in rows(whole, "val")]
+    assert meta(killed) == meta(whole)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "full"])
+def test_the_other_modes_train_what_they_say(tmp_path, mode):
+    workdir = begin(tmp_path, resumes=False)
+    config = tiny_text.config(
+        mode=mode, microbatch_size=8, mesh=MeshConfig(data=4, fsdp=2), num_steps=2
+    )
+    train_text.run(config, workdir)
+    opened = open_trained(workdir / "text", make_mesh(MeshConfig(data=1)))
+    base = config.model(train_text.read_meta(workdir / "tables").tasks["apply"])
+    start = train_text.initial(base, base.build(), config.seed)
+    moved = {
+        name: any(
+            not np.array_equal(a, b)
+            for a, b in zip(
+                jax.tree.leaves(opened.variables[name]), jax.tree.leaves(tree), strict=True
+            )
+        )
+        for name, tree in {**start.trainable, **start.frozen}.items()
+    }
+    assert set(moved) == {"params", "scorer"}
+    assert not moved["params"] or mode == "full"
+    assert len(losses(workdir)) == 2
+
+
+def test_without_texts_nothing_is_trained_and_nothing_fails(tmp_path, caplog):
+    workdir = begin(tmp_path, with_texts=False)
+    train_text.run(tiny_text.config(), workdir)
+    assert "no training pair has texts on both sides" in caplog.text
+    assert meta(workdir)["trained"] is False
+    export_text.run(EXPORT, workdir)
+    scores = TextPairScorer(workdir).score(read_pairs(workdir / "tables", "apply", "test"))
+    assert len(set(scores.tolist())) == 1
+
+
+def test_other_tables_are_refused(tmp_path):
+    workdir = begin(tmp_path, with_texts=False)
+    train_text.run(tiny_text.config(), workdir)
+    write_tables(workdir / "tables", with_texts=False, num_groups=3)
+    with pytest.raises(InputError, match=r"was trained on tables .* remove that folder"):
+        train_text.run(tiny_text.config(), workdir)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 24}, "batch_size 24 is not a multiple of microbatch_size 16"),
+        ({"num_negatives": 2}, "microbatch_size 16 is not a multiple of a positive with"),
+        ({"num_negatives": 0}, "num_negatives 0 must be >= 1"),
+        ({"validation_pairs": 0}, "validation_pairs 0 must be >= 1"),
+    ],
+)
+def test_bad_configs_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_text.config(**fields)
+    with pytest.raises(ValueError, match="part_texts 0 must be >= 1"):
+        TextExportConfig(part_texts=0)
+
+
+def test_configs_round_trip():
+    config = tiny_text.config(plan=PlanConfig(), tower=TowerConfig())
+    assert from_json(TextTrainConfig, to_json(config)) == config
+    assert from_json(TextExportConfig, to_json(EXPORT)) == EXPORT

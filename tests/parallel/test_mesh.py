@@ -1,0 +1,33 @@
+import jax
+import pytest
+from jax.sharding import AxisType
+
+from star_jax.parallel.mesh import MeshConfig, make_mesh
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (MeshConfig(), {"data": 8, "fsdp": 1}),
+        (MeshConfig(fsdp=4), {"data": 2, "fsdp": 4}),
+        (MeshConfig(data=1), {"data": 1, "fsdp": 1}),
+    ],
+)
+def test_axes(config, shape):
+    mesh = make_mesh(config)
+    assert dict(mesh.shape) == shape
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    assert list(mesh.devices.flat) == jax.devices()[: mesh.size]
+
+
+@pytest.mark.parametrize("config", [MeshConfig(fsdp=3), MeshConfig(data=9), MeshConfig(fsdp=16)])
+def test_axes_that_do_not_fit(config):
+    with pytest.raises(ValueError, match="does not fit the 8 cpu devices"):
+        make_mesh(config)
+
+
+def test_bad_sizes():
+    with pytest.raises(ValueError, match="data 0"):
+        MeshConfig(data=0)
+    with pytest.raises(ValueError, match="fsdp 0"):
+        MeshConfig(fsdp=0)

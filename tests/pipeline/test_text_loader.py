@@ -1,0 +1,199 @@
+import jax
+import numpy as np
+import pytest
+
+from star_jax.pipeline.tables.read import read_meta, read_pairs
+from star_jax.pipeline.text_loader import (
+    BatchBuilder,
+    BatchShape,
+    PairRecords,
+    count_tokens,
+    make_batches,
+    pair_records,
+    with_both_sides,
+)
+from star_jax.pipeline.text_records import text_records
+from star_jax.text.families import TokenLimits
+from star_jax.text.tower import TowerConfig, build_tokenizer
+from tests.pipeline.text_market import NUM_MEMBERS, write_tables
+
+SHAPE = BatchShape(num_groups=6, num_negatives=2, num_microbatches=1, num_tables=2, row_multiple=8)
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("market")
+    write_tables(workdir / "tables")
+    limits = TokenLimits(job=64, profile=64, resume=64, other=64)
+    config = TowerConfig(base="random", prompts="none", limits=limits)
+    records = text_records(workdir, build_tokenizer(config))
+    task = read_meta(workdir / "tables").tasks["apply"]
+    pairs = read_pairs(workdir / "tables", "apply", "train")
+    return pair_records(pairs, records, sender=task.sender, receiver=task.receiver), records
+
+
+def builder(market, shape=SHAPE, pairs=None, seed=3):
+    return BatchBuilder(pairs or market[0], market[1], shape, known=market[0], seed=seed)
+
+
+def batches(market, shape=SHAPE, seed=3, **fields):
+    return make_batches(builder(market, shape, seed=seed, **fields), shape, seed=seed)
+
+
+def text_of(batch, row):
+    """Token ids that a row of the concatenated tables holds."""
+    for table in batch.texts:
+        if row < len(table.tokens):
+            return table.tokens[row][table.mask[row]].tolist()
+        row -= len(table.tokens)
+    raise IndexError(row)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_rows_hold_the_pairs_and_their_texts(market):
+    pairs, records = market
+    by_key = {(s, r): i for i, (s, r) in enumerate(zip(pairs.sender, pairs.receiver, strict=True))}
+    iterator = batches(market)
+    for _ in range(8):
+        batch = next(iterator)
+        for i in np.flatnonzero(batch.mask):
+            row = by_key[batch.sender[i], batch.receiver[i]]
+            assert batch.label[i] == pairs.label[row]
+            for index, column in [
+                (batch.document, pairs.document),
+                (batch.profile, pairs.profile),
+                (batch.resume, pairs.resume),
+            ]:
+                if column[row] < 0:
+                    assert index[i] == -1
+                else:
+                    expected = records.read([int(column[row])])[0].tolist()
+                    assert text_of(batch, index[i]) == expected
+
+
+def test_a_positive_comes_with_its_negatives(market):
+    batch = next(batches(market))
+    sender = batch.sender.reshape(SHAPE.num_groups, -1)
+    assert (sender == sender[:, :1]).all()
+    np.testing.assert_array_equal(
+        batch.label.reshape(SHAPE.num_groups, -1), [[1, 0, 0]] * SHAPE.num_groups
+    )
+
+
+def test_a_text_is_in_a_batch_once(market):
+    iterator = batches(market)
+    for _ in range(8):
+        batch = next(iterator)
+        rows = np.concatenate([batch.document, batch.profile, batch.resume])
+        texts = [tuple(text_of(batch, row)) for row in np.unique(rows[rows >= 0])]
+        assert len(set(texts)) == len(texts)
+        assert sum(int(table.mask.any(axis=1).sum()) for table in batch.texts) == len(texts)
+
+
+def test_every_epoch_visits_every_group_once_in_another_order(market):
+    num_groups = len(np.unique(market[0].group))
+    assert num_groups % 5 == 0
+    shape = BatchShape(
+        num_groups=5, num_negatives=3, num_microbatches=1, num_tables=1, row_multiple=1
+    )
+    iterator = batches(market, shape)
+    epochs = []
+    for _ in range(2):
+        drawn = [next(iterator) for _ in range(num_groups // 5)]
+        positives = [(b.sender[b.label == 1], b.receiver[b.label == 1]) for b in drawn]
+        epochs.append([p for s, r in positives for p in zip(s.tolist(), r.tolist(), strict=True)])
+    pairs = market[0]
+    positive = pairs.label == 1
+    everything = sorted(
+        zip(pairs.sender[positive].tolist(), pairs.receiver[positive].tolist(), strict=True)
+    )
+    assert sorted(epochs[0]) == sorted(epochs[1]) == everything
+    assert epochs[0] != epochs[1]
+
+
+def test_the_position_decides_and_threads_change_nothing(market):
+    first = batches(market)
+    drawn = [next(first) for _ in range(6)]
+    second = batches(market)
+    for expected in drawn[:3]:
+        same(next(second), expected)
+    position = second.get_state()
+    third = batches(market)
+    next(third)
+    third.set_state(position)
+    for expected in drawn[3:]:
+        same(next(third), expected)
+    built = builder(market)
+    other_seed = next(batches(market, seed=4))
+    assert not np.array_equal(other_seed.sender, drawn[0].sender)
+    np.testing.assert_array_equal(
+        built(1, np.arange(6)).receiver, builder(market)(1, np.arange(6)).receiver
+    )
+
+
+def test_few_shapes_and_no_text_is_cut(market):
+    iterator = batches(market)
+    shapes = set()
+    for _ in range(30):
+        batch = next(iterator)
+        shapes.add(tuple(table.tokens.shape for table in batch.texts))
+        counts = count_tokens(batch)
+        assert counts.units == sum(int(t.mask.sum()) for t in batch.texts) < counts.slots
+    assert len(shapes) <= 3
+    assert all(rows % 8 == 0 for tables in shapes for rows, _ in tables)
+
+
+def test_microbatches_are_slices_of_one_shape(market):
+    whole = builder(market)
+    shape = SHAPE.__class__(**{**vars(SHAPE), "num_groups": 3, "num_microbatches": 2})
+    parts = BatchBuilder(market[0], market[1], shape, known=market[0], seed=3)
+    groups = np.arange(6)
+    a, b = whole(0, groups), parts(0, groups)
+    assert b.sender.shape == (2, 9)
+    np.testing.assert_array_equal(b.sender.reshape(-1), a.sender)
+    np.testing.assert_array_equal(b.receiver.reshape(-1), a.receiver)
+    micro = jax.tree.map(lambda array: array[1], b)
+    for i in range(9):
+        assert text_of(micro, micro.document[i]) == text_of(a, a.document[9 + i])
+
+
+def test_groups_with_few_negatives_are_padded(market):
+    pairs = market[0]
+    few = PairRecords(*(column[(pairs.label == 1) | (pairs.group < 3)] for column in pairs))
+    batch = builder(market, pairs=few)(0, np.array([0, 5, 1, 6, 7, 8]))
+    np.testing.assert_array_equal(
+        batch.mask.reshape(6, 3), [[1, 1, 1], [1, 0, 0]] + [[1, 1, 1]] + [[1, 0, 0]] * 3
+    )
+    assert (batch.sender[~batch.mask] == -1).all()
+    assert (batch.document[~batch.mask] == -1).all()
+
+
+def test_known_positives_of_the_whole_split_are_marked(market):
+    pairs, _ = market
+    known = set(zip(pairs.sender[pairs.label == 1], pairs.receiver[pairs.label == 1], strict=True))
+    batch = next(batches(market))
+    for i in range(SHAPE.num_rows):
+        for j in range(SHAPE.num_rows):
+            expected = (batch.sender[j], batch.receiver[i]) in known
+            assert batch.known_positive[i, j] == expected
+
+
+def test_pairs_without_a_text_on_one_side_go_in_whole_groups(market):
+    pairs = market[0]
+    document, profile, resume = (column.copy() for column in pairs[4:])
+    first = np.flatnonzero(pairs.group == pairs.group[0])
+    second = np.flatnonzero(pairs.group == pairs.group[-1])
+    document[first[0]] = -1  # The positive's document.
+    document[second[1]] = -1  # A negative's document.
+    left = with_both_sides(pairs._replace(document=document, profile=profile, resume=resume))
+    gone = set(range(len(pairs.label))) - {*first, second[1]}
+    assert len(left.label) == len(gone)
+    assert pairs.group[0] not in left.group
+    no_profile = pairs._replace(profile=np.full_like(profile, -1))
+    kept = with_both_sides(no_profile)
+    assert (kept.resume >= 0).all()
+    assert 0 < len(kept.label) < len(pairs.label)
+    assert len(np.unique(kept.sender)) < NUM_MEMBERS

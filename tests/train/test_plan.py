@@ -1,0 +1,78 @@
+import dataclasses
+
+import pytest
+
+from star_jax.config import InputError
+from star_jax.train.plan import PlanConfig, Timing, settle
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    plan: PlanConfig
+
+
+def plan(tmp_path, timing=None, **fields):
+    def measure():
+        assert timing is not None, "nothing to measure"
+        return timing
+
+    config = PlanConfig(**fields)
+    return settle(
+        config,
+        path=tmp_path / "plan.json",
+        job=Job(plan=config),
+        steps_per_epoch=100.0,
+        measure=measure,
+    )
+
+
+def test_without_a_budget_nothing_is_measured(tmp_path):
+    settled = plan(tmp_path, budget_s=None, num_epochs=2.5)
+    assert (settled.num_steps, settled.validate_every) == (250, 10)
+
+
+def test_steps_given_are_steps_done(tmp_path):
+    assert plan(tmp_path, num_steps=7).num_steps == 7
+
+
+def test_budget_holds_training_and_validation(tmp_path):
+    timing = Timing(step_s=1.0, validation_s=2.0, spent_s=20.0)
+    settled = plan(tmp_path, timing, budget_s=100.0, num_epochs=9.0)
+    assert settled.validate_every == 18  # 2 s of 20 s.
+    validations = settled.num_steps // settled.validate_every + 1
+    assert 90 < timing.spent_s + settled.num_steps + 2.0 * validations <= 100
+
+
+def test_budget_larger_than_needed_changes_nothing(tmp_path):
+    timing = Timing(step_s=0.01, validation_s=0.001, spent_s=1.0)
+    settled = plan(tmp_path, timing, budget_s=100.0)
+    assert (settled.num_steps, settled.validate_every) == (100, 10)
+
+
+def test_budget_too_small_still_trains(tmp_path):
+    assert plan(tmp_path, Timing(1.0, 1.0, 50.0), budget_s=10.0).num_steps == 1
+
+
+def test_the_stored_plan_wins_over_the_clock(tmp_path):
+    first = plan(tmp_path, Timing(1.0, 2.0, 20.0), budget_s=100.0, num_epochs=9.0)
+    assert plan(tmp_path, Timing(9.0, 9.0, 9.0), budget_s=100.0, num_epochs=9.0) == first
+
+
+def test_another_config_is_refused(tmp_path):
+    plan(tmp_path, num_steps=7)
+    with pytest.raises(InputError, match=r"plan.num_steps: 7 -> 8"):
+        plan(tmp_path, num_steps=8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_steps": 0}, "num_steps 0 must be >= 1"),
+        ({"num_epochs": 0.0}, "num_epochs 0.0, validate_epochs 0.1 must be > 0"),
+        ({"budget_s": -1.0}, "budget_s -1.0 must be > 0"),
+        ({"validation_share": 1.0}, "validation_share 1.0 must be in"),
+    ],
+)
+def test_bad_values_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        PlanConfig(**fields)
