@@ -17,14 +17,17 @@ STAGE = "stage.json"  # Written by `star run` beside the manifest; no part of th
 _META = ".meta.json"
 _CHUNK_BYTES = 1 << 20
 
-_MADE_BY = {
+_MADE_BY = {  # Kinds, and the names of folders in the working directory that differ from them.
     "tables": "star import",
     "text_tokens": "star train-text",
     "text_model": "star train-text",
+    "text": "star train-text",
     "text_embeddings": "star export-text",
     "graph": "star build-graph",
     "graph_model": "star train-graph",
+    "graph_only_model": "star run",
     "graph_embeddings": "star export-graph",
+    "graph_only_embeddings": "star run",
     "evaluation": "star evaluate",
     "report": "star report",
 }
@@ -88,12 +91,9 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
     Raises:
       InputError: No complete artefact of that kind is here.
     """
-    made_by = f"run `{_MADE_BY[kind]}` first" if kind in _MADE_BY else f"needed a {kind} artefact"
-    if not (folder / MANIFEST).is_file():
-        raise InputError(f"{folder} is not a complete {kind} artefact; {made_by}")
     manifest = _read(folder)
     if manifest.kind != kind:
-        raise InputError(f"{folder} holds {manifest.kind}, needed {kind}; {made_by}")
+        raise InputError(f"{folder} holds {manifest.kind}, needed {kind}; {_remedy(kind)}")
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -151,10 +151,14 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def _remedy(name: str) -> str:
+    return f"run `{_MADE_BY[name]}` first" if name in _MADE_BY else f"{MANIFEST} is missing"
+
+
 def _read(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
-        raise InputError(f"{folder} is not a complete artefact: {MANIFEST} is missing")
+        raise InputError(f"{folder} is not a complete artefact; {_remedy(folder.name)}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Manifest(content["kind"], content["meta"], content["files"])

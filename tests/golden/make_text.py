@@ -13,6 +13,7 @@ texts.json                  what was encoded
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 # torch and what stands on it are no dependency of star_jax.
 import numpy as np
@@ -65,7 +66,7 @@ def tiny_mistral(folder: Path) -> None:
         sliding_window=5,
         max_position_embeddings=64,
         rms_norm_eps=1e-5,
-        rope_theta=100.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
     )
     model = randomise(MistralModel(config))
     model.save_pretrained(folder, max_shard_size="20KB")
@@ -101,13 +102,15 @@ def tiny_bert(folder: Path) -> None:
     model = randomise(BertModel(config, add_pooling_layer=False))
     model.save_pretrained(folder)
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    words = (WORDS + " [ ] sep the and are words token").split()
+    letters = sorted({letter for word in words for letter in word})
+    # No trainer: its ties are broken anew in every run.
+    vocabulary = [*specials, *letters, *(f"##{letter}" for letter in letters), *words]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = tokenizer_trainers.WordPieceTrainer(
-        vocab_size=100, special_tokens=specials, show_progress=False
-    )
-    tokenizer.train_from_iterator([WORDS + " [ ] sep cls the and are words token"] * 3, trainer)
+    tokenizer.add_special_tokens(specials)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -120,7 +123,7 @@ def tiny_bert(folder: Path) -> None:
 def real_minilm(folder: Path) -> None:
     """Embeddings under two limits, and ids."""
     model = SentenceTransformer(str(folder), device="cpu")
-    vectors = {}
+    vectors: dict[str, Any] = {}
     for limit in (256, 512):
         model.max_seq_length = limit
         vectors[f"vectors_{limit}"] = model.encode(TEXTS, normalize_embeddings=True)
@@ -143,7 +146,7 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def save(path: Path, model: torch.nn.Module, blocks: str, rows: dict[str, np.ndarray]) -> None:
+def save(path: Path, model: torch.nn.Module, blocks: str, rows: dict[str, Any]) -> None:
     """States of right-padded random tokens: the embedding's, each block's, the model's."""
     lengths = np.array([12, 7, 1])
     mask = np.arange(12)[None] < lengths[:, None]
@@ -170,7 +173,7 @@ def save(path: Path, model: torch.nn.Module, blocks: str, rows: dict[str, np.nda
     )
 
 
-def ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, np.ndarray]:
+def ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Ids of all texts, user text never read as a special token; no truncation."""
     rows = {}
     for i, text in enumerate(TEXTS + LITERALS):

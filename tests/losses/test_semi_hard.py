@@ -2,6 +2,7 @@
 
 import math
 from itertools import product
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,11 @@ import pytest
 from star_jax.losses.semi_hard import Component, Rows, SemiHardConfig, semi_hard_loss
 
 B, E = 12, 5
+
+
+def host(cls: Any, *values: Any, **named: Any) -> Any:
+    """A NamedTuple of device arrays, holding those of the host."""
+    return cls(*values, **named)
 
 
 def unit(array):
@@ -25,9 +31,11 @@ def make(seed, spread=1.0):
     vectors[1][3] = vectors[1][7]  # A tie.
     present = [np.ones(B, bool), rng.random(B) < 0.9, rng.random(B) < 0.6]
     components = [
-        Component(np.where(p[:, None], v, 0.0), p) for v, p in zip(vectors, present, strict=True)
+        host(Component, np.where(p[:, None], v, 0.0), p)
+        for v, p in zip(vectors, present, strict=True)
     ]
-    rows = Rows(
+    rows = host(
+        Rows,
         label=(rng.random(B) < 0.6).astype(np.float32),
         mask=rng.random(B) < 0.85,
         sender=rng.integers(0, 7, B).astype(np.int32),
@@ -47,7 +55,7 @@ def combined(components, how):
             continue
         vector = np.sum(there, axis=0) if how == "mean" else np.max(there, axis=0)
         vectors.append(vector / np.linalg.norm(vector))
-    return [Component(np.array(vectors), np.array(present))]
+    return [host(Component, np.array(vectors), np.array(present))]
 
 
 def by_definition(document, components, rows, config, num_rows=B):
@@ -106,7 +114,7 @@ CONFIGS = [
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_is_its_definition(config):
-    loss = jax.jit(lambda *batch: semi_hard_loss(*batch, config))
+    loss = jax.jit(lambda d, c, r: semi_hard_loss(d, c, r, config))
     counts = []
     for seed in range(12):
         batch = make(seed, spread=0.3 if seed % 2 else 1.0)
@@ -120,8 +128,9 @@ def test_is_its_definition(config):
 
 def simple(vectors, *, label=None, sender=None, receiver=None):
     size = len(vectors)
-    document = Component(vectors, np.ones(size, bool))
-    rows = Rows(
+    document = host(Component, vectors, np.ones(size, bool))
+    rows = host(
+        Rows,
         np.ones(size, np.float32) if label is None else np.asarray(label, np.float32),
         np.ones(size, bool),
         np.arange(size, dtype=np.int32) if sender is None else np.asarray(sender, np.int32),
@@ -142,7 +151,7 @@ def test_identical_vectors_and_single_rows_give_zero_and_finite_gradients(size):
 
     def loss(d, q):
         request = Component(q, document.present)
-        return semi_hard_loss(Component(d, document.present), (request,), rows, CONFIG).loss
+        return semi_hard_loss(host(Component, d, document.present), (request,), rows, CONFIG).loss
 
     rows = jax.tree.map(jnp.asarray, rows)
     document = jax.tree.map(jnp.asarray, document)
@@ -157,8 +166,8 @@ def test_gradients_reach_document_and_both_components():
     config = SemiHardConfig(temperature=0.2)
 
     def loss(d, p, r):
-        components = (Component(p, profile.present), Component(r, resume.present))
-        return semi_hard_loss(Component(d, document.present), components, rows, config).loss
+        components = (host(Component, p, profile.present), host(Component, r, resume.present))
+        return semi_hard_loss(host(Component, d, document.present), components, rows, config).loss
 
     document, profile, resume, rows = jax.tree.map(jnp.asarray, (document, profile, resume, rows))
     arrays = [np.asarray(c.vector, np.float32) for c in (document, profile, resume)]
@@ -168,13 +177,13 @@ def test_gradients_reach_document_and_both_components():
         # Central difference of the definition along a random direction.
         direction = np.random.default_rng(which).normal(size=arrays[which].shape)
         step = 1e-5
-        shifted = [[*arrays], [*arrays]]
-        shifted[0][which] = arrays[which].astype(np.float64) + step * direction
-        shifted[1][which] = arrays[which].astype(np.float64) - step * direction
+        shifted = [[array.astype(np.float64) for array in arrays] for _ in range(2)]
+        shifted[0][which] += step * direction
+        shifted[1][which] -= step * direction
         ends = [
             by_definition(
-                Component(d, document.present),
-                (Component(p, profile.present), Component(r, resume.present)),
+                host(Component, d, document.present),
+                (host(Component, p, profile.present), host(Component, r, resume.present)),
                 rows,
                 config,
             )[0]
@@ -193,7 +202,7 @@ def test_similarities_are_float32_under_bfloat16():
     def widened(component):
         return Component(jnp.asarray(narrow(component).vector, jnp.float32), component.present)
 
-    loss = jax.jit(lambda *batch: semi_hard_loss(*batch, CONFIG).loss)
+    loss = jax.jit(lambda d, c, r: semi_hard_loss(d, c, r, CONFIG).loss)
     got = loss(narrow(document), tuple(narrow(c) for c in components), rows)
     expected = loss(widened(document), tuple(widened(c) for c in components), rows)
     assert got.dtype == jnp.float32
@@ -213,8 +222,8 @@ def test_similarities_are_float32_under_bfloat16():
 def test_who_may_be_a_negative(change, valid):
     vectors = np.eye(2, dtype=np.float32)
     document, rows = simple(vectors, **change)
-    components = (Component(vectors, document.present),)
-    got = jax.jit(lambda *batch: semi_hard_loss(*batch, CONFIG))(document, components, rows)
+    components = (host(Component, vectors, document.present),)
+    got = jax.jit(lambda d, c, r: semi_hard_loss(d, c, r, CONFIG))(document, components, rows)
     anchors = int(np.sum(rows.label)) if valid else 0
     assert got.num_anchors == anchors
 

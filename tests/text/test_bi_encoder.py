@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from star_jax.losses.semi_hard import SemiHardConfig
+from star_jax.losses.semi_hard import Component, SemiHardConfig
 from star_jax.text.bi_encoder import (
     ObjectiveConfig,
     TextBatch,
@@ -25,11 +25,13 @@ from star_jax.text.bi_encoder import (
 from star_jax.text.lora import LoraConfig
 from star_jax.text.scorer import PairScorer, ScorerConfig
 from star_jax.text.tower import TowerConfig
-from tests.losses.test_semi_hard import by_definition
+from tests.losses.test_semi_hard import by_definition, host
 
 TOWER = TowerConfig(base="random")
 OBJECTIVE = ObjectiveConfig(
-    contrastive_weight=0.5, positive_weight=2.0, semi_hard=SemiHardConfig(temperature=0.2)
+    contrastive_weight=0.5,
+    positive_weight=2.0,
+    semi_hard=SemiHardConfig(temperature=0.2, fallback="hardest"),
 )
 E = 32
 
@@ -39,7 +41,7 @@ loss = jax.jit(bi_encoder_loss, static_argnums=2)
 LORA = LoraConfig(rank=2)
 
 
-def make(lora=LORA, tower=TOWER, objective=OBJECTIVE):
+def make(lora: LoraConfig | None = LORA, tower=TOWER, objective=OBJECTIVE):
     model = build_bi_encoder(tower, ScorerConfig(hidden=(8,)), objective, lora)
     variables = init_variables(model, tower, jax.random.key(0))
     if lora is not None:  # As after a step.
@@ -50,12 +52,13 @@ def make(lora=LORA, tower=TOWER, objective=OBJECTIVE):
 def tokens(rng, num_texts, length):
     lengths = rng.integers(2, length + 1, num_texts)
     mask = np.arange(length)[None] < lengths[:, None]
-    return Tokens(rng.integers(3, 259, mask.shape).astype(np.int32), mask)
+    return host(Tokens, rng.integers(3, 259, mask.shape).astype(np.int32), mask)
 
 
 def make_batch():
     rng = np.random.default_rng(0)
-    return TextBatch(
+    return host(
+        TextBatch,
         texts=(tokens(rng, 5, 7), tokens(rng, 4, 11)),  # Rows 0 to 4, and 5 to 8.
         document=np.array([0, 1, 5, 6, 0, 1], np.int32),
         profile=np.array([2, 2, 3, 3, 7, -1], np.int32),
@@ -95,10 +98,11 @@ def test_scorer_is_its_definition(hidden):
     has_resume = np.array([True, True, False, True, False])
     has_profile = np.array([True, False, True, True, False])
     scorer = PairScorer(ScorerConfig(hidden=hidden))
-    inputs = (*vectors, has_resume, has_profile)
+    document, profile, resume = vectors
+    inputs = (document, profile, resume, has_resume, has_profile)
     params = jax.jit(scorer.init)(jax.random.key(0), *inputs)["params"]
     got = jax.jit(scorer.apply)({"params": params}, *inputs)
-    expected = logits_by_definition(params, *vectors, has_profile, has_resume)
+    expected = logits_by_definition(params, document, profile, resume, has_profile, has_resume)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     sizes = [2 * E + 2, *hidden, 1]
     count = sum(m * n + n for m, n in itertools.pairwise(sizes))
@@ -122,14 +126,9 @@ def test_loss_is_its_definition():
     weight = np.where(batch.label == 1, 2.0, 1.0)
     sign = np.where(batch.label == 1, 1.0, -1.0)
     bce = np.average(np.log1p(np.exp(-sign * logits)), weights=weight)
-
-    class Component:
-        def __init__(self, vector, present):
-            self.vector, self.present = vector, present
-
     contrastive, num_anchors = by_definition(
-        Component(document, np.ones(6, bool)),
-        [Component(profile, has_profile), Component(resume, has_resume)],
+        host(Component, document, np.ones(6, bool)),
+        [host(Component, profile, has_profile), host(Component, resume, has_resume)],
         batch,
         OBJECTIVE.semi_hard,
         num_rows=6,
@@ -151,12 +150,13 @@ def test_padding_rows_and_texts_change_nothing():
     def more(texts, num_rows):
         size = ((0, num_rows), (0, 3))
         tokens = np.pad(texts.tokens, size, constant_values=77)
-        return Tokens(tokens, np.pad(texts.mask, size))
+        return host(Tokens, tokens, np.pad(texts.mask, size))
 
     def rows(array, value):
         return np.concatenate([array, np.full(2, value, array.dtype)])
 
-    padded = TextBatch(
+    padded = host(
+        TextBatch,
         texts=(more(batch.texts[0], 0), more(batch.texts[1], 2)),
         document=rows(batch.document, 1),
         profile=rows(batch.profile, 2),
@@ -182,11 +182,8 @@ def test_padding_rows_and_texts_change_nothing():
 def test_tables_are_one_list_of_texts():
     model, variables = make()
     batch = make_batch()
-    first, second = batch.texts
-    short = Tokens(np.pad(first.tokens, ((0, 0), (0, 4))), np.pad(first.mask, ((0, 0), (0, 4))))
-    together = Tokens(*(np.concatenate(pair) for pair in zip(short, second, strict=True)))
     np.testing.assert_allclose(
-        loss(variables, batch._replace(texts=(together,)), model, None)[0],
+        loss(variables, one_table(batch), model, None)[0],
         loss(variables, batch, model, None)[0],
         rtol=1e-5,
     )
@@ -250,15 +247,18 @@ def test_modes_train_their_collections_in_float32(mode, names):
     assert not set(trainable) & set(frozen)
     assert {leaf.dtype for leaf in jax.tree.leaves(trainable)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(frozen)} <= {jnp.dtype("bfloat16")}
-    grad = jax.jit(
-        jax.grad(lambda t, f: bi_encoder_loss({**f, **t}, make_batch_jax(), model, None)[0])
-    )
-    for name, tree in grad(trainable, frozen).items():
+    batch = one_table(make_batch())
+    grad = jax.jit(jax.grad(lambda t, f, b: bi_encoder_loss({**f, **t}, b, model, None)[0]))
+    for name, tree in grad(trainable, frozen, batch).items():
         assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(tree)), name
 
 
-def make_batch_jax():
-    return jax.tree.map(jnp.asarray, make_batch())
+def one_table(batch):
+    """The same batch with all texts in one table."""
+    first, second = batch.texts
+    size = ((0, 0), (0, second.tokens.shape[1] - first.tokens.shape[1]))
+    rows = zip(host(Tokens, *(np.pad(array, size) for array in first)), second, strict=True)
+    return batch._replace(texts=(host(Tokens, *(np.concatenate(pair) for pair in rows)),))
 
 
 @pytest.mark.parametrize(("mode", "lora"), [("lora", None), ("full", LoraConfig(rank=2))])

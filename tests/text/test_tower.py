@@ -1,6 +1,7 @@
 """Towers against transformers' states and poolings written out in numpy."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from star_jax.config import InputError
 from star_jax.text.bert import BertEncoder
 from star_jax.text.families import BertShape, MistralShape, TokenLimits, read_shape
 from star_jax.text.mistral import MistralEncoder
-from star_jax.text.pooling import PoolingConfig
+from star_jax.text.pooling import Layers, PoolingConfig, Token
 from star_jax.text.tower import (
     TextTower,
     TowerConfig,
@@ -40,7 +41,11 @@ def load(name, **changes):
 
 
 def encode(tower, params, tokens, mask):
-    return jax.jit(lambda p, t, m: tower.apply({"params": p}, t, m))(params, tokens, mask)
+    return jax.jit(lambda p, t, m: apply(tower, p, t, m))(params, tokens, mask)
+
+
+def apply(tower, params, tokens, mask) -> Any:
+    return tower.apply({"params": params}, tokens, mask)
 
 
 def test_states_are_those_of_transformers(family):
@@ -91,18 +96,19 @@ def pooled_by_definition(golden, pooling):
     return np.array(vectors)
 
 
+CHOICES: list[tuple[Token, Layers, bool, bool]] = [
+    ("last", "all", False, True),
+    ("last", "last", False, True),
+    ("mean", "last", False, True),
+    ("mean", "all", True, True),
+    ("weighted_mean", "last", False, False),
+    ("weighted_mean", (0, 2), True, True),
+    ("last", (1, 3), False, False),
+    ("last", (3, 0), False, True),
+]
 POOLINGS = [
     PoolingConfig(token=token, layers=layers, norm_each_layer=norm, final_norm_on_last=final)
-    for token, layers, norm, final in (
-        ("last", "all", False, True),
-        ("last", "last", False, True),
-        ("mean", "last", False, True),
-        ("mean", "all", True, True),
-        ("weighted_mean", "last", False, False),
-        ("weighted_mean", (0, 2), True, True),
-        ("last", (1, 3), False, False),
-        ("last", (3, 0), False, True),
-    )
+    for token, layers, norm, final in CHOICES
 ]
 
 
@@ -147,9 +153,7 @@ def test_padding_changes_nothing(family):
     got = encode(tower, params, tokens, mask)
     np.testing.assert_allclose(got[:3], expected, atol=1e-5)
     np.testing.assert_array_equal(got[3], 0.0)
-    grads = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(tower.apply({"params": p}, tokens, mask)))))(
-        params
-    )
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(apply(tower, p, tokens, mask)))))(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
     # The fourth row, all padding, adds nothing to them.
     embedded = grads["encoder"]["embed"]["embedding"]
@@ -165,10 +169,11 @@ def test_remat_changes_memory_and_nothing_else(family):
         tower, params = load(family, remat=remat)
 
         def loss(p, tower=tower):
-            return jnp.sum(jnp.sin(tower.apply({"params": p}, tokens, mask)))
+            return jnp.sum(jnp.sin(apply(tower, p, tokens, mask)))
 
         compiled = jax.jit(jax.grad(loss)).lower(params).compile()
-        temporary_bytes[remat] = compiled.memory_analysis().temp_size_in_bytes
+        analysis: Any = compiled.memory_analysis()
+        temporary_bytes[remat] = analysis.temp_size_in_bytes
         grads[remat] = compiled(params)
     for remat in ("dots", "full"):
         jax.tree.map(

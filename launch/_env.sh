@@ -1,0 +1,126 @@
+# Sourced by the other scripts: the virtual environment at the repository's root, and how to say
+# that something is wrong.
+# shellcheck shell=bash
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=$ROOT/.venv
+PYTHON=$VENV/bin/python
+DRY_RUN=${DRY_RUN:-false}
+
+fail() {
+  printf 'star: error: %s\n' "$*" >&2
+  exit 2
+}
+
+# Runs a command, or prints it under --dry-run.
+run() {
+  if [[ $DRY_RUN == true ]]; then
+    printf '%q ' "$@"
+    printf '\n'
+  else
+    "$@"
+  fi
+}
+
+has_uv() {
+  uv --version >/dev/null 2>&1 # A pyenv shim may exist and not work.
+}
+
+# Prints the path of a Python of 3.11 or newer.
+find_python() {
+  local name
+  for name in python3 python3.13 python3.12 python3.11; do
+    "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11) or print(sys.executable))' \
+      2>/dev/null && return
+  done
+  fail "no Python of 3.11 or newer is on the PATH; on Debian or Ubuntu: apt-get install python3 python3-venv"
+}
+
+make_venv() {
+  local python
+  [[ -e $VENV ]] && [[ ! -x $PYTHON ]] && fail "$VENV holds no working Python; remove it"
+  [[ -x $PYTHON ]] && return
+  python=$(find_python)
+  if has_uv; then
+    run uv venv --quiet --python "$python" "$VENV"
+    return
+  fi
+  if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    fail "$python has no venv module; on Debian or Ubuntu: apt-get install $("$python" -c \
+      'import sys; print("python3.%d-venv" % sys.version_info[1])')"
+  fi
+  run "$python" -m venv "$VENV"
+}
+
+# Installs into the environment, by uv where it is present, else by pip.
+install() {
+  if has_uv; then
+    run uv pip install --quiet --python "$PYTHON" "$@"
+  elif [[ $DRY_RUN == true ]] || "$PYTHON" -m pip --version >/dev/null 2>&1; then
+    run "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"
+  else
+    fail "$VENV has no pip (uv made it, and uv is gone); remove it"
+  fi
+}
+
+# install_locked LOCK: makes the environment and installs a lock with hashes and star_jax itself.
+# Does nothing when that was done before.
+install_locked() {
+  local lock=$ROOT/$1 stamp=$VENV/.installed-$1 content
+  content=$(cat "$lock" "$ROOT/pyproject.toml" | sha256sum)
+  make_venv
+  [[ -f $stamp ]] && [[ $(<"$stamp") == "$content" ]] && return
+  [[ $DRY_RUN == true ]] || printf 'installing %s into %s\n' "$1" "$VENV" >&2
+  install --require-hashes -r "$lock"
+  install --no-deps --no-build-isolation --editable "$ROOT"
+  [[ $DRY_RUN == true ]] || printf '%s\n' "$content" >"$stamp"
+}
+
+# install_beside LOCK ARGS...: installs more, at the lock's versions where it names one.
+install_beside() {
+  local lock=$ROOT/$1 constraints=$VENV/.constraints.txt
+  shift
+  [[ $DRY_RUN == true ]] || sed -nE 's/^([A-Za-z0-9_.-]+==[^\\]*).*/\1/p' "$lock" >"$constraints"
+  install --constraint "$constraints" "$@"
+}
+
+# launch REQUIREMENTS ARGS...: what the launchers of accelerators share. Reads
+# `CONFIG [--workdir W] [--dry-run] [--a.b value ...]`, installs, and runs or resumes CONFIG.
+launch() {
+  local requirements=$1 config='' workdir='' rest=()
+  shift
+  while (($#)); do
+    case $1 in
+      --dry-run) DRY_RUN=true ;;
+      --workdir)
+        (($# > 1)) || fail "--workdir needs a folder"
+        workdir=$2
+        shift
+        ;;
+      --workdir=*) workdir=${1#*=} ;;
+      *) if [[ -z $config && $1 != --* ]]; then config=$1; else rest+=("$1"); fi ;;
+    esac
+    shift
+  done
+  [[ -n $config ]] || fail "CONFIG is missing: $0 CONFIG [--workdir W] [--dry-run] [--a.b value ...]"
+  [[ -f $config ]] || fail "config $config does not exist"
+  workdir=${workdir:-$ROOT/runs/$(basename "$config" .py)}
+
+  install_locked requirements.lock
+  install_beside requirements.lock -r "$ROOT/$requirements"
+  run "$VENV/bin/star" run "$config" --workdir "$workdir" ${rest[@]+"${rest[@]}"}
+}
+
+# add_flag VARIABLE FLAG: appends to what the caller has already set.
+add_flag() {
+  printf -v "$1" '%s' "${!1:+${!1} }$2"
+  export "${1?}"
+}
+
+# show_environment VARIABLE...
+show_environment() {
+  local name
+  for name in "$@"; do
+    printf '%s=%q\n' "$name" "${!name}"
+  done
+}

@@ -1,0 +1,225 @@
+"""The command line: `star COMMAND CONFIG --workdir DIR [--a.b value ...]`. Arguments only."""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, get_type_hints
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from star_jax import __version__
+from star_jax.config import InputError, fields, load_config, override
+
+
+class Command(NamedTuple):
+    """One subcommand: the job module that does it and what it says about itself."""
+
+    module: str
+    reads: str
+    writes: str
+    help: str
+
+
+COMMANDS = {
+    "import": Command(
+        "import_tables", "your tables", "tables/", "check the input tables and bring them in"
+    ),
+    "train-text": Command("train_text", "tables/", "text/", "train the text towers and scorer"),
+    "export-text": Command(
+        "export_text", "tables/ text/", "text_embeddings/", "write a vector for every text"
+    ),
+    "build-graph": Command("build_graph", "tables/", "graph/", "build the memory-mapped graph"),
+    "train-graph": Command(
+        "train_graph",
+        "tables/ graph/ text_embeddings/",
+        "graph_model/",
+        "train the graph encoder and decoders",
+    ),
+    "export-graph": Command(
+        "export_graph",
+        "tables/ graph/ text_embeddings/ graph_model/",
+        "graph_embeddings/",
+        "write a vector for every node",
+    ),
+    "evaluate": Command(
+        "evaluate", "all of the above", "evaluation/", "score the fixed pairs with every model"
+    ),
+    "report": Command(
+        "report", "evaluation/", "report/", "write metrics.json and a page with figures"
+    ),
+    "run": Command(
+        "run",
+        "your tables",
+        "all of the above",
+        "all stages in order: unchanged ones are skipped, an interrupted one is resumed",
+    ),
+}
+
+_EPILOG = """\
+examples:
+  star run configs/run/quickstart.py --workdir runs/market
+  star run configs/run/quickstart.py --workdir runs/mine --tables.source data/mine
+  star train-text configs/text/tiny.py --workdir runs/market --plan.num_steps 20
+
+  star COMMAND --help          what a command reads and writes
+  star COMMAND CONFIG --help   every field of that config with its value
+
+CONFIG is a Python file whose get_config() returns the config. Given the config of a whole run,
+a single command takes its own part of it. Exit code 2: what was given is wrong, in one line.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, without the usage in front."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except (InputError, OSError) as error:
+        print(f"star: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("star: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _run(argv: list[str]) -> int:
+    parser = _parser()
+    wants_help = any(arg in ("-h", "--help") for arg in argv[2:])
+    known = [arg for i, arg in enumerate(argv) if i < 2 or arg not in ("-h", "--help")]
+    args, overrides = parser.parse_known_args(known)
+    if wants_help:
+        config = override(load_config(args.config), overrides)
+        print(f"fields of {args.config}, each an option of `star {args.command}`:\n")
+        for path, value in fields(config).items():
+            print(f"  --{path} {_shown(value)}")
+        return 0
+    if args.workdir is None:
+        raise InputError(f"--workdir is missing; see `star {args.command} --help`")
+    config = override(load_config(args.config), overrides)
+    _log_to_terminal()
+    job = importlib.import_module(f"star_jax.jobs.{COMMANDS[args.command].module}")
+    job.run(_part(config, get_type_hints(job.run)["config"], args), args.workdir)
+    if args.command in ("report", "run"):
+        _print_results(args.workdir)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    listed = "\n".join(f"  {name:<14}{command.help}" for name, command in COMMANDS.items())
+    parser = _Parser(
+        prog="star",
+        description="Text and graph embeddings of a two-sided marketplace, from tables to report.",
+        usage="star COMMAND CONFIG --workdir DIR [--a.b value ...]",
+        epilog=f"commands:\n{listed}\n\n{_EPILOG}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"star_jax {__version__}")
+    subparsers = parser.add_subparsers(
+        dest="command", prog="star", metavar="COMMAND", required=True, help="one of those below"
+    )
+    for name, command in COMMANDS.items():
+        sub = subparsers.add_parser(
+            name,
+            usage=f"star {name} CONFIG --workdir DIR [--a.b value ...]",
+            description=f"{command.help[0].upper()}{command.help[1:]}.\n\n"
+            f"reads   {command.reads}\nwrites  {command.writes}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        sub.add_argument(
+            "config", metavar="CONFIG", type=Path, help="Python file with get_config()"
+        )
+        sub.add_argument("--workdir", metavar="DIR", type=Path, help="folder of all artefacts")
+        sub.add_argument_group(
+            "overrides",
+            "--a.b value sets the field b of the group a; `--help` after CONFIG lists them all",
+        )
+    return parser
+
+
+def _part(config: Any, needed: type, args: argparse.Namespace) -> Any:
+    """The config itself, or the field of it that is the command's own config."""
+    if isinstance(config, needed):
+        return config
+    parts = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    own = [part for part in parts if isinstance(part, needed)]
+    if not own:
+        raise InputError(
+            f"config {args.config} returns {type(config).__name__}, "
+            f"needed {needed.__name__} by `star {args.command}`"
+        )
+    return own[0]
+
+
+def _log_to_terminal() -> None:
+    """Colours and short times on a terminal; whole lines in a file. Replaces libraries' own."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%X"))
+    if sys.stderr.isatty():
+        handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%X")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("star_jax").setLevel(logging.INFO)
+
+
+def _print_results(workdir: Path) -> None:
+    """Metrics beside the references, seconds by stage, and the path of the metrics."""
+    path = workdir / "report" / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    columns = metrics["models"] | metrics["references"]
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    rows = [
+        [name, *(_figure(column.get(name)) for column in columns.values())]
+        for name in names
+        if any(isinstance(column.get(name), float) for column in columns.values())
+    ]
+    print(f"\n{metrics['dataset']}, test split\n")
+    _print_table([["metric", *columns], *rows])
+    # Not before it is needed: `star --help` must not wait for plotting and arrays.
+    stages = importlib.import_module("star_jax.pipeline.report.content").read_stages(workdir)
+    if stages:
+        print()
+        _print_table([["stage", "seconds"], *([s.name, f"{s.seconds:.1f}"] for s in stages)])
+    print(f"\n{(workdir / 'report' / 'index.html').resolve()}")
+    print(path.resolve())
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    """Columns by width, the first one to the left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        first, *others = (
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        print("  ".join([first, *others]).rstrip())
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(str(item) for item in value)
+    return str(value)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    return " ".join(str(error).split())

@@ -1,0 +1,1 @@
+"""The graph half: store, samplers, padded batches, encoder, decoders."""

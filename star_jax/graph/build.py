@@ -1,0 +1,166 @@
+"""Builds the graph artefact from import's tables: adjacency, features, text versions, ids."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import duckdb
+
+from star_jax import artefacts
+from star_jax.config import InputError, to_json
+from star_jax.graph.build_edges import build_adjacency, check_edges
+from star_jax.graph.build_nodes import build_nodes, build_texts
+from star_jax.graph.schema import GraphSchema
+from star_jax.graph.sorting import one_row, session, table_sql
+from star_jax.graph.store import GraphMeta
+
+_DAY_S = 86400.0
+_AGES = 1000.0  # Without a natural unit, the training events span this many.
+_PROFILE = "profile"
+_log = logging.getLogger(__name__)
+
+
+class GraphTables(NamedTuple):
+    """Parquet files of `star import`, by node type and by edge key; not every type has texts."""
+
+    nodes: dict[str, Path]
+    edges: dict[str, Path]
+    texts: dict[str, Path]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How to build.
+
+    Attributes:
+      memory_limit_gib: For sorting; beyond it DuckDB spills to the output's disk.
+      num_threads: For sorting.
+      age_unit: Time that counts as 1 inside log(1 + age / unit), in the tables' unit. None: a
+        day, or a thousandth of the span of training events where times are ordinals.
+      text_kinds: Node type -> kind of its texts to read. Types with several kinds that are not
+        named read "profile", or else the kind with the most texts.
+    """
+
+    memory_limit_gib: float = 2.0
+    num_threads: int = 2
+    age_unit: float | None = None
+    text_kinds: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.memory_limit_gib < 0.1:
+            raise ValueError(f"memory_limit_gib is {self.memory_limit_gib}, needed at least 0.1")
+        if self.num_threads < 1:
+            raise ValueError(f"num_threads is {self.num_threads}, needed at least 1")
+        if self.age_unit is not None and not self.age_unit > 0:
+            raise ValueError(f"age_unit is {self.age_unit}, needed above 0")
+
+
+def build(
+    output: Path, schema: GraphSchema, tables: GraphTables, time_unit: str, options: BuildOptions
+) -> GraphMeta:
+    """Fills an empty folder with a graph and sets its meta data.
+
+    Args:
+      output: Inside `artefacts.writing`.
+      schema: Node and edge types; the tables must have their columns.
+      tables: Where the tables are.
+      time_unit: "unix_s" or "ordinal".
+      options: How to build.
+
+    Raises:
+      InputError: A table contradicts the schema, or a limit is too low.
+    """
+    with (
+        TemporaryDirectory(dir=output, prefix=".scratch-") as scratch,
+        session(Path(scratch), options.memory_limit_gib, options.num_threads) as connection,
+    ):
+        for edge in schema.edges:
+            check_edges(connection, tables.edges[edge.key], edge, schema)
+        train_end, train_span = _training_times(connection, tables)
+        dense_stats = {
+            name: build_nodes(output / "nodes" / name, tables.nodes[name], name, node, train_end)
+            for name, node in schema.nodes.items()
+        }
+        text_kind = {
+            name: _text_kind(connection, name, path, options.text_kinds)
+            for name, path in tables.texts.items()
+        }
+        num_texts = {
+            name: build_texts(
+                connection,
+                output / "nodes" / name / "texts",
+                tables.texts[name],
+                kind,
+                schema.nodes[name].count,
+            )
+            for name, kind in text_kind.items()
+        }
+        sizes = [
+            build_adjacency(
+                connection, output / "edges" / name, name, schema, tables.edges, tables.nodes
+            )
+            for name in schema.nodes
+        ]
+    meta = GraphMeta(
+        version=_version(output, schema),
+        schema=schema,
+        time_unit=time_unit,
+        age_unit=options.age_unit or _age_unit(time_unit, train_span),
+        dense_stats=dense_stats,
+        text_kind=text_kind,
+        num_texts=num_texts,
+        num_edges={key: n for size in sizes for key, n in size.num_edges.items()},
+        wide_degree={key: n for size in sizes for key, n in size.wide_degree.items()},
+    )
+    artefacts.set_meta(output, json.loads(to_json(meta)))
+    return meta
+
+
+def _training_times(
+    connection: duckdb.DuckDBPyConnection, tables: GraphTables
+) -> tuple[int | None, int]:
+    """Time of the last training edge (None: none has a time) and the span from the first."""
+    if not tables.edges:
+        return None, 0
+    times = " UNION ALL ".join(
+        f"SELECT t FROM {table_sql(path)} WHERE split = 1" for path in tables.edges.values()
+    )
+    first, last = one_row(connection, f"SELECT min(t), max(t) FROM ({times})")
+    return last, 0 if last is None else last - first
+
+
+def _age_unit(time_unit: str, train_span: int) -> float:
+    return _DAY_S if time_unit == "unix_s" else max(1.0, train_span / _AGES)
+
+
+def _text_kind(
+    connection: duckdb.DuckDBPyConnection, node_type: str, path: Path, asked: dict[str, str]
+) -> str:
+    counts = connection.sql(
+        f"SELECT kind, count(*) AS n FROM {table_sql(path)} GROUP BY kind ORDER BY n DESC, kind"
+    ).fetchall()
+    kinds = [kind for kind, _ in counts]
+    if node_type in asked:
+        if asked[node_type] not in kinds:
+            raise InputError(
+                f"text_kinds.{node_type} is {asked[node_type]!r}, needed one of {sorted(kinds)}"
+            )
+        return asked[node_type]
+    if not kinds:
+        return node_type
+    chosen = _PROFILE if _PROFILE in kinds else kinds[0]
+    if len(kinds) > 1:
+        _log.info("texts of %s: the graph reads kind %r of %s", node_type, chosen, sorted(kinds))
+    return chosen
+
+
+def _version(output: Path, schema: GraphSchema) -> str:
+    """Digest of the schema and of every file."""
+    sha = hashlib.sha256(to_json(schema).encode())
+    for path in sorted(path for path in output.rglob("*") if path.is_file()):
+        sha.update(f"{path.relative_to(output).as_posix()} {artefacts.file_digest(path)}".encode())
+    return sha.hexdigest()

@@ -1,0 +1,162 @@
+"""The edge side of a graph: for every node type, all edges into it, node-major and by time."""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import duckdb
+import numpy as np
+
+from star_jax.config import InputError
+from star_jax.graph.arrays import ArrayFile, ColumnFiles, scratch_array
+from star_jax.graph.schema import EdgeType, GraphSchema
+from star_jax.graph.sorting import NO_TIME_SQL, batches, one_row, table_sql
+from star_jax.graph.store import NOT_REMOVED, TIMED_BIT
+
+_MAX_EDGES = 2**31 - 1
+_DTYPES = {
+    "sender": np.dtype(np.int32),
+    "time": np.dtype(np.int64),
+    "removed": np.dtype(np.int64),
+    "weight": np.dtype(np.float32),
+    "flags": np.dtype(np.uint8),
+}
+_ORDER = " ORDER BY receiver, relation, time, sender, removed, weight, flags"
+_CHUNK_NODES = 1 << 20
+_log = logging.getLogger(__name__)
+
+
+class AdjacencySizes(NamedTuple):
+    """Per edge key into one node type."""
+
+    num_edges: dict[str, int]
+    wide_degree: dict[str, int]  # 99th percentile of the degrees above zero; 0 without edges.
+
+
+def check_edges(
+    connection: duckdb.DuckDBPyConnection, table: Path, edge: EdgeType, schema: GraphSchema
+) -> None:
+    """Checks what the joins and the int32 indices rely on.
+
+    Raises:
+      InputError: An end, a split or a weight is out of range.
+    """
+    ends = " OR ".join(
+        f"{column} IS NULL OR {column} NOT BETWEEN 0 AND {schema.nodes[node_type].count - 1}"
+        for column, node_type in (("sender", edge.sender), ("receiver", edge.receiver))
+    )
+    wrong = {
+        "a sender or receiver outside its nodes": ends,
+        "a split other than 0 to 3": "split IS NULL OR split NOT BETWEEN 0 AND 3",
+        "a weight that is no finite number": "weight IS NULL OR NOT isfinite(weight)",
+    }
+    counts = ", ".join(f"count(*) FILTER ({test})" for test in wrong.values())
+    found = one_row(connection, f"SELECT {counts} FROM {table_sql(table)}")
+    for count, problem in zip(found, wrong, strict=True):
+        if count:
+            raise InputError(f"{table}: {count} edges have {problem}; run `star import`")
+
+
+def build_adjacency(
+    connection: duckdb.DuckDBPyConnection,
+    folder: Path,
+    receiver: str,
+    schema: GraphSchema,
+    edges: Mapping[str, Path],
+    nodes: Mapping[str, Path],
+) -> AdjacencySizes:
+    """Writes the arrays of `store.Adjacency` for one receiver type.
+
+    An edge counts from the later of its own time and its sender's creation, the two things that
+    must lie before an example's time; sorting by it makes the visible edges a prefix of the row,
+    and leaves the prefix alone whatever the future holds.
+    """
+    start = time.monotonic()
+    relations = schema.into(receiver)
+    queries = [
+        _relation_sql(j, relation, schema, edges, nodes) for j, relation in enumerate(relations)
+    ]
+    total, removable = 0, 0
+    if queries:
+        total, removable = one_row(
+            connection,
+            "SELECT count(*), count(*) FILTER (removed_t IS NOT NULL) FROM ("
+            + " UNION ALL ".join(
+                f"SELECT removed_t FROM {table_sql(_file(relation, schema, edges))}"
+                for relation in relations
+            )
+            + ")",
+        )
+    if total > _MAX_EDGES:
+        raise InputError(
+            f"{total} edges point to nodes of type {receiver!r}, needed at most {_MAX_EDGES} "
+            "(offsets are int32): import fewer relations or a shorter window"
+        )
+    dtypes = {n: d for n, d in _DTYPES.items() if removable or n != "removed"}
+    shape = (schema.nodes[receiver].count, len(relations))
+    folder.mkdir(parents=True)
+    scratch = folder / ".degrees"  # A file: four bytes per node and relation may be a lot.
+    degrees = scratch_array(scratch, np.dtype(np.int32), shape)
+    if not removable:
+        np.save(folder / "removed.npy", np.zeros(0, _DTYPES["removed"]))
+    with ColumnFiles(folder, dtypes, total) as files:
+        for columns in batches(connection, " UNION ALL ".join(queries) + _ORDER) if queries else ():
+            files.append(columns)
+            np.add.at(degrees, (columns["receiver"], columns["relation"]), 1)
+    _write_bounds(folder, degrees)
+    scratch.unlink(missing_ok=True)  # The map lives until the function ends.
+    seconds = time.monotonic() - start
+    _log.info("edges into %s: %d of %d relations, %.1f s", receiver, total, len(relations), seconds)
+    return AdjacencySizes(
+        {edge.key: int(degrees[:, j].sum(dtype=np.int64)) for j, edge in enumerate(relations)},
+        {edge.key: _wide_degree(degrees[:, j]) for j, edge in enumerate(relations)},
+    )
+
+
+def _relation_sql(
+    column: int,
+    relation: EdgeType,
+    schema: GraphSchema,
+    edges: Mapping[str, Path],
+    nodes: Mapping[str, Path],
+) -> str:
+    """Rows of one relation as the receiver sees them; a reverse relation swaps the ends."""
+    forward = relation in schema.edges
+    sender, receiver = ("sender", "receiver") if forward else ("receiver", "sender")
+    return (
+        f"SELECT e.{receiver} AS receiver, CAST({column} AS INTEGER) AS relation, "
+        f"e.{sender} AS sender, "
+        f"greatest(coalesce(e.t, {NO_TIME_SQL}), coalesce(n.t, {NO_TIME_SQL})) AS time, "
+        f"coalesce(e.removed_t, {NOT_REMOVED}) AS removed, e.weight AS weight, "
+        f"CAST(e.split + CASE WHEN e.t IS NULL THEN 0 ELSE {TIMED_BIT} END AS UTINYINT) AS flags "
+        f"FROM {table_sql(_file(relation, schema, edges))} e "
+        f"JOIN {table_sql(nodes[relation.sender])} n ON n.idx = e.{sender}"
+    )
+
+
+def _file(relation: EdgeType, schema: GraphSchema, edges: Mapping[str, Path]) -> Path:
+    return edges[(relation if relation in schema.edges else relation.reverse).key]
+
+
+def _write_bounds(folder: Path, degrees: np.ndarray) -> None:
+    """Running totals, row after row; the last bound of a node is the first of the next."""
+    num_nodes, num_relations = degrees.shape
+    shape = (num_nodes, num_relations + 1)
+    before = 0
+    with ArrayFile(folder / "bounds.npy", np.dtype(np.int32), shape) as file:
+        for first in range(0, num_nodes, _CHUNK_NODES):
+            chunk = degrees[first : first + _CHUNK_NODES]
+            bounds = np.zeros((len(chunk), num_relations + 1), np.int64)
+            if num_relations:
+                ends = before + np.cumsum(chunk.reshape(-1), dtype=np.int64).reshape(chunk.shape)
+                bounds[:, 1:] = ends
+                bounds[0, 0], bounds[1:, 0] = before, ends[:-1, -1]
+                before = int(ends[-1, -1])
+            file.append(bounds)
+
+
+def _wide_degree(degrees: np.ndarray) -> int:
+    positive = degrees[degrees > 0]
+    return int(np.quantile(positive, 0.99, method="higher")) if len(positive) else 0

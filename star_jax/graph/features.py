@@ -1,0 +1,95 @@
+"""The first layer: one linear slice per node type and feature, one bias per type (SPEC 3.2).
+
+h0 = sum_f W_{type,f} x_f + b_type. A slice has no bias of its own, so that adding or removing a
+feature changes the number of parameters by exactly its input width times the output width.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from star_jax.graph.batches import NodeTable
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureConfig:
+    """Which features enter, for all node types that have them."""
+
+    text: bool = True  # Vectors of `star export-text`; off for the model of the graph alone.
+    identity: bool = True  # One learned vector per node of an attribute type.
+    identity_types: tuple[str, ...] = ()  # Empty: every type that is no end of a task.
+    categorical: bool = True
+    dense: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeFeatures:
+    """The features of one node type, all sizes static.
+
+    Attributes:
+      node_type: Its name.
+      num_identities: Nodes with a learned vector; 0 for none.
+      text_size: Width of the text vectors; 0 for none.
+      cardinalities: Codes of every categorical column, 0 = missing included.
+      dense_size: Columns of numbers.
+    """
+
+    node_type: str
+    num_identities: int
+    text_size: int
+    cardinalities: tuple[int, ...]
+    dense_size: int
+
+
+class SliceLayer(nn.Module):
+    """Features of one node type to one row per node."""
+
+    features: NodeFeatures
+    dim: int
+
+    @nn.compact
+    def __call__(self, nodes: NodeTable) -> Float[Array, "R {self.dim}"]:
+        """Sums the slices; where a feature is missing the type's missing vector takes its place."""
+        sizes = self.features
+        scale = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+        hidden = jnp.broadcast_to(
+            self.param("bias", nn.initializers.zeros, (self.dim,)),
+            (nodes.node.shape[0], self.dim),
+        )
+        missing = self.param("missing", nn.initializers.zeros, (self.dim,))
+        if sizes.text_size:
+            kernel = self.param("text_kernel", scale, (sizes.text_size, self.dim))
+            # Unit vectors to entries of variance one, as the other features have.
+            projected = (nodes.texts * math.sqrt(sizes.text_size)) @ kernel
+            row = jnp.asarray(nodes.text_row)
+            hidden = hidden + jnp.where((row >= 0)[:, None], projected[row], missing[None])
+        if sizes.num_identities:
+            table = self.param(
+                "identity_embedding", nn.initializers.normal(1.0), (sizes.num_identities, self.dim)
+            )
+            hidden = hidden + table[nodes.node]
+        for column, cardinality in enumerate(sizes.cardinalities):
+            table = self.param(
+                f"categorical_{column}_embedding",
+                nn.initializers.normal(1.0),
+                (cardinality, self.dim),
+            )
+            hidden = hidden + table[nodes.categorical[:, column]]
+        if sizes.dense_size:
+            kernel = self.param("dense_kernel", scale, (sizes.dense_size, self.dim))
+            known = jnp.isfinite(nodes.dense)
+            hidden = hidden + jnp.where(known, nodes.dense, 0.0) @ kernel
+            some_missing = ~jnp.all(known, axis=1)
+            hidden = hidden + jnp.where(some_missing[:, None], missing[None], 0.0)
+        return hidden
+
+
+def text_of(nodes: NodeTable, num_rows: int) -> Float[Array, "{num_rows} E"]:
+    """The text vectors of the first rows as they came, zeros where a row has none."""
+    row = jnp.asarray(nodes.text_row)[:num_rows]
+    if not nodes.texts.size:
+        return jnp.zeros((num_rows, nodes.texts.shape[1]))
+    return jnp.where((row >= 0)[:, None], jnp.asarray(nodes.texts)[row], 0.0)

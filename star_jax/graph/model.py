@@ -1,0 +1,252 @@
+"""The link model: features, an encoder per role, a decoder per task; the loss over all tasks."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from star_jax import trees
+from star_jax.graph.batches import HostOrDevice, Neighbours, NodeTable, PairBatch, Subgraph
+from star_jax.graph.decoders import Decoder, DecoderConfig, SeedVectors
+from star_jax.graph.encoder import GraphEncoder, GraphEncoderConfig
+from star_jax.graph.features import FeatureConfig, NodeFeatures, SliceLayer
+from star_jax.graph.match import MatchEncoder, MatchLayout
+from star_jax.losses.bce import binary_cross_entropy
+from star_jax.shapes import PyTree
+
+Role = Literal["sender", "receiver"]
+
+_SHARDS = "shards"  # Name of the mapped axis over the devices' own subgraphs.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphModelConfig:
+    """The whole model."""
+
+    features: FeatureConfig = dataclasses.field(default_factory=FeatureConfig)
+    encoder: GraphEncoderConfig = dataclasses.field(default_factory=GraphEncoderConfig)
+    decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
+    kernel_l2: float = 1e-5  # Times the sum of squares of the encoders' kernels (Keras reading).
+
+
+@dataclasses.dataclass(frozen=True)
+class LinkTask:
+    """One link objective between two node types."""
+
+    name: str
+    sender: str
+    receiver: str
+
+
+class GraphBatch(NamedTuple):
+    """One step: every task's pairs. All arrays have a leading axis, one entry per device.
+
+    Each device has subgraphs of its own, so that indices never point into another's rows.
+    """
+
+    tasks: dict[str, PairBatch]
+    mask: Bool[HostOrDevice, "shards B"]  # The tasks' masks side by side.
+
+
+class GraphModel(nn.Module):
+    """Pairs to logits.
+
+    Attributes:
+      config: Options.
+      features: One entry per node type.
+      keys: Every edge key, reverses included.
+      tasks: The links to predict.
+      axis_name: Mapped axis over which batch statistics are summed; None for none.
+    """
+
+    config: GraphModelConfig
+    features: tuple[NodeFeatures, ...]
+    keys: tuple[str, ...]
+    tasks: tuple[LinkTask, ...]
+    axis_name: str | None = None
+
+    def setup(self) -> None:
+        """Makes the parts; which of them a subgraph needs shows when it comes."""
+        dim = self.config.encoder.dim
+        self.slices = {
+            each.node_type: SliceLayer(each, dim, name=f"features_{each.node_type}")
+            for each in self.features
+        }
+        senders = tuple(sorted({task.sender for task in self.tasks}))
+        receivers = tuple(sorted({task.receiver for task in self.tasks}))
+        if self.config.encoder.dual:
+            self.sender_encoder = self._encoder(senders, "encoder_sender")
+            self.receiver_encoder = self._encoder(receivers, "encoder_receiver")
+        else:
+            both = tuple(sorted({*senders, *receivers}))
+            self.sender_encoder = self.receiver_encoder = self._encoder(both, "encoder")
+        layout = match_layout(self.config.decoder, self.features)
+        self.match = None if layout is None else MatchEncoder(layout)
+        self.decoders = {
+            task.name: Decoder(self.config.decoder, layout, name=f"decoder_{task.name}")
+            for task in self.tasks
+        }
+
+    def __call__(self, batches: dict[str, PairBatch], train: bool) -> dict[str, Float[Array, " B"]]:
+        """Logits of every task's pairs."""
+        return {
+            task.name: self.logits_of(task.name, batches[task.name], train) for task in self.tasks
+        }
+
+    def logits_of(self, task: str, batch: PairBatch, train: bool) -> Float[Array, " B"]:
+        """Logits of one task's pairs."""
+        ends = next(each for each in self.tasks if each.name == task)
+        senders = self.embed(batch.sender, "sender", ends.sender, train)
+        receivers = self.embed(batch.receiver, "receiver", ends.receiver, train)
+        return self.decode(
+            task,
+            senders.take(jnp.asarray(batch.sender_row)),
+            receivers.take(jnp.asarray(batch.receiver_row)),
+            train,
+        )
+
+    def embed(self, subgraph: Subgraph, role: Role, seed_type: str, train: bool) -> SeedVectors:
+        """One row per seed, padding seeds included."""
+        encoder = self.sender_encoder if role == "sender" else self.receiver_encoder
+        hidden = {name: self.slices[name](nodes) for name, nodes in subgraph.nodes.items()}
+        embedding = encoder(subgraph, hidden, seed_type, train)
+        if self.match is None:
+            return SeedVectors(embedding, jnp.zeros((embedding.shape[0], 0)))
+        return SeedVectors(
+            embedding, self.match(subgraph, seed_type, self._partners(role, seed_type))
+        )
+
+    def decode(
+        self, task: str, sender: SeedVectors, receiver: SeedVectors, train: bool
+    ) -> Float[Array, " B"]:
+        """Logits of pairs of rows."""
+        return self.decoders[task](sender, receiver, train)
+
+    def _partners(self, role: Role, seed_type: str) -> tuple[str, ...]:
+        """Node types that the tasks link seeds of a role to."""
+        other = "receiver" if role == "sender" else "sender"
+        linked = {getattr(t, other) for t in self.tasks if getattr(t, role) == seed_type}
+        return tuple(sorted(linked))
+
+    def _encoder(self, seed_types: tuple[str, ...], name: str) -> GraphEncoder:
+        return GraphEncoder(self.config.encoder, self.keys, seed_types, self.axis_name, name=name)
+
+
+def match_layout(config: DecoderConfig, features: tuple[NodeFeatures, ...]) -> MatchLayout | None:
+    """Signatures for the types with identities, text parts where there are texts."""
+    if not config.match.enabled:
+        return None
+    return MatchLayout(
+        signatures=tuple((f.node_type, f.num_identities) for f in features if f.num_identities),
+        width=config.match.width,
+        text_width=min(config.match.text_width, max(f.text_size for f in features)),
+    )
+
+
+def init_model(model: GraphModel, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
+    """Parameters and running statistics of a fresh model; they depend on no batch.
+
+    Args:
+      model: With or without a mapped axis.
+      key: Of the initial values.
+    """
+    smallest = _smallest_subgraph(model)
+    zero = jnp.zeros(1, jnp.int32)
+    pairs = PairBatch(smallest, smallest, zero, zero, jnp.zeros(1), jnp.ones(1, bool))
+    batches = {task.name: pairs for task in model.tasks}
+    init = jax.jit(model.clone(axis_name=None).init, static_argnames="train")
+    variables = init(key, batches, train=False)
+    return variables["params"], variables.get("batch_stats", {})
+
+
+def _smallest_subgraph(model: GraphModel) -> Subgraph:
+    """One node of every type and one edge of every relation at every hop."""
+    layers = model.config.encoder.layers
+    rows = jnp.zeros(layers, jnp.int32)
+    nodes = {
+        each.node_type: NodeTable(
+            node=rows,
+            mask=jnp.ones(layers, bool),
+            text_row=rows,
+            texts=jnp.zeros((1, each.text_size)),
+            categorical=jnp.zeros((layers, len(each.cardinalities)), jnp.int32),
+            dense=jnp.zeros((layers, each.dense_size)),
+        )
+        for each in model.features
+    }
+    edge = Neighbours(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool), *jnp.zeros((2, 1, 1)))
+    return Subgraph(nodes, tuple(dict.fromkeys(model.keys, edge) for _ in range(layers)))
+
+
+StatefulLoss = Callable[
+    [PyTree, PyTree, PyTree, GraphBatch, Key[Array, ""]],
+    tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], PyTree]],
+]
+
+
+def make_loss(
+    model: GraphModel, *, task_weights: Mapping[str, float], positive_weight: Mapping[str, float]
+) -> StatefulLoss:
+    """The training loss: weighted BCE of all tasks, plus L2 of the encoders' kernels.
+
+    Args:
+      model: Its axis name is set here when a batch has more than one shard.
+      task_weights: lambda_t of every task.
+      positive_weight: By task, weight of a positive pair, where a negative one weighs 1.
+    """
+
+    def forward(
+        params: PyTree,
+        statistics: PyTree,
+        tasks: dict[str, PairBatch],
+        key: Key[Array, ""],
+        axis_name: str | None,
+    ) -> Any:
+        logits, updated = model.clone(axis_name=axis_name).apply(
+            {"params": params, "batch_stats": statistics},
+            tasks,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+        )
+        return logits, updated.get("batch_stats", statistics)
+
+    def loss(
+        params: PyTree, statistics: PyTree, frozen: PyTree, batch: GraphBatch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], PyTree]]:
+        del frozen  # All parameters train.
+        shards = batch.mask.shape[0]
+        if shards == 1:
+            single = jax.tree.map(lambda array: array[0], batch.tasks)
+            logits, statistics = forward(params, statistics, single, key, None)
+            logits = {name: value[None] for name, value in logits.items()}
+        else:
+            keys = jax.random.split(key, shards)
+            logits, statistics = jax.vmap(
+                lambda tasks, key: forward(params, statistics, tasks, key, _SHARDS),
+                axis_name=_SHARDS,
+                out_axes=(0, None),
+            )(batch.tasks, keys)
+        total = model.config.kernel_l2 * _sum_of_squares(params)
+        metrics = {}
+        for name, value in logits.items():
+            pairs = batch.tasks[name]
+            metrics[f"loss_{name}"] = binary_cross_entropy(
+                value.reshape(-1),
+                jnp.asarray(pairs.label).reshape(-1),
+                jnp.asarray(pairs.mask).reshape(-1),
+                positive_weight[name],
+            )
+            total += task_weights[name] * metrics[f"loss_{name}"]
+        return total, (metrics, statistics)
+
+    return loss
+
+
+def _sum_of_squares(params: PyTree) -> Float[Array, ""]:
+    kernels = trees.select(params, r"encoder.*/.*kernel.*")
+    return sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(kernels)), jnp.zeros(()))

@@ -1,0 +1,1 @@
+"""Neighbour samplers over one store; every draw is a function of its counters."""

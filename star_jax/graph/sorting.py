@@ -1,0 +1,75 @@
+"""Parquet tables through DuckDB, which joins and sorts out of core; results come in batches."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import numpy as np
+
+from star_jax.config import InputError
+from star_jax.shapes import NO_TIME
+
+_BATCH_ROWS = 1 << 18
+NO_TIME_SQL = f"CAST('{NO_TIME}' AS BIGINT)"
+
+
+@contextmanager
+def session(
+    scratch: Path, memory_limit_gib: float, num_threads: int
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An empty database that spills to `scratch`.
+
+    Raises:
+      InputError: The memory limit is too low, or a file or the disk gave out.
+    """
+    settings = {
+        "memory_limit": f"{int(memory_limit_gib * 1024)}MiB",
+        "threads": num_threads,
+        "temp_directory": str(scratch),
+    }
+    connection = duckdb.connect(":memory:", config=settings)
+    connection.execute("SET enable_progress_bar = false")
+    try:
+        yield connection
+    except duckdb.OutOfMemoryException as error:
+        raise InputError(
+            f"sorting the graph does not fit memory_limit_gib {memory_limit_gib}; give more "
+            f"({_first_line(error)})"
+        ) from error
+    except (duckdb.IOException, duckdb.InvalidInputException, duckdb.BinderException) as error:
+        raise InputError(f"reading the tables: {_first_line(error)}") from error
+    finally:
+        connection.close()
+
+
+def table_sql(path: Path) -> str:
+    """A Parquet file as a table expression."""
+    escaped = str(path).replace("'", "''")
+    return f"read_parquet('{escaped}')"
+
+
+def column_sql(name: str) -> str:
+    """A column name, quoted."""
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
+
+
+def one_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple:
+    """The only row of a query's result."""
+    rows = connection.sql(query).fetchall()
+    assert len(rows) == 1, f"{len(rows)} rows from {query}"
+    return rows[0]
+
+
+def batches(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[dict[str, np.ndarray]]:
+    """Streams the result of a query, columns without nulls."""
+    for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
+        yield {
+            name: column.to_numpy(zero_copy_only=False)
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        }
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,153 @@
+"""The graph on disk, opened by memory map: adjacency, features, text versions, text vectors."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from star_jax.artefacts import read_manifest
+from star_jax.config import InputError, from_json
+from star_jax.embeddings.table import read_table
+from star_jax.graph.schema import EdgeType, GraphSchema
+
+SPLIT_BITS = 0b011  # Of an edge's flags: 0 always visible, 1 train, 2 val, 3 test.
+TIMED_BIT = 0b100  # The edge has a time of its own.
+NOT_REMOVED = np.iinfo(np.int64).max
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphMeta:
+    """What the manifest of a graph says.
+
+    Attributes:
+      version: Names the content: a digest of the schema and of every array.
+      schema: Node and edge types.
+      time_unit: Of every time; "unix_s" or "ordinal".
+      age_unit: Time that counts as 1 inside log(1 + age / unit).
+      dense_stats: Node type -> column -> mean and standard deviation over training nodes.
+      text_kind: Node type -> kind of the text versions that were indexed.
+      num_texts: Node type -> text vectors that the index points into.
+      num_edges: Edge key, reverses included -> edges.
+      wide_degree: Edge key, reverses included -> 99th percentile of the non-zero degrees.
+    """
+
+    version: str
+    schema: GraphSchema
+    time_unit: str
+    age_unit: float
+    dense_stats: dict[str, dict[str, tuple[float, float]]]
+    text_kind: dict[str, str]
+    num_texts: dict[str, int]
+    num_edges: dict[str, int]
+    wide_degree: dict[str, int]
+
+
+class Adjacency(NamedTuple):
+    """The edges into one node type, node-major: all relations of a node lie side by side.
+
+    Relation j of node n is `bounds[n, j]:bounds[n, j + 1]`, sorted by `time`.
+    """
+
+    bounds: Int[np.ndarray, "N r_plus_1"]
+    sender: Int[np.ndarray, " M"]
+    time: Int[np.ndarray, " M"]  # The later of the edge's time and its sender's creation.
+    removed: Int[np.ndarray, " removable"]  # One per edge, or empty if no edge was ever removed.
+    weight: Float[np.ndarray, " M"]
+    flags: Int[np.ndarray, " M"]  # SPLIT_BITS and TIMED_BIT.
+
+
+class TextVersions(NamedTuple):
+    """Per node the text versions in order of time: `bounds[n]:bounds[n + 1]`."""
+
+    bounds: Int[np.ndarray, " N_plus_1"]
+    time: Int[np.ndarray, " versions"]
+    text: Int[np.ndarray, " versions"]  # Row of the text vectors.
+
+
+class GraphStore:
+    """One immutable graph. Arrays are read-only maps of files, so that threads share them."""
+
+    def __init__(self, folder: Path, text: Path | None) -> None:
+        self.folder = folder
+        self.text = text
+        self.meta = from_json(GraphMeta, json.dumps(read_manifest(folder, "graph").meta))
+        schema = self.meta.schema
+        self.num_nodes = {name: node.count for name, node in schema.nodes.items()}
+        self.relations: dict[str, tuple[EdgeType, ...]] = {
+            name: schema.into(name) for name in schema.nodes
+        }
+        self.adjacency = {
+            name: Adjacency(*_load_all(folder / "edges" / name, Adjacency._fields))
+            for name in schema.nodes
+        }
+        nodes = {name: folder / "nodes" / name for name in schema.nodes}
+        self.node_time = {name: _load(path / "time.npy") for name, path in nodes.items()}
+        self.categorical = {name: _load(path / "categorical.npy") for name, path in nodes.items()}
+        self.dense = {name: _load(path / "dense.npy") for name, path in nodes.items()}
+        self.text_versions = {
+            name: TextVersions(*_load_all(nodes[name] / "texts", TextVersions._fields))
+            for name in self.meta.num_texts
+        }
+        self.text_vectors = {
+            name: _text_vectors(text, name, needed)
+            for name, needed in self.meta.num_texts.items()
+            if text is not None
+        }
+
+    @classmethod
+    def open(cls, folder: Path, text: Path | None) -> "GraphStore":
+        """Opens the artefact `folder`.
+
+        Args:
+          folder: Output of `star build-graph`.
+          text: Output of `star export-text`; None switches text features off.
+
+        Raises:
+          InputError: An artefact is missing, or the text vectors belong to other tables.
+        """
+        return cls(folder, text)
+
+    def __reduce__(self) -> tuple[type["GraphStore"], tuple[Path, Path | None]]:
+        return GraphStore, (self.folder, self.text)  # Worker processes map the files anew.
+
+    @property
+    def version(self) -> str:
+        """Names the content of the graph."""
+        return self.meta.version
+
+    def text_size(self, node_type: str) -> int:
+        """Width of the text vectors of a type; 0 without text features."""
+        if node_type not in self.text_vectors:
+            return 0
+        return self.text_vectors[node_type].shape[1]
+
+
+def relation_salt(key: str) -> int:
+    """What makes the draws of one relation differ from another's; depends on the name alone."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+
+
+def _text_vectors(folder: Path | None, node_type: str, needed: int) -> Float[np.ndarray, "U E"]:
+    assert folder is not None
+    table = read_table(folder, node_type)
+    if not np.array_equal(table.text_id, np.arange(len(table.text_id))):
+        raise InputError(f"{folder}/{node_type} is not sorted by text_id; run `star export-text`")
+    if len(table.text_id) < needed:
+        raise InputError(
+            f"{folder}/{node_type} holds {len(table.text_id)} vectors, needed {needed} as the "
+            "graph counts texts; run `star export-text` on the tables the graph was built from"
+        )
+    return table.vectors
+
+
+def _load_all(folder: Path, names: tuple[str, ...]) -> list[np.ndarray]:
+    return [_load(folder / f"{name}.npy") for name in names]
+
+
+def _load(path: Path) -> np.ndarray:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array.view(np.ndarray)  # Plain arrays: the map's own class slows every slice.

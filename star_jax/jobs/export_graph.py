@@ -1,0 +1,140 @@
+"""`star export-graph`: a vector for every node of some types, from the best checkpoint.
+
+Reads the tables, the graph, the text vectors and `W/graph_model`; writes `W/graph_embeddings`:
+one table per node type, whose row i is node i.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from star_jax import artefacts
+from star_jax.config import InputError
+from star_jax.embeddings.table import EmbeddingTable, write_shard
+from star_jax.graph.model import LinkTask, Role
+from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.pipeline.graph_embedding import (
+    Embedder,
+    Seeds,
+    splits_until,
+    view_of_splits,
+    visible_until,
+)
+from star_jax.pipeline.graph_model import TrainedGraph, open_trained
+from star_jax.pipeline.tables.read import read_nodes
+from star_jax.train.reporter import Progress
+
+KIND = "graph_embeddings"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphExportConfig:
+    """What is exported.
+
+    Attributes:
+      node_types: Empty: the ends of all tasks. Other types need a model that can embed them.
+      visible: The last split whose edges and texts the vectors may tell of; "val" is what
+        `evaluate` lets the test pairs see.
+      part_nodes: Nodes embedded and written at a time: the rows of one file.
+      model: Folder of the trained model.
+      output: Folder of the tables.
+    """
+
+    node_types: tuple[str, ...] = ()
+    visible: Literal["train", "val", "test"] = "val"
+    part_nodes: int = 1 << 17
+    model: str = "graph_model"
+    output: str = "graph_embeddings"
+
+    def __post_init__(self) -> None:
+        if self.part_nodes < 1:
+            raise ValueError(f"part_nodes {self.part_nodes} must be >= 1")
+
+
+class Target(NamedTuple):
+    """One table: nodes of a type as an end of tasks."""
+
+    table: str  # Name of its folder.
+    node_type: str
+    role: Role
+
+
+def without_text(config: GraphExportConfig) -> GraphExportConfig:
+    """The same export of the model of the graph alone."""
+    return dataclasses.replace(config, model="graph_only_model", output="graph_only_embeddings")
+
+
+def targets(tasks: tuple[LinkTask, ...], node_types: tuple[str, ...]) -> list[Target]:
+    """The tables to write: `<type>`, and `<type>.<role>` where a type has a second role.
+
+    Raises:
+      InputError: A node type is no end of a task.
+    """
+    found: dict[tuple[str, Role], Target] = {}
+    roles: tuple[Role, ...] = ("sender", "receiver")
+    for task in tasks:
+        for role in roles:
+            node_type = getattr(task, role)
+            first = all(other != node_type for other, _ in found)
+            name = node_type if first else f"{node_type}.{role}"
+            found.setdefault((node_type, role), Target(name, node_type, role))
+    ends = {target.node_type for target in found.values()}
+    for name in node_types:
+        if name not in ends:
+            raise InputError(
+                f"node_types names {name!r}, needed one of {', '.join(sorted(ends))}: the ends "
+                "of the tasks the model was trained on"
+            )
+    return [t for t in found.values() if not node_types or t.node_type in node_types]
+
+
+def run(config: GraphExportConfig, workdir: Path) -> None:
+    """Embeds all nodes part by part, then puts all tables in place at once."""
+    trained = open_trained(workdir, config.model, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    wanted = targets(trained.file.tasks, config.node_types)
+    with artefacts.writing(workdir / config.output, KIND) as partial:
+        sizes = {}
+        for target in wanted:
+            ids = read_nodes(workdir / "tables", target.node_type)["id"].to_pylist()
+            sizes[target.table] = len(ids)
+            for shard, table in enumerate(tables(trained, target, config)):
+                names = [ids[node] for node in table.entity.tolist()]
+                write_shard(partial / target.table, shard, names, table)
+        meta = {
+            "model": artefacts.digest(workdir / config.model),
+            "graph": trained.store.version,
+            "visible": config.visible,
+            "embedding_size": trained.file.model.encoder.dim,
+            "roles": {target.table: target.role for target in wanted},
+            "num_nodes": sizes,
+        }
+        artefacts.set_meta(partial, meta)
+    _log.info("wrote %s", ", ".join(f"{n} {t}" for t, n in sizes.items()))
+
+
+def tables(
+    trained: TrainedGraph, target: Target, config: GraphExportConfig
+) -> Iterator[EmbeddingTable]:
+    """Vectors of all nodes of a type, as seen just after the last visible edge."""
+    visible = splits_until(config.visible)
+    store = view_of_splits(trained.store, visible)
+    time = visible_until(store, visible)
+    embedder = Embedder(trained.model, store, trained.file.sampling)
+    total = store.num_nodes[target.node_type]
+    progress = Progress(f"export-graph {target.table}", float(total), "nodes")
+    for start in range(0, max(total, 1), config.part_nodes):
+        nodes = np.arange(start, min(start + config.part_nodes, total), dtype=np.int32)
+        seeds = Seeds(nodes, None, np.full(len(nodes), time, np.int64))
+        sampled = embedder.prepare(target.node_type, seeds, visible, use_time=False)
+        vectors = embedder(trained.variables, target.role, target.node_type, sampled)
+        yield EmbeddingTable(
+            nodes, np.full(len(nodes), -1, np.int32), seeds.time, np.asarray(vectors.embedding)
+        )
+        progress.advance(float(len(nodes)), float(len(nodes)))

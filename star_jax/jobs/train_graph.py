@@ -1,0 +1,323 @@
+"""`star train-graph`: trains the graph encoder and the decoders of all tasks on pairs.
+
+Reads `W/tables`, `W/graph` and, with text features, `W/text_embeddings`; writes `W/graph_model`:
+checkpoints, metrics.jsonl, TensorBoard, plan.json, model.json; sealed when training has finished.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from star_jax import artefacts, trees
+from star_jax.config import InputError, check_same, to_json
+from star_jax.graph.model import GraphModelConfig, LinkTask, init_model, make_loss
+from star_jax.graph.samplers.fanouts import FanoutConfig, resolve
+from star_jax.graph.store import GraphStore
+from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.rules import FSDP_RULES
+from star_jax.pipeline.graph_loader import (
+    TRAIN_SPLITS,
+    BatchMaker,
+    Groups,
+    PairSampler,
+    Sampling,
+    TaskStream,
+    count_pairs,
+    make_batches,
+)
+from star_jax.pipeline.graph_model import (
+    CHECKPOINTS,
+    KIND,
+    MODEL,
+    GraphModelFile,
+    inputs_of,
+    link_tasks,
+    node_features,
+    open_store,
+)
+from star_jax.pipeline.graph_negatives import UniformNegatives
+from star_jax.pipeline.graph_validation import GraphValidation
+from star_jax.pipeline.tables.read import TablesMeta, read_meta, read_pairs
+from star_jax.train.checkpoints import Best, Checkpointer, tree_digest
+from star_jax.train.loop import measure, train
+from star_jax.train.optimizers import (
+    OptimizerConfig,
+    learning_rate,
+    make_optimizer,
+    warmup_steps,
+)
+from star_jax.train.plan import Plan, PlanConfig, settle
+from star_jax.train.reporter import Reporter
+from star_jax.train.state import TrainState, create_state
+from star_jax.train.step import make_step
+
+JOB = "job.json"  # What the folder was begun with.
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphTrainConfig:
+    """Training of the graph half on all tasks of the tables.
+
+    Attributes:
+      model: Features, encoder, decoders.
+      fanouts: Neighbours per hop; as many hops as the encoder has layers.
+      replace: Draw neighbours with replacement.
+      negatives: "tables": those that the import wrote; "uniform": fresh ones in every batch,
+        from the receivers of training positives that existed before the event.
+      num_negatives: Per positive, of fresh ones.
+      batch_size: Pairs of one update, of all tasks and devices together.
+      size_power: A task's share of the batch is its number of groups to this power.
+      task_weights: (Task, weight of its loss); 1 for tasks that are not named.
+      positive_weight: Weight of a positive pair, where a negative one weighs 1; times the
+        tables' class weights.
+      validation_pairs: Of each task's val pairs, whole groups.
+      output: Folder in the working directory.
+    """
+
+    model: GraphModelConfig = dataclasses.field(default_factory=GraphModelConfig)
+    fanouts: FanoutConfig = dataclasses.field(default_factory=FanoutConfig)
+    replace: bool = False
+    negatives: Literal["tables", "uniform"] = "tables"
+    num_negatives: int = 1
+    optimizer: OptimizerConfig = dataclasses.field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-3)
+    )
+    plan: PlanConfig = dataclasses.field(
+        default_factory=lambda: PlanConfig(num_epochs=10.0, budget_s=600.0)
+    )
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    batch_size: int = 512
+    size_power: float = 0.5
+    task_weights: tuple[tuple[str, float], ...] = ()
+    positive_weight: float = 1.0
+    validation_pairs: int = 4000
+    seed: int = 0
+    output: str = "graph_model"
+
+    def __post_init__(self) -> None:
+        if self.fanouts.num_hops != self.model.encoder.layers:
+            raise ValueError(
+                f"fanouts have {self.fanouts.num_hops} hops, needed {self.model.encoder.layers}, "
+                "as many as model.encoder.layers"
+            )
+        for name in ("num_negatives", "batch_size", "validation_pairs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
+        if self.positive_weight <= 0:
+            raise ValueError(f"positive_weight {self.positive_weight} must be > 0")
+
+
+def without_text(config: GraphTrainConfig) -> GraphTrainConfig:
+    """The same training of the graph alone."""
+    features = dataclasses.replace(config.model.features, text=False)
+    model = dataclasses.replace(config.model, features=features)
+    return dataclasses.replace(config, model=model, output="graph_only_model")
+
+
+def run(config: GraphTrainConfig, workdir: Path) -> None:
+    """Trains, or goes on training, until the plan is done; then seals the output folder."""
+    folder = workdir / config.output
+    meta = read_meta(workdir / "tables")
+    inputs = inputs_of(workdir, text=config.model.features.text)
+    _check_begun(folder / JOB, config, inputs)
+    if (folder / artefacts.MANIFEST).is_file():
+        artefacts.read_manifest(folder, KIND)
+        _log.info("%s is trained already", folder)
+        return
+    store = open_store(workdir, text=config.model.features.text)
+    tasks = _trainable_tasks(workdir, link_tasks(meta))
+    fanouts = resolve(config.fanouts, store.meta)
+    file = GraphModelFile(
+        model=config.model,
+        features=node_features(config.model.features, store, tasks),
+        keys=tuple(sorted(store.meta.num_edges)),
+        tasks=tasks,
+        sampling=Sampling(fanouts=dict(fanouts), replace=config.replace),
+        inputs=inputs,
+    )
+    _note_begun(folder / JOB, config, inputs)
+    artefacts.write_text(folder / MODEL, to_json(file))
+    best, plan, num_parameters = _train(config, workdir, file, store, meta)
+    summary = {
+        "tasks": [task.name for task in tasks],
+        "text": config.model.features.text,
+        "best_step": best.step,
+        "best_score": best.value,
+        "num_steps": plan.num_steps,
+        "num_epochs": plan.num_steps / plan.steps_per_epoch,
+        "num_parameters": num_parameters,
+        "embedding_size": config.model.encoder.dim,
+    }
+    artefacts.seal(folder, KIND, summary)
+
+
+def _train(
+    config: GraphTrainConfig,
+    workdir: Path,
+    file: GraphModelFile,
+    store: GraphStore,
+    meta: TablesMeta,
+) -> tuple[Best, Plan, int]:
+    folder = workdir / config.output
+    mesh = make_mesh(config.mesh)
+    model = file.build()
+    params, statistics = init_model(model, jax.random.key(config.seed))
+    optimizer = make_optimizer(config.optimizer)
+    state = create_state(
+        params,
+        optimizer,
+        seed=config.seed,
+        mesh=mesh,
+        rules=FSDP_RULES,
+        statistics=statistics,
+    )
+    num_parameters = trees.count(params)
+    _log.info("%s parameters on %d device(s)", f"{num_parameters:,}", mesh.size)
+    streams = make_streams(config, workdir, file, store, meta, shards=mesh.size)
+    budgets = {name: stream.budgets() for name, stream in streams.items()}
+    batches = make_batches(BatchMaker(streams, budgets, mesh.size))
+    loss = make_loss(
+        model,
+        task_weights={task.name: 1.0 for task in file.tasks} | dict(config.task_weights),
+        positive_weight={
+            task.name: config.positive_weight * _class_ratio(meta, task) for task in file.tasks
+        },
+    )
+    step = make_step(loss, optimizer, state=state, mesh=mesh, stateful=True)
+    validation = GraphValidation(
+        model,
+        store,
+        file,
+        workdir / "tables",
+        max_pairs=config.validation_pairs,
+        seed=config.seed,
+    )
+
+    def validate(state: TrainState) -> dict[str, float]:
+        variables = {"params": state.trainable, "batch_stats": state.statistics}
+        return validation(variables, int(state.step))
+
+    frozen: dict[str, Any] = {}
+    plan = settle(
+        config.plan,
+        path=folder / "plan.json",
+        job=config,
+        steps_per_epoch=max(stream.steps_per_epoch for stream in streams.values()) / mesh.size,
+        measure=lambda: measure(
+            state=state, frozen=frozen, step=step, batches=batches, validate=validate
+        ),
+    )
+    trained = train(
+        name="train-graph",
+        state=state,
+        frozen=frozen,
+        step=step,
+        batches=batches,
+        count=count_pairs,
+        unit="pairs",
+        rate=_rate(config, plan),
+        plan=plan,
+        validate=validate,
+        checkpointer=Checkpointer(
+            folder / CHECKPOINTS, config=config, frozen_digest=tree_digest(frozen)
+        ),
+        reporter=Reporter(folder),
+    )
+    return trained.best, plan, num_parameters
+
+
+def make_streams(
+    config: GraphTrainConfig,
+    workdir: Path,
+    file: GraphModelFile,
+    store: GraphStore,
+    meta: TablesMeta,
+    *,
+    shards: int,
+) -> dict[str, TaskStream]:
+    """Every task's part of the batch: fixed numbers of groups and pairs, for static shapes."""
+    groups = {
+        task.name: Groups(read_pairs(workdir / "tables", task.name, "train")) for task in file.tasks
+    }
+    total = sum(len(each) ** config.size_power for each in groups.values())
+    streams = {}
+    for number, task in enumerate(file.tasks):
+        mine = groups[task.name]
+        negatives = None
+        group_size = int(mine.sizes.max())
+        if config.negatives == "uniform":
+            negatives = UniformNegatives(mine, store, task, config.num_negatives)
+            group_size = int(mine.num_positives.max()) * (1 + config.num_negatives)
+        share = len(mine) ** config.size_power / total
+        num_pairs = max(group_size, round(share * config.batch_size / shards))
+        hides = tuple(meta.tasks[task.name].edge_types)
+        streams[task.name] = TaskStream(
+            mine,
+            PairSampler(store, task, hides, file.sampling, visible_splits=TRAIN_SPLITS),
+            negatives,
+            num_groups=num_pairs // group_size,
+            num_pairs=num_pairs,
+            seed=config.seed + number,
+        )
+    return streams
+
+
+def _trainable_tasks(workdir: Path, tasks: tuple[LinkTask, ...]) -> tuple[LinkTask, ...]:
+    """Tasks with training pairs.
+
+    Raises:
+      InputError: No task has any.
+    """
+    found = []
+    for task in tasks:
+        if len(read_pairs(workdir / "tables", task.name, "train").label):
+            found.append(task)
+        else:
+            _log.warning("task %s has no training pairs and is left out", task.name)
+    if not found:
+        raise InputError(f"{workdir / 'tables'} has no training pairs, needed some for one task")
+    return tuple(found)
+
+
+def _class_ratio(meta: TablesMeta, task: LinkTask) -> float:
+    negative, positive = meta.tasks[task.name].class_weights
+    return positive / negative
+
+
+def _rate(config: GraphTrainConfig, plan: Plan) -> Callable[[int], float]:
+    warmup = warmup_steps(config.optimizer, config.batch_size, plan.num_steps)
+    _log.info("warm-up over %d of %d steps", warmup, plan.num_steps)
+    return lambda step: learning_rate(
+        config.optimizer, step, num_steps=plan.num_steps, warmup=warmup
+    )
+
+
+def _check_begun(path: Path, config: GraphTrainConfig, inputs: dict[str, str]) -> None:
+    """Goes on only with the config and the inputs that the folder was begun with.
+
+    Raises:
+      InputError: With the difference.
+    """
+    if path.is_file():
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        check_same(json.dumps(begun["config"]), config, path.parent)
+        for name, digest in inputs.items():
+            if begun["inputs"][name] != digest:
+                raise InputError(
+                    f"{path.parent} was begun with {name} {begun['inputs'][name][:12]}, got "
+                    f"{digest[:12]}; give another --workdir, or remove that folder"
+                )
+
+
+def _note_begun(path: Path, config: GraphTrainConfig, inputs: dict[str, str]) -> None:
+    """Not before all that the user gave has been read: a wrong config must not stay behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"config": json.loads(to_json(config)), "inputs": inputs}
+    artefacts.write_text(path, json.dumps(content, indent=1))

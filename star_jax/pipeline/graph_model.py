@@ -1,0 +1,148 @@
+"""The graph model as files: what `train-graph` leaves behind and the later stages open."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from star_jax import artefacts
+from star_jax.config import InputError, from_json
+from star_jax.graph.features import FeatureConfig, NodeFeatures
+from star_jax.graph.model import GraphModel, GraphModelConfig, LinkTask, init_model
+from star_jax.graph.store import GraphStore
+from star_jax.parallel.rules import FSDP_RULES, replicated, shardings
+from star_jax.pipeline.graph_loader import Sampling
+from star_jax.pipeline.tables.read import TablesMeta, read_meta
+from star_jax.shapes import PyTree
+from star_jax.train.checkpoints import TrainedParameters, load_trained
+
+KIND = "graph_model"
+MODEL = "model.json"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphModelFile:
+    """All that decides what the parameters mean, and how neighbours were drawn for them.
+
+    Attributes:
+      model: Options of the model.
+      features: Sizes per node type.
+      keys: Edge keys of the graph.
+      tasks: The links it predicts.
+      sampling: How neighbours were drawn.
+      inputs: Folder -> digest of what it was trained on.
+    """
+
+    model: GraphModelConfig
+    features: tuple[NodeFeatures, ...]
+    keys: tuple[str, ...]
+    tasks: tuple[LinkTask, ...]
+    sampling: Sampling
+    inputs: dict[str, str]
+
+    def build(self) -> GraphModel:
+        """The model without its parameters."""
+        return GraphModel(self.model, self.features, self.keys, self.tasks)
+
+
+class TrainedGraph(NamedTuple):
+    """A trained model, the graph it reads, and the description of the tables."""
+
+    model: GraphModel
+    file: GraphModelFile
+    variables: PyTree
+    store: GraphStore
+    tables: TablesMeta
+    meta: dict[str, Any]
+
+
+def open_store(workdir: Path, *, text: bool) -> GraphStore:
+    """The graph of a working directory, with its text vectors if the model reads them."""
+    return GraphStore.open(workdir / "graph", workdir / "text_embeddings" if text else None)
+
+
+def inputs_of(workdir: Path, *, text: bool) -> dict[str, str]:
+    """Digests of the artefacts that a graph model is made from."""
+    names = ("tables", "graph", *(("text_embeddings",) if text else ()))
+    return {name: artefacts.digest(workdir / name) for name in names}
+
+
+def link_tasks(meta: TablesMeta) -> tuple[LinkTask, ...]:
+    """The tasks of the tables, the main one first."""
+    return tuple(LinkTask(name, task.sender, task.receiver) for name, task in meta.tasks.items())
+
+
+def node_features(
+    config: FeatureConfig, store: GraphStore, tasks: tuple[LinkTask, ...]
+) -> tuple[NodeFeatures, ...]:
+    """The features that the config asks for and the graph has.
+
+    Raises:
+      InputError: `identity_types` names a node type that the graph does not have.
+    """
+    ends = {end for task in tasks for end in (task.sender, task.receiver)}
+    known = sorted(store.num_nodes)
+    for name in config.identity_types:
+        if name not in store.num_nodes:
+            raise InputError(f"identity_types names {name!r}, needed one of {', '.join(known)}")
+    identities = config.identity_types or tuple(name for name in known if name not in ends)
+    return tuple(
+        NodeFeatures(
+            node_type=name,
+            num_identities=store.num_nodes[name] if config.identity and name in identities else 0,
+            text_size=store.text_size(name) if config.text else 0,
+            cardinalities=(
+                tuple(store.meta.schema.nodes[name].categorical.values())
+                if config.categorical
+                else ()
+            ),
+            dense_size=store.dense[name].shape[1] if config.dense else 0,
+        )
+        for name in known
+    )
+
+
+def read_model_file(folder: Path) -> GraphModelFile:
+    """What `train-graph` wrote about its model."""
+    return from_json(GraphModelFile, (folder / MODEL).read_text(encoding="utf-8"))
+
+
+def open_trained(workdir: Path, name: str, mesh: Mesh) -> TrainedGraph:
+    """The best checkpoint of a finished `train-graph`, placed on a mesh.
+
+    Args:
+      workdir: Holds the tables, the graph, the text vectors and the model.
+      name: Folder of the model, "graph_model" or "graph_only_model".
+      mesh: Where its parameters will lie.
+
+    Raises:
+      InputError: Training has not finished, files changed, or the inputs are other ones.
+    """
+    folder = workdir / name
+    meta = artefacts.read_manifest(folder, KIND).meta
+    file = read_model_file(folder)
+    text = file.model.features.text
+    now = inputs_of(workdir, text=text)
+    for each, digest in file.inputs.items():
+        if now[each] != digest:
+            raise InputError(
+                f"{folder} was trained on {each} {digest[:12]}, {workdir / each} is now "
+                f"{now[each][:12]}; run `star train-graph` again"
+            )
+    model = file.build()
+    like = TrainedParameters(*jax.eval_shape(lambda: init_model(model, jax.random.key(0))))
+    placed = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        like,
+        TrainedParameters(
+            shardings(like.trainable, mesh, FSDP_RULES),
+            jax.tree.map(lambda _: replicated(mesh), like.statistics),
+        ),
+    )
+    params = load_trained(folder / CHECKPOINTS, meta["best_step"], placed, frozen_digest=None)
+    variables = {"params": params.trainable, "batch_stats": params.statistics}
+    store = open_store(workdir, text=text)
+    return TrainedGraph(model, file, variables, store, read_meta(workdir / "tables"), meta)

@@ -1,0 +1,234 @@
+"""Scores pairs and rankings with a trained graph model, under the split or the time rule."""
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float32, Int
+
+from star_jax.graph.decoders import SeedVectors
+from star_jax.graph.model import GraphModel, LinkTask, Role
+from star_jax.graph.store import GraphStore
+from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.pipeline.graph_embedding import (
+    Embedder,
+    PairDecoder,
+    Sampled,
+    Seeds,
+    distinct,
+    splits_before,
+    view_of_splits,
+    visible_until,
+)
+from star_jax.pipeline.graph_loader import Groups, PairSampler, Sampling
+from star_jax.pipeline.graph_model import open_trained
+from star_jax.pipeline.tables.read import PairTable, Ranking
+from star_jax.shapes import PyTree
+
+Rule = Literal["split", "time"]
+
+_BATCH_PAIRS = 1024
+
+
+class Prepared(NamedTuple):
+    """Pairs whose different seeds were sampled; `sender_row` and `receiver_row` point at them."""
+
+    senders: Sampled
+    receivers: Sampled
+    sender_row: Int[np.ndarray, " B"]
+    receiver_row: Int[np.ndarray, " B"]
+
+
+class SplitScoring:
+    """One task's pairs under the split rule, sampled once and scored with any variables."""
+
+    def __init__(
+        self,
+        model: GraphModel,
+        store: GraphStore,
+        sampling: Sampling,
+        task: LinkTask,
+        split: str,
+    ) -> None:
+        """Fixes what is visible.
+
+        Args:
+          model: Without a mapped axis.
+          store: The graph.
+          sampling: As in training.
+          task: What the pairs are of.
+          split: "val" or "test".
+        """
+        self._task = task
+        self._visible = splits_before(split)
+        self._until = visible_until(store, self._visible)
+        self._embedder = Embedder(model, view_of_splits(store, self._visible), sampling)
+        self._decoder = PairDecoder(model, task)
+
+    def prepare(self, pairs: PairTable) -> Prepared:
+        """Samples the different seeds of both roles."""
+        senders, sender_row = distinct(Seeds(pairs.sender, pairs.sender_text, pairs.t))
+        receivers, receiver_row = distinct(self._receivers(pairs.receiver, pairs.receiver_text))
+        return Prepared(
+            self._sampled(self._task.sender, senders),
+            self._sampled(self._task.receiver, receivers),
+            sender_row,
+            receiver_row,
+        )
+
+    def score(self, variables: PyTree, prepared: Prepared) -> Float32[np.ndarray, " B"]:
+        """Logit of every pair."""
+        senders = self._vectors(variables, "sender", prepared.senders)
+        receivers = self._vectors(variables, "receiver", prepared.receivers)
+        rows = (prepared.sender_row, prepared.receiver_row)
+        return self._decoder(variables, senders, receivers, *rows)
+
+    def grid(self, variables: PyTree, ranking: Ranking) -> Float32[np.ndarray, "Q C"]:
+        """Logit of every candidate for every query."""
+        queries = Seeds(ranking.sender, ranking.sender_text, ranking.t)
+        candidates = self._receivers(ranking.candidates, ranking.candidate_text)
+        return self._decoder.grid(
+            variables,
+            self._vectors(variables, "sender", self._sampled(self._task.sender, queries)),
+            self._vectors(variables, "receiver", self._sampled(self._task.receiver, candidates)),
+        )
+
+    def _receivers(self, node: Int[np.ndarray, " S"], text: Int[np.ndarray, " S"]) -> Seeds:
+        """A receiver looks the same to all senders: as after the last visible edge."""
+        return Seeds(node, text, np.full(len(node), self._until, np.int64))
+
+    def _sampled(self, node_type: str, seeds: Seeds) -> Sampled:
+        return self._embedder.prepare(node_type, seeds, self._visible, use_time=False)
+
+    def _vectors(self, variables: PyTree, role: Role, sampled: Sampled) -> SeedVectors:
+        return self._embedder(variables, role, getattr(self._task, role), sampled)
+
+
+class TimeScoring:
+    """One task's pairs as in training: every group sees only what was there at its time."""
+
+    def __init__(
+        self,
+        model: GraphModel,
+        store: GraphStore,
+        sampling: Sampling,
+        task: LinkTask,
+        split: str,
+    ) -> None:
+        """Fixes what is visible; the arguments are those of `SplitScoring`.
+
+        No pair hides an edge: the links of `split` are out of sight altogether.
+        """
+        visible = splits_before(split)
+        self._sampler = PairSampler(store, task, (), sampling, visible_splits=visible)
+        self._logits = jax.jit(
+            lambda variables, batch: model.apply(
+                variables, task.name, batch, False, method="logits_of"
+            )
+        )
+
+    def score(self, variables: PyTree, pairs: PairTable) -> Float32[np.ndarray, " B"]:
+        """Logit of every pair."""
+        groups = Groups(pairs)
+        batches = _whole_groups(groups.sizes, _BATCH_PAIRS)
+        num_groups = max(len(chosen) for chosen in batches)
+        num_pairs = max(int(groups.sizes[chosen].sum()) for chosen in batches)
+        budgets = self._sampler.budgets(
+            lambda number: groups.take(batches[number]),
+            num_groups=num_groups,
+            num_pairs=num_pairs,
+            num_batches=len(batches),
+        )
+        found = []
+        for number, chosen in enumerate(batches):
+            part = groups.take(chosen)
+            batch, num_cut = self._sampler(part, budgets, num_pairs, number)
+            assert num_cut == 0  # The calibration drew with the same keys.
+            found.append(np.asarray(self._logits(variables, batch))[: len(part.group)])
+        logits = np.empty(len(pairs.label), np.float32)
+        logits[groups.order] = np.concatenate(found)
+        return logits
+
+    def grid(self, variables: PyTree, ranking: Ranking) -> Float32[np.ndarray, "Q C"]:
+        """Logit of every candidate for every query; each query samples all candidates anew."""
+        num_queries, num_candidates = len(ranking.sender), len(ranking.candidates)
+
+        def repeated(column: np.ndarray) -> np.ndarray:
+            return np.repeat(column, num_candidates)
+
+        size = num_queries * num_candidates
+        pairs = PairTable(
+            sender=repeated(ranking.sender),
+            receiver=np.tile(ranking.candidates, num_queries),
+            label=np.zeros(size, np.int8),
+            negative=np.zeros(size, np.str_),
+            t=repeated(ranking.t),
+            group=repeated(np.arange(num_queries, dtype=np.int32)),
+            sender_text=repeated(ranking.sender_text),
+            sender_resume=repeated(ranking.sender_resume),
+            receiver_text=np.tile(ranking.candidate_text, num_queries),
+            warm_sender=np.ones(size, bool),
+            warm_receiver=np.ones(size, bool),
+            true_logit=np.full(size, np.nan, np.float32),
+            slice=np.zeros(size, np.str_),
+        )
+        return self.score(variables, pairs).reshape(num_queries, num_candidates)
+
+
+class GraphPairScorer:
+    """A trained graph model, as `evaluate` asks it."""
+
+    def __init__(self, workdir: Path, model: str, rule: Rule) -> None:
+        """Opens the model and its graph.
+
+        Args:
+          workdir: With the tables, the graph, the text vectors and the model.
+          model: Folder of the model, "graph_model" or "graph_only_model".
+          rule: "split": edges are visible by their split alone; "time": and only before the pair.
+
+        Raises:
+          InputError: A stage is missing, or its inputs changed.
+        """
+        mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        self._trained = open_trained(workdir, model, mesh)
+        self._rule = rule
+        self._scoring: dict[tuple[str, str], SplitScoring | TimeScoring] = {}
+
+    def score(
+        self, pairs: PairTable, split: str, task: str | None = None
+    ) -> Float32[np.ndarray, " B"]:
+        """Logit of every pair; without `task`, of the main task."""
+        scoring = self._of(task or self._trained.model.tasks[0].name, split)
+        variables = self._trained.variables
+        if isinstance(scoring, SplitScoring):
+            return scoring.score(variables, scoring.prepare(pairs))
+        return scoring.score(variables, pairs)
+
+    def score_grid(self, task: str, ranking: Ranking, split: str) -> Float32[np.ndarray, "Q C"]:
+        """Logit of every candidate for every query."""
+        return self._of(task, split).grid(self._trained.variables, ranking)
+
+    def _of(self, task: str, split: str) -> SplitScoring | TimeScoring:
+        if (task, split) not in self._scoring:
+            self._scoring[task, split] = self._make(task, split)
+        return self._scoring[task, split]
+
+    def _make(self, name: str, split: str) -> SplitScoring | TimeScoring:
+        trained = self._trained
+        task = next(each for each in trained.model.tasks if each.name == name)
+        sampling = trained.file.sampling
+        rule = SplitScoring if self._rule == "split" else TimeScoring
+        return rule(trained.model, trained.store, sampling, task, split)
+
+
+def _whole_groups(sizes: Int[np.ndarray, " G"], most: int) -> list[Int[np.ndarray, " _"]]:
+    """Groups in order, as many at a time as have at most `most` pairs (or one larger one)."""
+    batches, chosen, filled = [], [], 0
+    for group, size in enumerate(sizes.tolist()):
+        if chosen and filled + size > most:
+            batches.append(np.asarray(chosen))
+            chosen, filled = [], 0
+        chosen.append(group)
+        filled += size
+    return [*batches, np.asarray(chosen)]

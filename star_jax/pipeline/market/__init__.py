@@ -1,0 +1,1 @@
+"""A synthetic labour market whose truth is known."""

@@ -1,0 +1,208 @@
+"""The random numbers of the sampler: uniform, independent, a function of their counters."""
+
+import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from scipy.stats import chi2, chisquare
+
+from star_jax.graph.samplers import kernels
+from star_jax.graph.samplers.uniform import sampling_key
+from star_jax.shapes import NO_TIME
+from tests.graph.visible import TRAIN, draw, same_bytes
+from tests.graph.worlds import Edge, World
+
+_ALPHA = 1e-3  # The draws are fixed: a test that passes today passes always.
+_MANY = 6000
+HIDDEN = 3  # Split of the edges that nobody may see.
+
+
+def picks(row, fanout, *, replace, num=_MANY, salt=5):
+    """Positions picked by `num` nodes that all have the same row (1: visible, 0: not)."""
+    row = np.asarray(row)
+    n = len(row)
+    edges = kernels.Edges(
+        bounds=np.asarray([[0, n]], np.int32),
+        sender=np.arange(n, dtype=np.int32),
+        time=np.zeros(n, np.int64),
+        removed=np.zeros(0, np.int64),
+        weight=np.ones(n, np.float32),
+        flags=np.where(row == 1, 1, HIDDEN).astype(np.uint8),
+    )
+    none = np.zeros(0, np.int64)
+    rule = kernels.Rule(np.asarray([NO_TIME]), True, TRAIN, np.zeros(2, np.int64), none)
+    out, scratch = np.empty(fanout, np.int64), np.empty(4 * fanout, np.int64)
+    found = []
+    for node in range(num):
+        start = np.uint64(kernels.stream(np.uint64(11), np.uint64(salt), node))
+        count = kernels.pick(
+            edges,
+            rule,
+            kernels.Row(0, n, 0, 0, 0),
+            kernels.Draw(fanout, replace, start),
+            scratch,
+            out,
+        )
+        assert count == (fanout if replace else min(fanout, row.sum()))
+        found.append(out[:count].copy())
+    return np.stack(found)
+
+
+ROWS = {
+    "enumerated": [1, 0, 1, 1, 1, 0, 1, 1],
+    "tried": [1, 0, 1, 1] * 6,
+    # Two visible of 200: about half of the rows give up trying and are enumerated.
+    "given up": [1] + [0] * 150 + [1] + [0] * 48,
+}
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("name", ROWS)
+def test_every_visible_edge_is_equally_likely(name, replace):
+    row = ROWS[name]
+    found = picks(row, 2 if name == "enumerated" else 1, replace=replace)
+    visible = np.flatnonzero(row)
+    counts = np.bincount(found.ravel(), minlength=len(row))
+    assert counts.sum() == counts[visible].sum()
+    assert chisquare(counts[visible]).pvalue > _ALPHA
+
+
+@pytest.mark.parametrize("name", ["enumerated", "tried"])
+def test_every_pair_without_replacement_is_equally_likely(name):
+    row = ROWS[name][:18] if name == "tried" else ROWS[name]
+    found = np.sort(picks(row, 2, replace=False), axis=1)
+    pairs = list(itertools.combinations(np.flatnonzero(row).tolist(), 2))
+    counts = np.asarray([(found == pair).all(axis=1).sum() for pair in pairs])
+    assert counts.sum() == len(found)
+    assert chisquare(counts).pvalue > _ALPHA
+
+
+def test_neighbouring_counters_are_independent():
+    """Picks of node i and node i + 1, of two relations, of two slots: no cell stands out."""
+    row = [1] * 40
+    a, b = picks(row, 2, replace=True), picks(row, 2, replace=True, salt=6)
+    for x, y in ((a[:-1, 0], a[1:, 0]), (a[:, 0], b[:, 0]), (a[:, 0], a[:, 1])):
+        table = np.histogram2d(x // 5, y // 5, bins=8)[0]
+        expected = table.sum() / table.size
+        statistic = ((table - expected) ** 2 / expected).sum()
+        assert chi2.sf(statistic, table.size - 1) > _ALPHA
+
+
+def test_random_integers_stay_below_their_bound_however_large():
+    for n in (1, 3, 2**31 - 1):
+        values = [kernels.below(np.uint64(9), slot, n)[0] for slot in range(2000)]
+        assert min(values) >= 0
+        assert max(values) < n
+        thirds = np.bincount(np.asarray(values) * 3 // n if n > 1 else [0], minlength=3)
+        assert n == 1 or chisquare(thirds).pvalue > _ALPHA
+
+
+def test_splitmix64_gives_its_published_values():
+    """The first three outputs of the reference implementation for the seed 1234567."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    golden = 0x9E3779B97F4A7C15
+    states = [(1234567 + i * golden) % 2**64 for i in (1, 2, 3)]
+    assert [int(kernels.mix(np.uint64(state))) for state in states] == published
+
+
+def test_keys_of_runs_and_steps_differ():
+    keys = {sampling_key(seed, step) for seed in range(30) for step in range(30)}
+    assert len(keys) == 900
+    assert sampling_key(3, 4) == sampling_key(3, 4)
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    edges = [
+        Edge(int(rng.integers(40)), int(rng.integers(60)), t=int(rng.integers(100)))
+        for _ in range(1500)
+    ]
+    world = World(
+        nodes={"member": [None] * 40, "job": [None] * 60}, edges={"member__apply__job": edges}
+    )
+    return world.build(tmp_path_factory.mktemp("market"))
+
+
+def test_one_key_gives_the_same_bytes_on_any_number_of_threads(market):
+    fanouts = dict.fromkeys(market.meta.num_edges, (4, 3))
+    first, _, budget = draw(market, "member", np.arange(40), [80] * 40, fanouts=fanouts)
+
+    def one(key):
+        return draw(
+            market, "member", np.arange(40), [80] * 40, fanouts=fanouts, budget=budget, key=key
+        )[0]
+
+    serial = [one(key) for key in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        for a, b in zip(serial, pool.map(one, range(12)), strict=True):
+            same_bytes(a, b)
+    assert serial[1].nodes["job"].node.tobytes() != serial[2].nodes["job"].node.tobytes()
+    same_bytes(serial[0], first)
+
+
+def test_a_node_draws_the_same_neighbours_whatever_else_is_in_the_batch(market):
+    fanouts = dict.fromkeys(market.meta.num_edges, (4,))
+    alone, _, _ = draw(market, "member", [7], [80], fanouts=fanouts)
+    among, _, _ = draw(market, "member", [3, 9, 7], [20, 80, 80], fanouts=fanouts)
+    key = "job__rev_apply__member"
+
+    def jobs(subgraph, row):
+        table = subgraph.hops[0][key]
+        return subgraph.nodes["job"].node[table.index[row][table.mask[row]]].tolist()
+
+    assert jobs(alone, 0) == jobs(among, 2) != []
+
+
+def test_a_hub_costs_no_more_than_a_small_row(tmp_path):
+    """100,000 edges against 100, half of them in the future: a ratio of times within one run."""
+    size = {0: 100_000, 1: 100}
+    edges = [Edge(i % 50, skill, t=i, split=i % 2) for skill, n in size.items() for i in range(n)]
+    store = World(
+        nodes={"member": [None] * 50, "skill": [None] * 2}, edges={"member__has__skill": edges}
+    ).build(tmp_path)
+    num_seeds = 2000
+    options = {
+        "groups": np.arange(num_seeds, dtype=np.int32),
+        "fanouts": dict.fromkeys(store.meta.num_edges, (10,)),
+    }
+    seconds = {}
+    for skill, n in size.items():
+        seeds, times = np.full(num_seeds, skill), [n // 2] * num_seeds
+        _, stats, budget = draw(store, "skill", seeds, times, **options)
+        assert stats.num_dropped == 0
+        runs = []
+        for _ in range(7):
+            start = time.perf_counter()
+            draw(store, "skill", seeds, times, budget=budget, **options)
+            runs.append(time.perf_counter() - start)
+        seconds[skill] = min(runs)
+    assert seconds[0] < 5 * seconds[1]
+
+
+def test_requests_that_do_not_fit_are_refused(market):
+    fanouts = dict.fromkeys(market.meta.num_edges, (4,))
+    _, _, budget = draw(market, "member", np.arange(8), [80] * 8, fanouts=fanouts)
+    with pytest.raises(ValueError, match="9 seeds, needed at most the budget's 8"):
+        draw(market, "member", np.arange(9), [80] * 9, fanouts=fanouts, budget=budget)
+    with pytest.raises(ValueError, match=r"seeds of type member range over \[40, 40\]"):
+        draw(market, "member", [40], [80], fanouts=fanouts, budget=budget)
+    with pytest.raises(ValueError, match="no rows for the seed type 'town'"):
+        draw(market, "town", [0], [80], fanouts=fanouts, budget=budget)
+    wide = dict.fromkeys(market.meta.num_edges, (5,))
+    with pytest.raises(ValueError, match="at hop 0 is 5, needed 0 to the budget's 4"):
+        draw(market, "member", [0], [80], fanouts=wide, budget=budget)
+    with pytest.raises(ValueError, match="visible_splits is 0"):
+        draw(market, "member", [0], [80], fanouts=fanouts, budget=budget, visible_splits=0)
+    with pytest.raises(ValueError, match=r"groups range over \[3, 3\], needed 0 to 0"):
+        draw(
+            market,
+            "member",
+            [0],
+            [80],
+            fanouts=fanouts,
+            budget=budget,
+            groups=np.asarray([3], np.int32),
+        )

@@ -1,0 +1,279 @@
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from star_jax.graph.build import BuildOptions
+from star_jax.graph.samplers.uniform import NO_EXCLUSION, Exclusion, sampling_key
+from tests.graph.visible import TEST, TRAIN, VAL, draw, same_bytes, sampled, visible_edges
+from tests.graph.worlds import Edge, Text, World
+
+KEYS = ("member__apply__job", "job__rev_apply__member", "member__knows__member", "job__in__town")
+SLOW_BUILD = settings(
+    deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+
+maybe_time = st.none() | st.integers(0, 20)
+
+
+@st.composite
+def worlds(draw_from, max_edges=40):
+    """Three members, three jobs, two towns; edges of every split, repeated, to self, removed."""
+
+    def edges(num_senders, num_receivers):
+        found = draw_from(
+            st.lists(
+                st.tuples(
+                    st.integers(0, num_senders - 1),
+                    st.integers(0, num_receivers - 1),
+                    maybe_time,
+                    st.none() | st.integers(0, 20),
+                    st.integers(0, 3),
+                ),
+                max_size=max_edges,
+            )
+        )
+        # The weight names the edge.
+        return [
+            Edge(s, r, t, gone, weight=i + 1.0, split=split)
+            for i, (s, r, t, gone, split) in enumerate(found)
+        ]
+
+    return World(
+        nodes={
+            "member": draw_from(st.lists(maybe_time, min_size=3, max_size=3)),
+            "job": draw_from(st.lists(maybe_time, min_size=3, max_size=3)),
+            "town": [None, None],
+        },
+        edges={
+            "member__apply__job": edges(3, 3),
+            "member__knows__member": edges(3, 3),
+            "job__in__town": edges(3, 2),
+        },
+    )
+
+
+@given(
+    worlds(),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=3),
+    maybe_time,
+    st.integers(1, 15),
+    st.booleans(),
+)
+@SLOW_BUILD
+def test_what_is_sampled_is_what_the_rule_shows(world, pairs, time, splits, use_time):
+    with tempfile.TemporaryDirectory() as folder:
+        store = world.build(Path(folder))
+        num_groups = 3
+        exclude = Exclusion(
+            group=np.repeat(np.arange(num_groups, dtype=np.int32), len(pairs)),
+            sender=np.asarray([s for s, _ in pairs] * num_groups, np.int32),
+            receiver=np.asarray([r for _, r in pairs] * num_groups, np.int32),
+            edge_keys=("member__apply__job",),
+        )
+        subgraph, stats, budget = draw(
+            store,
+            "member",
+            [0, 1, 2],
+            [time] * num_groups,
+            exclude=exclude,
+            visible_splits=splits,
+            use_time=use_time,
+        )
+    assert stats.num_dropped == 0
+    checked = 0
+    for hop, tables in enumerate(subgraph.hops):
+        for key in tables:
+            hidden = pairs if "apply" in key else ()
+            receiver_type = key.split("__")[2]
+            for row, found in sampled(subgraph, budget, key, hop).items():
+                node = int(subgraph.nodes[receiver_type].node[row])
+                assert found == visible_edges(world, key, node, time, splits, hidden, use_time)
+                checked += 1
+    assert checked >= 3
+
+
+@given(worlds(), maybe_time, st.integers(1, 15), st.integers(1, 3), st.booleans())
+@SLOW_BUILD
+def test_a_small_fanout_takes_a_part_of_the_visible(world, time, splits, fanout, replace):
+    with tempfile.TemporaryDirectory() as folder:
+        store = world.build(Path(folder))
+        subgraph, _, budget = draw(
+            store,
+            "member",
+            [0, 1, 2],
+            [time] * 3,
+            visible_splits=splits,
+            fanouts=dict.fromkeys(store.meta.num_edges, (fanout, 1)),
+            replace=replace,
+        )
+    for hop, tables in enumerate(subgraph.hops):
+        k = fanout if hop == 0 else 1
+        for key in tables:
+            receiver_type = key.split("__")[2]
+            for row, found in sampled(subgraph, budget, key, hop).items():
+                node = int(subgraph.nodes[receiver_type].node[row])
+                visible = visible_edges(world, key, node, time, splits)
+                assert set(found) <= set(visible)
+                if replace:
+                    assert found.total() == (k if visible else 0)
+                else:
+                    assert found <= visible
+                    assert found.total() == min(k, visible.total())
+
+
+@pytest.fixture
+def history(tmp_path):
+    """Member 0 applied to jobs 0 to 3 in the splits always, train, val, test, at times 1 to 4."""
+    return World(
+        nodes={"member": [None, None], "job": [None] * 4},
+        edges={
+            "member__apply__job": [Edge(0, i, t=i + 1, split=i, weight=i + 1.0) for i in range(4)]
+        },
+    ).build(tmp_path)
+
+
+def _jobs(store, time, **options):
+    subgraph, _, budget = draw(store, "member", [0], [time], **options)
+    (found,) = sampled(subgraph, budget, "job__rev_apply__member", 0).values()
+    return sorted(job for job, _ in found)
+
+
+def test_the_rule_holds_in_training_and_in_evaluation(history):
+    assert _jobs(history, 2, visible_splits=TRAIN) == [0]  # At the example's own time: hidden.
+    assert _jobs(history, 3, visible_splits=TRAIN) == [0, 1]
+    assert _jobs(history, 100, visible_splits=TRAIN) == [0, 1]
+    assert _jobs(history, None, visible_splits=TRAIN) == [0, 1]
+    assert _jobs(history, 1, visible_splits=VAL, use_time=False) == [0, 1]
+    assert _jobs(history, 1, visible_splits=TEST, use_time=False) == [0, 1, 2]
+    assert _jobs(history, 3, visible_splits=TEST, use_time=True) == [0, 1]
+
+
+def test_the_target_and_its_reverse_are_hidden_at_every_hop_of_their_own_group_only(tmp_path):
+    world = World(
+        nodes={"member": [None] * 2, "job": [None] * 2},
+        edges={"member__apply__job": [Edge(0, 0), Edge(0, 1), Edge(1, 0)]},
+    )
+    store = world.build(tmp_path)
+    exclude = Exclusion(np.asarray([0]), np.asarray([0]), np.asarray([0]), ("member__apply__job",))
+    for seed_type, keys in (
+        ("member", ("job__rev_apply__member", "member__apply__job")),
+        ("job", ("member__apply__job", "job__rev_apply__member")),
+    ):
+        # Group 0 holds the target; group 1 asks for the same seed without one.
+        subgraph, _, budget = draw(store, seed_type, [0, 0], [None, None], exclude=exclude)
+        seeds = sampled(subgraph, budget, keys[0], 0)
+        assert [0 in [far for far, _ in seeds[row]] for row in (0, 1)] == [False, True]
+        deeper = sampled(subgraph, budget, keys[1], 1)
+        near = subgraph.nodes[keys[1].split("__")[2]].node
+        ends = [0 in [far for far, _ in found] for row, found in deeper.items() if near[row] == 0]
+        assert ends == [True]  # Node 0 of the other type is reached in group 1 only.
+
+
+def test_the_target_is_hidden_between_neighbours_too(tmp_path):
+    """Member 0 reaches job 0 through a skill; there the target's reverse must not show."""
+    world = World(
+        nodes={"member": [None] * 2, "job": [None], "skill": [None]},
+        edges={
+            "member__apply__job": [Edge(0, 0), Edge(1, 0)],
+            "skill__of__member": [Edge(0, 0)],
+            "job__needs__skill": [Edge(0, 0)],
+        },
+    )
+    store = world.build(tmp_path)
+    fanouts = dict.fromkeys(store.meta.num_edges, (4, 4, 4))
+    exclude = Exclusion(np.asarray([0]), np.asarray([0]), np.asarray([0]), ("member__apply__job",))
+    for hidden, expected in ((exclude, {1}), (NO_EXCLUSION, {0, 1})):
+        subgraph, _, budget = draw(store, "member", [0], [None], exclude=hidden, fanouts=fanouts)
+        applicants = set()
+        for hop in (1, 2):
+            for found in sampled(subgraph, budget, "member__apply__job", hop).values():
+                applicants |= {member for member, _ in found}
+        assert applicants == expected
+
+
+NOW = 50
+
+
+def past_and_future(rng):
+    """Members and skills without times, jobs of before and after NOW; edges and texts likewise."""
+
+    def edges(num_senders, n):
+        return [
+            Edge(
+                int(rng.integers(num_senders)),
+                int(rng.integers(30)),
+                t=int(rng.integers(100)) if rng.random() < 0.7 else None,
+                weight=i + 1.0,
+                split=int(rng.integers(2)),
+            )
+            for i in range(n)
+        ]
+
+    return World(
+        nodes={
+            "member": [None] * 12,
+            "job": [int(t) for t in rng.integers(0, 100, 30)],
+            "skill": [None] * 5,
+        },
+        edges={"member__apply__job": edges(12, 200), "skill__in__job": edges(5, 80)},
+        texts={"job": [Text(int(rng.integers(30)), int(rng.integers(100))) for _ in range(60)]},
+    )
+
+
+def another_future(world, rng):
+    """Everything at or after NOW shuffled, retimed, and partly taken away."""
+    created = world.nodes["job"]
+    nodes = world.nodes | {"job": [t if t < NOW else int(rng.integers(NOW, 200)) for t in created]}
+    edges = {}
+    for key, old in world.edges.items():
+        num_senders = len(world.nodes[key.split("__")[0]])
+        new = []
+        for edge in old:
+            to_come = created[edge.receiver] >= NOW
+            late = edge.t is not None and edge.t >= NOW
+            if (to_come or late) and rng.random() < 0.3:
+                continue
+            if to_come or late:
+                edge = dataclasses.replace(edge, sender=int(rng.integers(num_senders)))
+            if late:
+                receiver, t = int(rng.integers(30)), int(rng.integers(NOW, 200))
+                edge = dataclasses.replace(edge, receiver=receiver, t=t)
+            new.append(edge)
+        edges[key] = [new[i] for i in rng.permutation(len(new))]
+    texts = [
+        text if text.t < NOW else Text(int(rng.integers(30)), int(rng.integers(NOW, 200)))
+        for text in world.texts["job"]
+    ]
+    return World(nodes=nodes, edges=edges, texts={"job": texts})
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_permuting_the_future_changes_no_byte(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    world = past_and_future(rng)
+    options = BuildOptions(memory_limit_gib=0.5, num_threads=1, age_unit=10.0)
+    stores = [
+        world.build(tmp_path / "a", text=True, options=options),
+        another_future(world, rng).build(tmp_path / "b", text=True, options=options),
+    ]
+    assert stores[0].version != stores[1].version
+    results, budget = [], None
+    for store in stores:
+        subgraph, _, budget = draw(
+            store,
+            "member",
+            np.arange(12),
+            [NOW] * 12,
+            fanouts=dict.fromkeys(store.meta.num_edges, (3, 2)),
+            budget=budget,
+            key=sampling_key(seed, 7),
+        )
+        results.append(subgraph)
+    assert results[0].nodes["job"].mask.sum() > 5
+    assert (results[0].nodes["job"].text_row >= 0).any()
+    same_bytes(*results)

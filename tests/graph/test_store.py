@@ -1,0 +1,95 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from star_jax.config import InputError
+from star_jax.graph.schema import EdgeType, GraphSchema, NodeType, parse_key, reverse_key
+from star_jax.graph.store import GraphStore, relation_salt
+from tests.graph.test_build import small
+
+
+def test_text_vectors_stay_where_they_are(tmp_path):
+    store = small().build(tmp_path, text=True)
+    assert store.text_size("member") == 3
+    assert store.text_size("job") == 0
+    np.testing.assert_allclose(store.text_vectors["member"][:, 0], np.arange(4))
+    assert not list((tmp_path / "graph").rglob("vectors*"))
+    off = GraphStore.open(tmp_path / "graph", None)
+    assert off.text_size("member") == 0
+    assert off.text_vectors == {}
+
+
+def test_vectors_of_other_tables_are_refused(tmp_path):
+    store = small().build(tmp_path)
+    fewer = small()
+    fewer.texts["member"].pop()
+    vectors = fewer.write_vectors(tmp_path / "text_embeddings")
+    with pytest.raises(InputError, match="member holds 3 vectors, needed 4"):
+        GraphStore.open(store.folder, vectors)
+    other = small()
+    other.texts = {"job": other.texts["member"]}
+    with pytest.raises(InputError, match="no table of node type 'member'"):
+        GraphStore.open(store.folder, other.write_vectors(tmp_path / "other"))
+
+
+def test_a_missing_or_shortened_graph_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"graph is not a complete .*run `star build-graph`"):
+        GraphStore.open(tmp_path / "graph", None)
+    store = small().build(tmp_path)
+    path = store.folder / "edges" / "job" / "sender.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"edges/job/sender.npy has \d+ bytes, needed"):
+        GraphStore.open(store.folder, None)
+
+
+def test_arrays_are_read_only_maps(tmp_path):
+    store = small().build(tmp_path)
+    with pytest.raises(ValueError, match="read-only"):
+        store.adjacency["job"].sender[0] = 1
+    assert isinstance(store.adjacency["job"].sender.base, np.memmap)
+
+
+def test_worker_processes_open_the_files_anew(tmp_path):
+    store = small().build(tmp_path, text=True)
+    content = pickle.dumps(store)
+    assert len(content) < 1000
+    again = pickle.loads(content)
+    assert again.version == store.version
+    np.testing.assert_array_equal(again.adjacency["job"].sender, store.adjacency["job"].sender)
+
+
+def test_salts_are_of_the_name_alone():
+    """A fixed value: other draws after an upgrade would be another run."""
+    assert relation_salt("member__apply__job") == 0x2350C822E5717726
+    assert relation_salt("member__apply__job") != relation_salt("job__rev_apply__member")
+
+
+def test_keys_and_reverses():
+    assert parse_key("member__apply__job") == ("member", "apply", "job")
+    assert reverse_key("member__apply__job") == "job__rev_apply__member"
+    assert reverse_key("job__rev_apply__member") == "member__apply__job"
+    with pytest.raises(ValueError, match="needed 'sender__relation__receiver'"):
+        parse_key("member__job")
+
+
+@pytest.mark.parametrize(
+    ("edges", "message"),
+    [
+        ([("member", "apply", "shop")], "joins 'shop', needed one of"),
+        ([("member", "apply", "job")] * 2, "repeat a name"),
+        ([("member", "rev_apply", "job")], "a prefix kept for reverse edges"),
+        ([("member", "ap__ply", "job")], "needed one without '__'"),
+    ],
+)
+def test_schemas_that_make_no_graph_are_refused(edges, message):
+    node = NodeType(count=1, categorical={}, dense=())
+    with pytest.raises(ValueError, match=message):
+        GraphSchema(
+            nodes={"member": node, "job": node},
+            edges=tuple(
+                EdgeType(sender=s, relation=r, receiver=t, kind="interaction") for s, r, t in edges
+            ),
+        )
+    with pytest.raises(ValueError, match="needed 0 <= count < 2"):
+        NodeType(count=2**31, categorical={}, dense=())

@@ -1,0 +1,47 @@
+"""`star run` that kills itself in the middle of one stage: killed_run.py CONFIG WORKDIR STAGE."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from star_jax.config import load_config
+from star_jax.jobs.run import Stage, run_stages, stages
+
+
+def _is_amid(stage: Stage, workdir: Path) -> bool:
+    """Whether a stage has something to lose: a first file, or a validation after some steps."""
+    if not stage.in_place:
+        partial = workdir / f".{stage.output}.partial"
+        return any(path.is_file() for path in partial.rglob("*"))
+    log = workdir / stage.output / "metrics.jsonl"
+    rows = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
+    whole = [json.loads(row) for row in rows if row.endswith("\n")]
+    return any(row["split"] == "val" and row["step"] > 0 for row in whole)
+
+
+def _dying(stage: Stage) -> Stage:
+    def watch(workdir: Path) -> None:
+        while not _is_amid(stage, workdir):
+            time.sleep(0.0005)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def run(config: object, workdir: Path) -> None:
+        threading.Thread(target=watch, args=(workdir,), daemon=True).start()
+        stage.run(config, workdir)
+        raise AssertionError(f"{stage.name} ended before it was killed")
+
+    return stage._replace(run=run)
+
+
+def main(config: str, workdir: str, name: str) -> None:
+    """Runs up to the middle of the stage."""
+    plan = stages(load_config(Path(config)))
+    run_stages([_dying(s) if s.name == name else s for s in plan], Path(workdir))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Installs star_jax with its tools and checks everything: format, lint, types, scripts, tests.
+#
+#   tests/run.sh [--extras beam,stores,...] [pytest arguments]
+#
+# --extras  also installs these extras of pyproject.toml and runs their tests; one that cannot be
+#           installed or imported fails.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../launch/_env.sh"
+
+extras=''
+case ${1:-} in
+  -h | --help)
+    sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
+    exit 0
+    ;;
+  --extras)
+    (($# > 1)) || fail "--extras needs names, separated by commas"
+    extras=$2
+    shift 2
+    ;;
+  --extras=*)
+    extras=${1#*=}
+    shift
+    ;;
+esac
+
+install_locked requirements-dev.lock
+for extra in ${extras//,/ }; do
+  grep -q "^$extra = \[" "$ROOT/pyproject.toml" || fail "extra $extra is not in pyproject.toml"
+done
+if [[ -n $extras ]]; then
+  install_beside requirements-dev.lock --editable "${ROOT}[$extras]"
+fi
+
+cd "$ROOT"
+export STAR_EXTRAS=$extras
+failed=()
+check() {
+  local name=$1
+  shift
+  printf '\n== %s\n' "$name"
+  "$@" || failed+=("$name")
+}
+check format "$VENV/bin/ruff" format --check
+check lint "$VENV/bin/ruff" check
+check types "$VENV/bin/basedpyright" --pythonpath "$PYTHON"
+check scripts "$VENV/bin/shellcheck" launch/*.sh tests/run.sh .ci/run
+check tests "$PYTHON" -m pytest -q --durations=15 "$@"
+
+if ((${#failed[@]})); then
+  printf '\nfailed: %s\n' "${failed[*]}"
+  exit 1
+fi
+printf '\nall checks passed\n'
