@@ -147,7 +147,7 @@ class MaskedBatchNorm(nn.Module):
             rows = jnp.where(mask[:, None], rows, 0.0)
             count = jnp.maximum(self._sum(jnp.sum(mask).astype(rows.dtype)), 1.0)
             now_mean = self._sum(jnp.sum(rows, axis=0)) / count
-            centred = jnp.where(mask[:, None], rows - now_mean, 0.0)
+            centred = jnp.where(mask[:, None], rows - now_mean[None], 0.0)
             now_variance = self._sum(jnp.sum(centred**2, axis=0)) / count
             if not self.is_initializing():
                 keep = self.momentum
@@ -155,7 +155,8 @@ class MaskedBatchNorm(nn.Module):
                 variance.value = keep * variance.value + (1 - keep) * now_variance
         else:
             now_mean, now_variance = mean.value, variance.value
-        return (rows - now_mean) * (jax.lax.rsqrt(now_variance + 1e-3) * scale) + bias
+        factor = jax.lax.rsqrt(now_variance + 1e-3) * scale
+        return (rows - now_mean[None]) * factor[None] + bias[None]
 
     def _sum(self, value: Array) -> Array:
         return value if self.axis_name is None else jax.lax.psum(value, self.axis_name)
@@ -217,11 +218,11 @@ class GraphLayer(nn.Module):
             number: int, own: Float[Array, "Q D"], message: Float[Array, "Q D"], train: bool
         ) -> Float[Array, "Q D"]:
             joined = jnp.concatenate([own, message], axis=-1)
-            units = joined @ first[number] + first_bias[number]
+            units = joined @ first[number] + first_bias[number][None]
             if config.activation == "leaky_relu":
                 units = nn.leaky_relu(units, 0.2)
             units = dropout(units, deterministic=not train)
-            new = units @ second[number] + second_bias[number]
+            new = units @ second[number] + second_bias[number][None]
             return own + new if config.skip == "residual" else new
 
         return combine

@@ -34,7 +34,7 @@ class NodeFeatures:
       num_identities: Nodes with a learned vector; 0 for none.
       text_size: Width of the text vectors; 0 for none.
       cardinalities: Codes of every categorical column, 0 = missing included.
-      dense_size: Columns of numbers.
+      dense_size: Columns of numbers, those that say what is missing among them.
     """
 
     node_type: str
@@ -52,13 +52,17 @@ class SliceLayer(nn.Module):
 
     @nn.compact
     def __call__(self, nodes: NodeTable) -> Float[Array, "R {self.dim}"]:
-        """Sums the slices; where a feature is missing the type's missing vector takes its place."""
+        """Sums the slices; a node without a text gets a learned vector in its place.
+
+        Missing categories have a code, and missing numbers a column, of their own.
+        """
         sizes = self.features
         scale = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
         hidden = jnp.broadcast_to(
             self.param("bias", nn.initializers.zeros, (self.dim,)),
             (nodes.node.shape[0], self.dim),
         )
+        # Of the type, not of the feature, whose size must stay input width times output width.
         missing = self.param("missing", nn.initializers.zeros, (self.dim,))
         if sizes.text_size:
             kernel = self.param("text_kernel", scale, (sizes.text_size, self.dim))
@@ -80,10 +84,7 @@ class SliceLayer(nn.Module):
             hidden = hidden + table[nodes.categorical[:, column]]
         if sizes.dense_size:
             kernel = self.param("dense_kernel", scale, (sizes.dense_size, self.dim))
-            known = jnp.isfinite(nodes.dense)
-            hidden = hidden + jnp.where(known, nodes.dense, 0.0) @ kernel
-            some_missing = ~jnp.all(known, axis=1)
-            hidden = hidden + jnp.where(some_missing[:, None], missing[None], 0.0)
+            hidden = hidden + nodes.dense @ kernel
         return hidden
 
 

@@ -150,7 +150,9 @@ def segment_messages(
         receivers = jnp.concatenate([receivers, offsets[table.sender_type] + loop])
         real = jnp.concatenate([real, jnp.ones(loop.shape, bool)])
         constant = weights.attention.bias[table.number, 0]
-        bias = jnp.concatenate([bias, jnp.broadcast_to(constant, (loop.shape[0], keys.shape[1]))])
+        bias = jnp.concatenate(
+            [bias, jnp.broadcast_to(constant[None], (loop.shape[0], keys.shape[1]))]
+        )
     message = attend_segments(query, keys[rows], values[rows], bias, receivers, real, pooling)
 
     message = message.reshape(message.shape[0], -1)
@@ -243,7 +245,7 @@ def _folded_senders(
 
     numbers = np.asarray([each.number for each in relations])
     mask = stacked("mask")
-    bias = attention.bias[numbers][:, None]
+    bias = attention.bias[numbers][None, :, None]
     return Senders(
         Folded(everything, stacked("index"), attention.key[numbers], attention.value[numbers]),
         mask,
@@ -259,4 +261,6 @@ def _projected_senders(
 ) -> Senders:
     index, mask, weight, age = (jnp.asarray(part)[:, None] for part in table)
     bias = weights.attention.bias[weights.keys.index(key)]
-    return Senders(Projected(*projected, index), mask, edge_bias(bias, mask, weight, age))
+    return Senders(
+        Projected(*projected, index), mask, edge_bias(bias[None, None, None], mask, weight, age)
+    )

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-
 from star_jax import artefacts, trees
 from star_jax.config import InputError, check_same, to_json
 from star_jax.graph.model import GraphModelConfig, LinkTask, init_model, make_loss
@@ -168,7 +166,7 @@ def _train(
     folder = workdir / config.output
     mesh = make_mesh(config.mesh)
     model = file.build()
-    params, statistics = init_model(model, jax.random.key(config.seed))
+    params, statistics = init_model(model, config.seed)
     optimizer = make_optimizer(config.optimizer)
     state = create_state(
         params,

@@ -133,7 +133,7 @@ def open_trained(workdir: Path, name: str, mesh: Mesh) -> TrainedGraph:
                 f"{now[each][:12]}; run `star train-graph` again"
             )
     model = file.build()
-    like = TrainedParameters(*jax.eval_shape(lambda: init_model(model, jax.random.key(0))))
+    like = TrainedParameters(*jax.eval_shape(lambda: init_model(model, 0)))
     placed = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         like,

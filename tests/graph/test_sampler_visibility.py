@@ -153,40 +153,52 @@ def test_the_rule_holds_in_training_and_in_evaluation(history):
     assert _jobs(history, 3, visible_splits=TEST, use_time=True) == [0, 1]
 
 
+def test_an_edge_is_seen_until_it_is_removed(tmp_path):
+    edges = [Edge(0, 0, t=1, removed_t=5), Edge(0, 1, t=1)]
+    world = World(nodes={"member": [None], "job": [None] * 2}, edges={"member__apply__job": edges})
+    store = world.build(tmp_path)
+    assert _jobs(store, 4) == [0, 1]
+    assert _jobs(store, 5) == [1]
+    assert _jobs(store, 5, use_time=False) == [0, 1]
+    assert _jobs(store, None) == [0, 1]
+
+
 def test_the_target_and_its_reverse_are_hidden_at_every_hop_of_their_own_group_only(tmp_path):
+    """Member 0 applied to job 1; group 0 holds that pair, group 1 asks for the same seed."""
     world = World(
         nodes={"member": [None] * 2, "job": [None] * 2},
-        edges={"member__apply__job": [Edge(0, 0), Edge(0, 1), Edge(1, 0)]},
+        edges={"member__apply__job": [Edge(0, 1), Edge(0, 0), Edge(1, 1)]},
     )
     store = world.build(tmp_path)
-    exclude = Exclusion(np.asarray([0]), np.asarray([0]), np.asarray([0]), ("member__apply__job",))
-    for seed_type, keys in (
-        ("member", ("job__rev_apply__member", "member__apply__job")),
-        ("job", ("member__apply__job", "job__rev_apply__member")),
+    exclude = Exclusion(np.asarray([0]), np.asarray([0]), np.asarray([1]), ("member__apply__job",))
+    for seed_type, seed, end, keys in (
+        ("member", 0, 1, ("job__rev_apply__member", "member__apply__job")),
+        ("job", 1, 0, ("member__apply__job", "job__rev_apply__member")),
     ):
-        # Group 0 holds the target; group 1 asks for the same seed without one.
-        subgraph, _, budget = draw(store, seed_type, [0, 0], [None, None], exclude=exclude)
+        subgraph, _, budget = draw(store, seed_type, [seed] * 2, [None, None], exclude=exclude)
         seeds = sampled(subgraph, budget, keys[0], 0)
-        assert [0 in [far for far, _ in seeds[row]] for row in (0, 1)] == [False, True]
+        assert [end in [far for far, _ in seeds[row]] for row in (0, 1)] == [False, True]
         deeper = sampled(subgraph, budget, keys[1], 1)
         near = subgraph.nodes[keys[1].split("__")[2]].node
-        ends = [0 in [far for far, _ in found] for row, found in deeper.items() if near[row] == 0]
-        assert ends == [True]  # Node 0 of the other type is reached in group 1 only.
+        ends = [
+            seed in [far for far, _ in found] for row, found in deeper.items() if near[row] == end
+        ]
+        assert ends == [True]  # The other end is reached in group 1 only.
 
 
 def test_the_target_is_hidden_between_neighbours_too(tmp_path):
-    """Member 0 reaches job 0 through a skill; there the target's reverse must not show."""
+    """Member 0 reaches job 1 through a skill; there the target's reverse must not show."""
     world = World(
-        nodes={"member": [None] * 2, "job": [None], "skill": [None]},
+        nodes={"member": [None] * 2, "job": [None] * 2, "skill": [None]},
         edges={
-            "member__apply__job": [Edge(0, 0), Edge(1, 0)],
+            "member__apply__job": [Edge(0, 1), Edge(1, 1)],
             "skill__of__member": [Edge(0, 0)],
-            "job__needs__skill": [Edge(0, 0)],
+            "job__needs__skill": [Edge(1, 0)],
         },
     )
     store = world.build(tmp_path)
     fanouts = dict.fromkeys(store.meta.num_edges, (4, 4, 4))
-    exclude = Exclusion(np.asarray([0]), np.asarray([0]), np.asarray([0]), ("member__apply__job",))
+    exclude = Exclusion(np.asarray([0]), np.asarray([0]), np.asarray([1]), ("member__apply__job",))
     for hidden, expected in ((exclude, {1}), (NO_EXCLUSION, {0, 1})):
         subgraph, _, budget = draw(store, "member", [0], [None], exclude=hidden, fanouts=fanouts)
         applicants = set()

@@ -11,7 +11,8 @@ from star_jax import trees
 from star_jax.config import InputError
 from star_jax.text.bi_encoder import BiEncoder, ObjectiveConfig, Tokens, encode
 from star_jax.text.families import BertShape, MistralShape, TokenLimits
-from star_jax.text.lora import LoraConfig, init_lora, merge_lora
+from star_jax.text.linears import Linears
+from star_jax.text.lora import LoraConfig, adapted, init_lora, merge_lora
 from star_jax.text.pooling import PoolingConfig
 from star_jax.text.scorer import PairScorer, ScorerConfig
 from star_jax.text.tower import TextTower, TowerConfig, build_tower, load_params, param_shapes
@@ -94,6 +95,26 @@ def test_dropout_acts_with_a_key_only_and_scales():
         vectors(model, params, fresh, texts, jax.random.key(1)),
         vectors(model, params, fresh, texts),
     )
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5])
+def test_dropout_keeps_the_mean_of_what_adapters_read(dropout):
+    width = 1 << 16
+    linears = Linears((("q_proj", 2),), bias=False, dtype=jnp.float32)
+    config = LoraConfig(rank=1, alpha=1.0, dropout=dropout)
+    variables = {
+        "params": {"q_proj": {"kernel": jnp.zeros((width, 2))}},
+        "lora": {"q_proj": {"a": jnp.full((width, 1), 1.0 / width), "b": jnp.ones((1, 2))}},
+    }
+
+    @jax.jit
+    def outputs(key) -> Any:
+        with adapted(config):
+            return linears.apply(variables, jnp.ones((1, 1, width)), rngs={"dropout": key})
+
+    (got,) = outputs(jax.random.key(0))
+    np.testing.assert_allclose(got, 1.0, atol=0.02)
+    assert abs(got[0, 0, 0] - 1.0) > 1e-6  # Something was dropped.
 
 
 def test_masters_are_float32_under_bfloat16():

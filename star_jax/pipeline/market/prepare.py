@@ -34,13 +34,13 @@ def prepare_market(market: MarketConfig, folder: Path) -> Schema:
     (folder / "schema.json").write_text(schema_json(schema), encoding="utf-8")
     best = read.facts["optimum"]["apply"]["test"]
     _LOG.info(
-        "market of %d members: best reachable AUC %.4f (uniform negatives), %.4f (popular), "
-        "%.4f (near)",
+        "market of %d members: the planted truth has AUC %.4f against uniform negatives, which "
+        "is the best reachable; %.4f (popular), %.4f (near)",
         market.num_members,
         best["auc_uniform"],
         best["auc_popular"],
         best["auc_near"],
     )
     if read.facts["floored"]:
-        _LOG.info("more than the paper's share of: %s", ", ".join(read.facts["floored"]))
+        _LOG.info("more than the paper's share, for the market is small: %s", ", ".join(read.facts["floored"]))
     return schema

@@ -1,0 +1,351 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from star_jax.graph.encoder import (
+    GraphEncoder,
+    GraphEncoderConfig,
+    MaskedBatchNorm,
+    receiving_types,
+)
+from star_jax.graph.schema import parse_key
+from star_jax.graph.segments import hop_blocks
+from tests.graph.subgraphs import KEYS, random_subgraph
+
+DIM, HEADS = 8, 2
+CONFIG = GraphEncoderConfig(dim=DIM, multiplier=2, heads=HEADS)
+ONE_LAYER = dataclasses.replace(CONFIG, layers=1, batch_norm=False, skip="none")
+
+
+def features(subgraph, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.normal(size=(len(nodes.node), DIM)).astype(np.float32)
+        for name, nodes in sorted(subgraph.nodes.items())
+    }
+
+
+def encoder(config, seed_type="member"):
+    return GraphEncoder(config, KEYS, (seed_type,))
+
+
+def init(config, subgraph, seed_type="member"):
+    """Every parameter random, so that none hides behind a zero."""
+    made = jax.jit(encoder(config, seed_type).init, static_argnums=(3, 4))(
+        jax.random.key(0), subgraph, features(subgraph), seed_type, False
+    )
+    rng = np.random.default_rng(5)
+    params = jax.tree.map(
+        lambda x: (0.4 * rng.normal(size=x.shape)).astype(x.dtype), made["params"]
+    )
+    return {**made, "params": params}
+
+
+def embed(config, variables, subgraph, hidden=None, seed_type="member", **options):
+    hidden = features(subgraph) if hidden is None else hidden
+    apply = jax.jit(encoder(config, seed_type).apply, static_argnums=(3, 4))
+    return np.asarray(apply(variables, subgraph, hidden, seed_type, False, **options))
+
+
+def one_hop(seed_type="member"):
+    subgraph = random_subgraph(seed_type)
+    return subgraph._replace(hops=subgraph.hops[:1])
+
+
+def by_definition(config, params, subgraph, hidden, seed_type):
+    """One layer by the equations, one node and one head at a time."""
+    layer = params["layer_0"]
+    keys = [key for key in KEYS if parse_key(key)[2] == seed_type]
+    width = DIM // HEADS
+    rows = []
+    for v in range(hop_blocks(subgraph, seed_type)[seed_type][0]):
+        h_v = hidden[seed_type][v]
+        message = np.zeros((HEADS, width))
+        for head in range(HEADS):
+            q = h_v @ layer["query_kernel"][0][:, head]
+            logits, values = [], []
+            for r, key in enumerate(keys):
+                table = subgraph.hops[0][key]
+                for slot in np.flatnonzero(table.mask[v]):
+                    h_u = hidden[parse_key(key)[0]][table.index[v, slot]]
+                    bias = layer["edge_bias"][r, :, head]
+                    k = h_u @ layer["key_kernel"][r][:, head]
+                    logits.append(
+                        q @ k / width**0.5
+                        + bias[0]
+                        + bias[1] * np.log1p(table.weight[v, slot])
+                        + bias[2] * table.age[v, slot]
+                    )
+                    values.append(h_u @ layer["value_kernel"][r][:, head])
+            if config.include_receiver:
+                own = len(keys)
+                k = h_v @ layer["key_kernel"][own][:, head]
+                logits.append(q @ k / width**0.5 + layer["edge_bias"][own, 0, head])
+                values.append(h_v @ layer["value_kernel"][own][:, head])
+            if logits:
+                weights = np.exp(logits) / np.exp(logits).sum()
+                if config.pooling == "mean":
+                    weights = np.full(len(logits), 1 / len(logits))
+                message[head] = weights @ np.stack(values)
+        joined = np.concatenate([h_v, message.reshape(-1)])
+        units = joined @ layer["hidden_kernel"][0] + layer["hidden_bias"][0]
+        if config.activation == "leaky_relu":
+            units = np.where(units > 0, units, 0.2 * units)
+        new = units @ layer["output_kernel"][0] + layer["output_bias"][0]
+        rows.append(h_v + new if config.skip == "residual" else new)
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"pooling": "mean", "include_receiver": False},
+        {"include_receiver": False, "activation": "linear", "skip": "residual"},
+    ],
+)
+@pytest.mark.parametrize("path", ["dense", "jraph"])
+def test_one_layer_is_what_the_equations_say(change, path):
+    config = dataclasses.replace(ONE_LAYER, **change)
+    subgraph = one_hop()
+    variables = init(config, subgraph)
+    expected = by_definition(config, variables["params"], subgraph, features(subgraph), "member")
+    got = embed(dataclasses.replace(config, path=path), variables, subgraph)
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"pooling": "mean"},
+        {"include_receiver": False},
+        {"skip": "jumping_knowledge", "unit_norm": True},
+    ],
+)
+@pytest.mark.parametrize("seed_type", ["member", "job"])
+def test_both_paths_agree_in_values_and_gradients(change, seed_type):
+    config = dataclasses.replace(CONFIG, **change)
+    subgraph = random_subgraph(seed_type, seed=3)
+    variables, hidden = init(config, subgraph, seed_type), features(subgraph)
+    probe = np.random.default_rng(1).normal(
+        size=(hop_blocks(subgraph, seed_type)[seed_type][0], DIM)
+    )
+
+    def loss(params, hidden, path):
+        module = encoder(dataclasses.replace(config, path=path), seed_type)
+        found, _ = module.apply(
+            {**variables, "params": params},
+            subgraph,
+            hidden,
+            seed_type,
+            True,
+            mutable=["batch_stats"],
+        )
+        return jnp.sum(found * probe.astype(np.float32))
+
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnums=2)
+    dense, reference = (gradient(variables["params"], hidden, path) for path in ("dense", "jraph"))
+    for got, expected in zip(jax.tree.leaves(dense), jax.tree.leaves(reference), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", ["dense", "jraph"])
+@pytest.mark.parametrize("pooling", ["self_attention", "mean"])
+def test_a_graph_of_padding_alone_gives_finite_values_and_gradients(path, pooling):
+    config = dataclasses.replace(CONFIG, path=path, pooling=pooling, include_receiver=False)
+    subgraph = random_subgraph("member", fill=-1.0)
+    assert not any(table.mask.any() for hop in subgraph.hops for table in hop.values())
+    variables = init(config, subgraph)
+
+    def loss(params):
+        module = encoder(config)
+        return module.apply(
+            {**variables, "params": params}, subgraph, features(subgraph), "member", False
+        ).sum()
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))(variables["params"])
+    assert np.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_without_neighbours_the_message_is_zero():
+    config = dataclasses.replace(ONE_LAYER, include_receiver=False)
+    subgraph = one_hop()
+    variables = init(config, subgraph)
+    layer, h = variables["params"]["layer_0"], features(subgraph)["member"][1]  # Row 1 has none.
+    units = h @ layer["hidden_kernel"][0][:DIM] + layer["hidden_bias"][0]
+    alone = np.where(units > 0, units, 0.2 * units) @ layer["output_kernel"][0]
+    np.testing.assert_allclose(
+        embed(config, variables, subgraph)[1], alone + layer["output_bias"][0], rtol=2e-5, atol=1e-5
+    )
+
+
+def loud(subgraph):
+    """What padding holds is changed to large values everywhere."""
+
+    def shout(table):
+        noise = np.where(table.mask, 0.0, -0.9e3).astype(np.float32)
+        return table._replace(
+            index=np.where(table.mask, table.index, 2).astype(np.int32),
+            weight=table.weight + noise,
+            age=table.age - 7 * noise,
+        )
+
+    hops = tuple({key: shout(table) for key, table in hop.items()} for hop in subgraph.hops)
+    return subgraph._replace(hops=hops)
+
+
+@pytest.mark.parametrize("path", ["dense", "jraph"])
+def test_what_padding_holds_never_matters(path):
+    config = dataclasses.replace(CONFIG, path=path)
+    subgraph = random_subgraph("member")
+    variables = init(config, subgraph)
+
+    def loss(params, subgraph):
+        module = encoder(config)
+        return module.apply(
+            {**variables, "params": params}, subgraph, features(subgraph), "member", False
+        ).sum()
+
+    gradient = jax.jit(jax.value_and_grad(loss))
+    quiet, noisy = (gradient(variables["params"], each) for each in (subgraph, loud(subgraph)))
+    for got, expected in zip(jax.tree.leaves(noisy), jax.tree.leaves(quiet), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_the_order_of_neighbours_does_not_matter():
+    subgraph = random_subgraph("member")
+    variables = init(CONFIG, subgraph)
+    rng = np.random.default_rng(4)
+
+    def shuffle(table):
+        order = rng.permuted(np.tile(np.arange(table.mask.shape[1]), (len(table.mask), 1)), axis=1)
+        return type(table)(*(np.take_along_axis(part, order, axis=1) for part in table))
+
+    hops = tuple({key: shuffle(table) for key, table in hop.items()} for hop in subgraph.hops)
+    np.testing.assert_allclose(
+        embed(CONFIG, variables, subgraph._replace(hops=hops)),
+        embed(CONFIG, variables, subgraph),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_weight_and_age_move_the_attention():
+    subgraph = random_subgraph("member")
+    variables = init(CONFIG, subgraph)
+    before = embed(CONFIG, variables, subgraph)
+    for part in ("weight", "age"):
+        tables = {
+            key: table._replace(**{part: getattr(table, part) * 5})
+            for key, table in subgraph.hops[0].items()
+        }
+        after = embed(CONFIG, variables, subgraph._replace(hops=(tables, subgraph.hops[1])))
+        assert np.abs(after - before).max() > 1e-4
+
+
+def test_edges_into_hidden_hops_reach_the_seeds():
+    subgraph = random_subgraph("member")
+    variables = init(CONFIG, subgraph)
+    tables = {key: t._replace(mask=np.zeros_like(t.mask)) for key, t in subgraph.hops[1].items()}
+    without = embed(CONFIG, variables, subgraph._replace(hops=(subgraph.hops[0], tables)))
+    assert np.abs(without - embed(CONFIG, variables, subgraph)).max() > 1e-3
+
+
+def test_parameters_exist_for_what_can_reach_a_seed():
+    assert receiving_types(KEYS, ("member",), 2) == (("job", "member", "skill"), ("member",))
+    params = init(CONFIG, random_subgraph("member"))["params"]
+    into_member = sum(parse_key(key)[2] == "member" for key in KEYS)
+    assert params["layer_0"]["key_kernel"].shape == (len(KEYS) + 3, DIM, HEADS, DIM // HEADS)
+    assert params["layer_1"]["key_kernel"].shape[0] == into_member + 1
+    assert params["layer_0"]["hidden_kernel"].shape == (3, 2 * DIM, 2 * DIM)  # The multiplier.
+    assert params["layer_0"]["output_kernel"].shape == (3, 2 * DIM, DIM)
+
+
+def test_a_subgraph_of_another_depth_is_refused():
+    with pytest.raises(ValueError, match="subgraph has 1 hops, needed 2, one per layer"):
+        init(CONFIG, one_hop())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dim": 9}, "dim 9 is not a multiple of heads 2"),
+        ({"layers": 0}, "layers is 0, needed at least 1"),
+        ({"dropout": 1.0}, "dropout is 1.0, needed 0 <= dropout < 1"),
+    ],
+)
+def test_wrong_configs_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **change)
+
+
+def test_dropped_relations_are_dropped_for_whole_rows_and_only_in_training():
+    config = dataclasses.replace(ONE_LAYER, edge_dropout=0.5, include_receiver=False)
+    subgraph = random_subgraph("member", fill=2.0)
+    subgraph = subgraph._replace(hops=subgraph.hops[:1])
+    variables, hidden = init(config, subgraph), features(subgraph)
+    module = encoder(config)
+
+    def train(key):
+        return module.apply(variables, subgraph, hidden, "member", True, rngs={"dropout": key})
+
+    found = np.stack([jax.jit(train)(jax.random.key(i)) for i in range(30)])
+    still = embed(config, variables, subgraph)
+    np.testing.assert_array_equal(embed(config, variables, subgraph), still)
+    # A row has two relations: four outcomes, one of them nothing dropped, one all.
+    outcomes = {tuple(np.round(row, 4)) for row in found[:, 0]}
+    assert len(outcomes) == 4
+    assert tuple(np.round(still[0], 4)) in outcomes
+
+
+class TestBatchNorm:
+    ROWS = np.random.default_rng(0).normal(2.0, 3.0, (6, 4)).astype(np.float32)
+    MASK = np.array([True, True, False, True, True, False])
+
+    def run(self, rows, mask, train, stats=None, axis=None):
+        norm = MaskedBatchNorm(0.9, axis)
+        params = {"scale": jnp.full(4, 1.5), "bias": jnp.full(4, 0.5)}
+        start = {"mean": jnp.zeros(4), "variance": jnp.ones(4)}
+        variables = {"params": params, "batch_stats": stats or start}
+        return norm.apply(variables, rows, mask, train, mutable=["batch_stats"])
+
+    def test_statistics_are_those_of_real_rows(self):
+        real = self.ROWS[self.MASK]
+        got, new = jax.jit(self.run, static_argnums=2)(self.ROWS, self.MASK, True)
+        scaled = (real - real.mean(0)) / np.sqrt(real.var(0) + 1e-3)
+        np.testing.assert_allclose(got[self.MASK], 1.5 * scaled + 0.5, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(new["batch_stats"]["mean"], 0.1 * real.mean(0), rtol=1e-5)
+        expected = 0.9 + 0.1 * real.var(0)
+        np.testing.assert_allclose(new["batch_stats"]["variance"], expected, rtol=1e-5)
+
+    def test_padding_rows_change_nothing(self):
+        shouting = np.where(self.MASK[:, None], self.ROWS, 1e6).astype(np.float32)
+        apply = jax.jit(self.run, static_argnums=2)
+        got, new = apply(shouting, self.MASK, True)
+        expected, expected_new = apply(self.ROWS, self.MASK, True)
+        np.testing.assert_array_equal(got[self.MASK], expected[self.MASK])
+        jax.tree.map(np.testing.assert_array_equal, new, expected_new)
+
+    def test_a_single_node_is_normalised_by_the_running_statistics(self):
+        stats = {"mean": jnp.full(4, 2.0), "variance": jnp.full(4, 9.0)}
+        apply = jax.jit(self.run, static_argnums=2)
+        one, kept = apply(self.ROWS[:1], self.MASK[:1], False, stats)
+        expected = 1.5 * (self.ROWS[:1] - 2.0) / np.sqrt(9.001) + 0.5
+        np.testing.assert_allclose(one, expected, rtol=1e-5)
+        jax.tree.map(np.testing.assert_array_equal, kept["batch_stats"], stats)
+
+    def test_devices_share_their_statistics(self):
+        shards = self.ROWS.reshape(2, 3, 4), self.MASK.reshape(2, 3)
+        mapped = jax.vmap(
+            lambda rows, mask: self.run(rows, mask, True, axis="shards"), axis_name="shards"
+        )
+        got, new = jax.jit(mapped)(*shards)
+        expected, expected_new = self.run(self.ROWS, self.MASK, True)
+        np.testing.assert_allclose(got.reshape(6, 4), expected, rtol=1e-5, atol=1e-5)
+        for leaf, want in zip(jax.tree.leaves(new), jax.tree.leaves(expected_new), strict=True):
+            np.testing.assert_allclose(leaf, np.stack([want, want]), rtol=1e-5)
