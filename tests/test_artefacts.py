@@ -58,7 +58,9 @@ def test_leftovers_of_a_killed_run_are_no_obstacle(tmp_path):
 
 def test_readers_name_what_is_wrong(tmp_path):
     folder = tmp_path / "tables"
-    with pytest.raises(InputError, match="tables is not a complete artefact; run `star import` first"):
+    with pytest.raises(
+        InputError, match="tables is not a complete artefact; run `star import` first"
+    ):
         artefacts.read_manifest(folder, "tables")
     _make(folder)
     with pytest.raises(InputError, match="holds tables, needed graph; run `star build-graph`"):

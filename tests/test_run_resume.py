@@ -18,8 +18,9 @@ STAGES = (
 )
 
 
-def _python(*arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+def _python(cache, *arguments):
+    """Every process is new; only what XLA has compiled is kept between them."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(cache)}
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
@@ -30,7 +31,9 @@ def _python(*arguments):
 
 
 def _star_run(workdir):
-    done = _python("-m", "star_jax", "run", CONFIG, "--workdir", workdir)
+    done = _python(
+        workdir.parent / "compiled", "-m", "star_jax", "run", CONFIG, "--workdir", workdir
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(workdir / "report" / "metrics.json")
     return done
@@ -48,7 +51,8 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_numbers(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     _star_run(whole)
     for name in STAGES:
-        done = _python(Path(__file__).parent / "jobs/killed_run.py", CONFIG, killed, name)
+        script = Path(__file__).parent / "jobs/killed_run.py"
+        done = _python(tmp_path / "compiled", script, CONFIG, killed, name)
         assert done.returncode == -signal.SIGKILL, f"{name}: {done.stderr}"
     resumed = _star_run(killed)
     assert "unchanged, skipped" in resumed.stderr

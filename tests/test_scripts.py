@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / "tests/run.sh", ROOT / ".ci/run"])
 _PYTHON = 'echo "$0"'  # Stands for a Python that fits and says where it is.
+_NO_VENV = 'case $2 in *ensure*) exit 1 ;; *-venv*) echo V ;; *) echo "$0" ;; esac'
 LOCKS = ("requirements.lock", "requirements-dev.lock")
 
 
@@ -100,9 +101,9 @@ def test_installs_by_uv_where_it_is_present(clone, tmp_path, uv):
         ({}, "no Python of 3.11 or newer is on the PATH; .*: apt-get install python3 python3-venv"),
         (
             {
-                "python3": "case $2 in *ensure*) exit 1 ;; *-venv*) echo V ;; *) echo p ;; esac",
+                "python3": _NO_VENV,
             },
-            "python3 has no venv module; on Debian or Ubuntu: apt-get install V",
+            r".*/python3 has no venv module; on Debian or Ubuntu: apt-get install V",
         ),
     ],
     ids=["no python", "no venv"],

@@ -26,20 +26,20 @@ class Folded(NamedTuple):
     """
 
     rows: Float[Array, "N D"]
-    index: Int[Array, "Q R k"]
+    senders: Int[Array, "Q R k"]
     key: Float[Array, "R D H K"]
     value: Float[Array, "R D H K"]
 
     def logits(self, query: Float[Array, "Q H K"]) -> Float[Array, "Q H _"]:
         """Scaled products with every neighbour."""
         folded = jnp.einsum("qhk,rdhk->qrhd", query, self.key) / query.shape[-1] ** 0.5
-        logits = jnp.einsum("qrhd,qrnd->qhrn", folded, self.rows[self.index])
+        logits = jnp.einsum("qrhd,qrnd->qhrn", folded, self.rows[self.senders])
         return logits.reshape(*query.shape[:2], -1)
 
     def message(self, weights: Float[Array, "Q H _"]) -> Float[Array, "Q H K"]:
         """Weighted sum of all neighbours' values."""
-        weights = weights.reshape(*weights.shape[:2], *self.index.shape[1:])
-        aggregated = jnp.einsum("qhrn,qrnd->qrhd", weights, self.rows[self.index])
+        weights = weights.reshape(*weights.shape[:2], *self.senders.shape[1:])
+        aggregated = jnp.einsum("qhrn,qrnd->qrhd", weights, self.rows[self.senders])
         return jnp.einsum("qrhd,rdhk->qhk", aggregated, self.value)
 
 
@@ -48,16 +48,16 @@ class Projected(NamedTuple):
 
     keys: Float[Array, "N H K"]
     values: Float[Array, "N H K"]
-    index: Int[Array, "Q 1 k"]
+    senders: Int[Array, "Q 1 k"]
 
     def logits(self, query: Float[Array, "Q H K"]) -> Float[Array, "Q H k"]:
         """Scaled products with every neighbour."""
-        keys = self.keys[self.index[:, 0]]
+        keys = self.keys[self.senders[:, 0]]
         return jnp.einsum("qhk,qnhk->qhn", query, keys) / query.shape[-1] ** 0.5
 
     def message(self, weights: Float[Array, "Q H k"]) -> Float[Array, "Q H K"]:
         """Weighted sum of all neighbours' values."""
-        return jnp.einsum("qhn,qnhk->qhk", weights, self.values[self.index[:, 0]])
+        return jnp.einsum("qhn,qnhk->qhk", weights, self.values[self.senders[:, 0]])
 
 
 class Senders(NamedTuple):

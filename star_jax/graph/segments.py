@@ -42,7 +42,7 @@ def segment_softmax(
 
 def edge_mask(graph: GraphsTuple) -> Bool[Array, " M"]:
     """True for real edges; jraph keeps padding edges in the last graph, which is never real."""
-    return jraph.get_edge_padding_mask(graph)
+    return jnp.asarray(jraph.get_edge_padding_mask(graph))
 
 
 def edge_features(graph: GraphsTuple) -> EdgeFeatures:
@@ -79,6 +79,40 @@ def edge_keys(subgraph: Subgraph) -> tuple[str, ...]:
     return tuple(sorted({key for tables in subgraph.hops for key in tables}))
 
 
+class _EdgeColumns(NamedTuple):
+    """Every neighbour table as a list of edges, rows counted over all types."""
+
+    senders: list[Int[Array, " M"]]
+    receivers: list[Int[Array, " M"]]
+    masks: list[Bool[Array, " M"]]
+    features: list[EdgeFeatures]
+
+
+def _edge_columns(
+    subgraph: Subgraph, offsets: Mapping[str, int], blocks: Mapping[str, tuple[int, ...]]
+) -> _EdgeColumns:
+    relations = {key: number for number, key in enumerate(edge_keys(subgraph))}
+    senders, receivers, masks, features = [], [], [], []
+    for hop, tables in enumerate(subgraph.hops):
+        for key, table in sorted(tables.items()):
+            sender_type, _, receiver_type = parse_key(key)
+            num_queries, width = table.mask.shape
+            first = offsets[receiver_type] + sum(blocks[receiver_type][:hop])
+            senders.append(jnp.asarray(table.index).reshape(-1) + offsets[sender_type])
+            receivers.append(jnp.repeat(first + jnp.arange(num_queries), width))
+            masks.append(jnp.asarray(table.mask).reshape(-1))
+            of_all = jnp.ones(num_queries * width, jnp.int32)
+            features.append(
+                EdgeFeatures(
+                    relation=of_all * relations[key],
+                    hop=of_all * hop,
+                    weight=jnp.asarray(table.weight).reshape(-1),
+                    age=jnp.asarray(table.age).reshape(-1),
+                )
+            )
+    return _EdgeColumns(senders, receivers, masks, features)
+
+
 def to_graphs_tuple(
     subgraph: Subgraph,
     hidden: Mapping[str, Float[Array, "_ D"]],
@@ -100,25 +134,7 @@ def to_graphs_tuple(
     """
     offsets, blocks = row_offsets(hidden), hop_blocks(subgraph, seed_type)
     num_rows = sum(rows.shape[0] for rows in hidden.values())
-    relations = {key: number for number, key in enumerate(edge_keys(subgraph))}
-    senders, receivers, masks, features = [], [], [], []
-    for hop, tables in enumerate(subgraph.hops):
-        for key, table in sorted(tables.items()):
-            sender_type, _, receiver_type = parse_key(key)
-            num_queries, width = table.mask.shape
-            first = offsets[receiver_type] + sum(blocks[receiver_type][:hop])
-            senders.append(jnp.asarray(table.index).reshape(-1) + offsets[sender_type])
-            receivers.append(jnp.repeat(first + jnp.arange(num_queries), width))
-            masks.append(jnp.asarray(table.mask).reshape(-1))
-            of_all = jnp.ones(num_queries * width, jnp.int32)
-            features.append(
-                EdgeFeatures(
-                    relation=of_all * relations[key],
-                    hop=of_all * hop,
-                    weight=jnp.asarray(table.weight).reshape(-1),
-                    age=jnp.asarray(table.age).reshape(-1),
-                )
-            )
+    senders, receivers, masks, features = _edge_columns(subgraph, offsets, blocks)
     mask = _concatenate(masks, bool)
     order = jnp.argsort(~mask, stable=True)
     mask = mask[order]

@@ -126,13 +126,13 @@ def tables(
     visible = splits_until(config.visible)
     store = view_of_splits(trained.store, visible)
     time = visible_until(store, visible)
-    embedder = Embedder(trained.model, store, trained.file.sampling)
+    embedder = Embedder(trained.model, trained.file.sampling)
     total = store.num_nodes[target.node_type]
     progress = Progress(f"export-graph {target.table}", float(total), "nodes")
     for start in range(0, max(total, 1), config.part_nodes):
         nodes = np.arange(start, min(start + config.part_nodes, total), dtype=np.int32)
         seeds = Seeds(nodes, None, np.full(len(nodes), time, np.int64))
-        sampled = embedder.prepare(target.node_type, seeds, visible, use_time=False)
+        sampled = embedder.prepare(store, target.node_type, seeds, visible)
         vectors = embedder(trained.variables, target.role, target.node_type, sampled)
         yield EmbeddingTable(
             nodes, np.full(len(nodes), -1, np.int32), seeds.time, np.asarray(vectors.embedding)

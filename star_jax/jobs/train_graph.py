@@ -13,7 +13,14 @@ from typing import Any, Literal
 
 from star_jax import artefacts, trees
 from star_jax.config import InputError, check_same, to_json
-from star_jax.graph.model import GraphModelConfig, LinkTask, init_model, make_loss
+from star_jax.graph.model import (
+    GraphModel,
+    GraphModelConfig,
+    LinkTask,
+    StatefulLoss,
+    init_model,
+    make_loss,
+)
 from star_jax.graph.samplers.fanouts import FanoutConfig, resolve
 from star_jax.graph.store import GraphStore
 from star_jax.parallel.mesh import MeshConfig, make_mesh
@@ -169,33 +176,17 @@ def _train(
     params, statistics = init_model(model, config.seed)
     optimizer = make_optimizer(config.optimizer)
     state = create_state(
-        params,
-        optimizer,
-        seed=config.seed,
-        mesh=mesh,
-        rules=FSDP_RULES,
-        statistics=statistics,
+        params, optimizer, seed=config.seed, mesh=mesh, rules=FSDP_RULES, statistics=statistics
     )
     num_parameters = trees.count(params)
     _log.info("%s parameters on %d device(s)", f"{num_parameters:,}", mesh.size)
     streams = make_streams(config, workdir, file, store, meta, shards=mesh.size)
     budgets = {name: stream.budgets() for name, stream in streams.items()}
     batches = make_batches(BatchMaker(streams, budgets, mesh.size))
-    loss = make_loss(
-        model,
-        task_weights={task.name: 1.0 for task in file.tasks} | dict(config.task_weights),
-        positive_weight={
-            task.name: config.positive_weight * _class_ratio(meta, task) for task in file.tasks
-        },
-    )
+    loss = _loss(config, model, meta)
     step = make_step(loss, optimizer, state=state, mesh=mesh, stateful=True)
     validation = GraphValidation(
-        model,
-        store,
-        file,
-        workdir / "tables",
-        max_pairs=config.validation_pairs,
-        seed=config.seed,
+        model, store, file, workdir / "tables", max_pairs=config.validation_pairs, seed=config.seed
     )
 
     def validate(state: TrainState) -> dict[str, float]:
@@ -229,6 +220,17 @@ def _train(
         reporter=Reporter(folder),
     )
     return trained.best, plan, num_parameters
+
+
+def _loss(config: GraphTrainConfig, model: GraphModel, meta: TablesMeta) -> StatefulLoss:
+    """The loss of all tasks, with the config's weights and the tables' class weights."""
+    return make_loss(
+        model,
+        task_weights={task.name: 1.0 for task in model.tasks} | dict(config.task_weights),
+        positive_weight={
+            task.name: config.positive_weight * _class_ratio(meta, task) for task in model.tasks
+        },
+    )
 
 
 def make_streams(

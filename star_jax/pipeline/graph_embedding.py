@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
 
-from star_jax.graph.batches import Subgraph
+from star_jax.graph.batches import Budget, Subgraph
 from star_jax.graph.decoders import SeedVectors
 from star_jax.graph.model import GraphModel, LinkTask, Role
 from star_jax.graph.samplers.calibrate import SeedBatch, calibrate
@@ -24,7 +24,8 @@ from star_jax.pipeline.graph_loader import Sampling
 from star_jax.pipeline.tables.read import SPLIT_CODES
 from star_jax.shapes import NO_TIME, PyTree
 
-_BATCH_SEEDS = 1024
+_MOST_SEEDS = 1024  # Of one batch.
+_KEY = 0  # Of all draws: a node looks the same in every batch.
 _BLOCK_PAIRS = 1 << 14
 
 
@@ -73,10 +74,11 @@ def view_of_splits(store: GraphStore, visible_splits: int) -> GraphStore:
 
 
 class Embedder:
-    """The encoders, compiled per role and type for the sizes that the seeds need."""
+    """The encoders, compiled once per role and type: all seeds come in batches of one size."""
 
-    def __init__(self, model: GraphModel, store: GraphStore, sampling: Sampling) -> None:
-        self._store, self._sampling = store, sampling
+    def __init__(self, model: GraphModel, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._budgets: dict[str, Budget] = {}
         self._embed = jax.jit(
             lambda variables, subgraph, role, node_type: model.apply(
                 variables, subgraph, role, node_type, False, method="embed"
@@ -85,46 +87,59 @@ class Embedder:
         )
 
     def prepare(
-        self, node_type: str, seeds: Seeds, visible_splits: int, *, use_time: bool
+        self, store: GraphStore, node_type: str, seeds: Seeds, visible_splits: int
     ) -> Sampled:
-        """Samples all seeds in batches of one static size that holds every one of them.
+        """Samples seeds under the split rule; nothing is cut off.
+
+        The draws depend on the node alone, so that a node has one neighbourhood whoever asks.
 
         Args:
+          store: The graph, or a view of it.
           node_type: Of the seeds.
-          seeds: Each sees on its own: it is a group of one, or shares one where times are equal.
+          seeds: Those of one time share a group.
           visible_splits: As in `sample`.
-          use_time: As in `sample`.
         """
-        parts = list(_parts(len(seeds.node), _BATCH_SEEDS))
-        size = min(_BATCH_SEEDS, 8 * math.ceil(max(len(seeds.node), 1) / 8))
-        batches = [_seed_batch(seeds, part) for part in parts]
-        budget = calibrate(
-            self._store,
-            lambda number: batches[number],
+        if node_type not in self._budgets:
+            self._budgets[node_type] = self._first_budget(store, node_type, seeds, visible_splits)
+        while True:
+            budget = self._budgets[node_type]
+            size = budget.block(node_type, 0)[1]
+            made, num_cut = [], 0
+            for part in _parts(len(seeds.node), size):
+                batch = _seed_batch(seeds, part)
+                subgraph, stats = sample(
+                    store,
+                    seed_type=node_type,
+                    visible_splits=visible_splits,
+                    fanouts=self._sampling.fanouts,
+                    budget=budget,
+                    key=_KEY,
+                    replace=self._sampling.replace,
+                    use_time=False,
+                    **batch._asdict(),
+                )
+                made.append((len(batch.seeds), subgraph))
+                num_cut += stats.num_dropped
+            if not num_cut:
+                return made
+            self._budgets[node_type] = _larger(budget, node_type)
+
+    def _first_budget(
+        self, store: GraphStore, node_type: str, seeds: Seeds, visible_splits: int
+    ) -> Budget:
+        num_seeds = min(_MOST_SEEDS, 1 << max(3, (len(seeds.node) - 1).bit_length()))
+        parts = list(_parts(len(seeds.node), num_seeds))
+        return calibrate(
+            store,
+            lambda number: _seed_batch(seeds, parts[number]),
             self._sampling.fanouts,
             seed_type=node_type,
-            num_seeds=size,
+            num_seeds=num_seeds,
             visible_splits=visible_splits,
             replace=self._sampling.replace,
-            use_time=use_time,
-            num_batches=len(batches),
+            use_time=False,
+            num_batches=len(parts),
         )
-        made = []
-        for number, batch in enumerate(batches):
-            subgraph, stats = sample(
-                self._store,
-                seed_type=node_type,
-                visible_splits=visible_splits,
-                fanouts=self._sampling.fanouts,
-                budget=budget,
-                key=number,  # As the calibration drew: the budget holds.
-                replace=self._sampling.replace,
-                use_time=use_time,
-                **batch._asdict(),
-            )
-            assert stats.num_dropped == 0
-            made.append((len(batch.seeds), subgraph))
-        return made
 
     def __call__(
         self, variables: PyTree, role: Role, node_type: str, prepared: Sampled
@@ -184,6 +199,20 @@ def distinct(seeds: Seeds) -> tuple[Seeds, Int[np.ndarray, " S"]]:
     unique, row = np.unique(columns, axis=0, return_inverse=True)
     node, text, time = unique.T
     return Seeds(node.astype(np.int32), text.astype(np.int32), time), row.reshape(-1)
+
+
+def _larger(budget: Budget, seed_type: str) -> Budget:
+    """A quarter more room for everything but the seeds."""
+
+    def more(size: int) -> int:
+        return 8 * math.ceil(1.25 * size / 8)
+
+    rows = []
+    for name, sizes in budget.rows:
+        seeds = sizes[0] if name == seed_type else more(sizes[0])
+        rows.append((name, (seeds, *map(more, sizes[1:]))))
+    texts = tuple((name, more(size)) for name, size in budget.texts)
+    return Budget(rows=tuple(rows), fanout=budget.fanout, texts=texts)
 
 
 def _seed_batch(seeds: Seeds, part: slice) -> SeedBatch:

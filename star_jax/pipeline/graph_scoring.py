@@ -44,26 +44,21 @@ class SplitScoring:
     """One task's pairs under the split rule, sampled once and scored with any variables."""
 
     def __init__(
-        self,
-        model: GraphModel,
-        store: GraphStore,
-        sampling: Sampling,
-        task: LinkTask,
-        split: str,
+        self, model: GraphModel, store: GraphStore, embedder: Embedder, task: LinkTask, split: str
     ) -> None:
         """Fixes what is visible.
 
         Args:
           model: Without a mapped axis.
           store: The graph.
-          sampling: As in training.
+          embedder: Of the model; may be shared by tasks and splits.
           task: What the pairs are of.
           split: "val" or "test".
         """
-        self._task = task
+        self._task, self._embedder = task, embedder
         self._visible = splits_before(split)
         self._until = visible_until(store, self._visible)
-        self._embedder = Embedder(model, view_of_splits(store, self._visible), sampling)
+        self._store = view_of_splits(store, self._visible)
         self._decoder = PairDecoder(model, task)
 
     def prepare(self, pairs: PairTable) -> Prepared:
@@ -99,7 +94,7 @@ class SplitScoring:
         return Seeds(node, text, np.full(len(node), self._until, np.int64))
 
     def _sampled(self, node_type: str, seeds: Seeds) -> Sampled:
-        return self._embedder.prepare(node_type, seeds, self._visible, use_time=False)
+        return self._embedder.prepare(self._store, node_type, seeds, self._visible)
 
     def _vectors(self, variables: PyTree, role: Role, sampled: Sampled) -> SeedVectors:
         return self._embedder(variables, role, getattr(self._task, role), sampled)
@@ -116,7 +111,7 @@ class TimeScoring:
         task: LinkTask,
         split: str,
     ) -> None:
-        """Fixes what is visible; the arguments are those of `SplitScoring`.
+        """Fixes what is visible; arguments as those of `SplitScoring`, `sampling` as in training.
 
         No pair hides an edge: the links of `split` are out of sight altogether.
         """
@@ -193,6 +188,7 @@ class GraphPairScorer:
         mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
         self._trained = open_trained(workdir, model, mesh)
         self._rule = rule
+        self._embedder = Embedder(self._trained.model, self._trained.file.sampling)
         self._scoring: dict[tuple[str, str], SplitScoring | TimeScoring] = {}
 
     def score(
@@ -217,9 +213,9 @@ class GraphPairScorer:
     def _make(self, name: str, split: str) -> SplitScoring | TimeScoring:
         trained = self._trained
         task = next(each for each in trained.model.tasks if each.name == name)
-        sampling = trained.file.sampling
-        rule = SplitScoring if self._rule == "split" else TimeScoring
-        return rule(trained.model, trained.store, sampling, task, split)
+        if self._rule == "split":
+            return SplitScoring(trained.model, trained.store, self._embedder, task, split)
+        return TimeScoring(trained.model, trained.store, trained.file.sampling, task, split)
 
 
 def _whole_groups(sizes: Int[np.ndarray, " G"], most: int) -> list[Int[np.ndarray, " _"]]:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int, Shaped
 from star_jax.evaluation.auc import roc_auc
 from star_jax.graph.model import GraphModel
 from star_jax.graph.store import GraphStore
+from star_jax.pipeline.graph_embedding import Embedder
 from star_jax.pipeline.graph_model import GraphModelFile
 from star_jax.pipeline.graph_scoring import Prepared, SplitScoring
 from star_jax.pipeline.tables.read import PairTable, read_pairs
@@ -49,6 +50,7 @@ class GraphValidation:
           max_pairs: Per task; whole groups are drawn while they fit.
           seed: Of the draw.
         """
+        embedder = Embedder(model, file.sampling)
         self._tasks: dict[str, _Task] = {}
         for task in file.tasks:
             pairs = _draw(read_pairs(tables, task.name, "val"), max_pairs, seed)
@@ -57,7 +59,7 @@ class GraphValidation:
             if not label.any() or not kinds:
                 _log.warning("task %s has no val pairs of both labels to validate on", task.name)
                 continue
-            scoring = SplitScoring(model, store, file.sampling, task, "val")
+            scoring = SplitScoring(model, store, embedder, task, "val")
             prepared = scoring.prepare(pairs)
             self._tasks[task.name] = _Task(scoring, prepared, label, pairs.negative, kinds)
 

@@ -6,9 +6,12 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tensorboardX import SummaryWriter
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +86,8 @@ class Reporter:
         kept = [line for line in lines if _complete(line) and json.loads(line)["step"] <= step]
         self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self._earlier_s = json.loads(kept[-1])["time_s"] if kept else 0.0
+        from tensorboardX import SummaryWriter  # It looks for torch, which no command waits for.
+
         self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:

@@ -206,3 +206,13 @@ def test_requests_that_do_not_fit_are_refused(market):
             budget=budget,
             groups=np.asarray([3], np.int32),
         )
+
+
+def test_kernels_compile_where_nothing_can_be_cached(caplog):
+    """As in a read-only installation: the code has no place to leave its machine code."""
+    scope = {}
+    exec("def twice(x):\n    return 2 * x", scope)
+    with caplog.at_level("INFO"):
+        twice = kernels.kernel(scope["twice"])
+    assert twice(21) == 42
+    assert "set NUMBA_CACHE_DIR" in caplog.text

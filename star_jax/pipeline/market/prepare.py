@@ -42,5 +42,8 @@ def prepare_market(market: MarketConfig, folder: Path) -> Schema:
         best["auc_near"],
     )
     if read.facts["floored"]:
-        _LOG.info("more than the paper's share, for the market is small: %s", ", ".join(read.facts["floored"]))
+        _LOG.info(
+            "more than the paper's share, for the market is small: %s",
+            ", ".join(read.facts["floored"]),
+        )
     return schema

@@ -28,7 +28,7 @@ class Weights(NamedTuple):
 
 
 # The intercepts are set by each market, so that its counts keep the paper's proportions.
-APPLY = Weights(0.0, field=6.0, culture=4.0, place=0.7, seniority=0.7, urgency=0.0)
+APPLY = Weights(0.0, field=6.0, culture=4.0, place=0.6, seniority=0.6, urgency=0.0)
 REPLY = Weights(0.0, field=1.5, culture=1.2, place=0.8, seniority=0.8, urgency=1.6)
 CONTACT = Weights(0.0, field=2.5, culture=0.0, place=1.2, seniority=2.4, urgency=0.0)
 

@@ -174,7 +174,7 @@ def _members(config: MarketConfig, num: int, companies: Companies, positions: Po
     return Members(
         field=field,
         second_field=second,
-        culture=np.where(rng.random(num) < 0.92, companies.culture[company], own_culture),
+        culture=np.where(rng.random(num) < 0.97, companies.culture[company], own_culture),
         city=np.stack([home, away], 1),
         seniority=np.stack([seniority, promoted], 1),
         moved=np.where(moves, moved, NEVER),
