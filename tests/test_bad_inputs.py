@@ -1,5 +1,6 @@
 """What users get wrong: one line that names it, exit code 2, and nothing half-written."""
 
+import contextlib
 import json
 import os
 import re
@@ -250,36 +251,32 @@ def test_another_config_or_other_tables_on_resume(star, texts):
     )
 
 
+@contextlib.contextmanager
 def _full_disk(limit_bytes):
-    """Writes beyond the limit fail as on a full disk, for root too."""
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
-
-
-@pytest.fixture
-def full_disk():
+    """Writes beyond the limit fail as on a full disk, for root too; also those of pytest."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield _full_disk
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("limit_bytes", [0, 512, 2048])
-def test_a_full_disk_while_importing(star, data, tmp_path, full_disk, limit_bytes):
+def test_a_full_disk_while_importing(star, data, tmp_path, limit_bytes):
     config = _import_config(tmp_path, data)
-    full_disk(limit_bytes)
-    outcome = star("import", config, "--workdir", tmp_path / "w")
+    with _full_disk(limit_bytes):
+        outcome = star("import", config, "--workdir", tmp_path / "w")
     _check(outcome, r"File too large|No space left")
     assert not any((tmp_path / "w").rglob("*"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit_bytes", [0, 4096, 16384])
-def test_a_full_disk_while_training(star, texts, full_disk, limit_bytes):
+def test_a_full_disk_while_training(star, texts, limit_bytes):
     before = _snapshot(texts / "tables")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    full_disk(limit_bytes)
-    outcome = star("train-text", TINY_TEXT, "--workdir", texts, *ONE_DEVICE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with _full_disk(limit_bytes):
+        outcome = star("train-text", TINY_TEXT, "--workdir", texts, *ONE_DEVICE)
     _check(outcome, r"File too large|No space left")
     assert not (texts / "text" / "manifest.json").exists()
     assert _snapshot(texts / "tables") == before

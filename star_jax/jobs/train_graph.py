@@ -139,6 +139,9 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
     store = open_store(workdir, text=config.model.features.text)
     tasks = _trainable_tasks(workdir, link_tasks(meta))
     fanouts = resolve(config.fanouts, store.meta)
+    for name, _ in config.task_weights:
+        if name not in meta.tasks:
+            raise InputError(f"task_weights names {name!r}, needed one of {', '.join(meta.tasks)}")
     file = GraphModelFile(
         model=config.model,
         features=node_features(config.model.features, store, tasks),

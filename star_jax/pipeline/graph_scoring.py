@@ -66,16 +66,16 @@ class SplitScoring:
         senders, sender_row = distinct(Seeds(pairs.sender, pairs.sender_text, pairs.t))
         receivers, receiver_row = distinct(self._receivers(pairs.receiver, pairs.receiver_text))
         return Prepared(
-            self._sampled(self._task.sender, senders),
-            self._sampled(self._task.receiver, receivers),
+            self.sampled(self._task.sender, senders),
+            self.sampled(self._task.receiver, receivers),
             sender_row,
             receiver_row,
         )
 
     def score(self, variables: PyTree, prepared: Prepared) -> Float32[np.ndarray, " B"]:
         """Logit of every pair."""
-        senders = self._vectors(variables, "sender", prepared.senders)
-        receivers = self._vectors(variables, "receiver", prepared.receivers)
+        senders = self.vectors(variables, "sender", prepared.senders)
+        receivers = self.vectors(variables, "receiver", prepared.receivers)
         rows = (prepared.sender_row, prepared.receiver_row)
         return self._decoder(variables, senders, receivers, *rows)
 
@@ -85,18 +85,20 @@ class SplitScoring:
         candidates = self._receivers(ranking.candidates, ranking.candidate_text)
         return self._decoder.grid(
             variables,
-            self._vectors(variables, "sender", self._sampled(self._task.sender, queries)),
-            self._vectors(variables, "receiver", self._sampled(self._task.receiver, candidates)),
+            self.vectors(variables, "sender", self.sampled(self._task.sender, queries)),
+            self.vectors(variables, "receiver", self.sampled(self._task.receiver, candidates)),
         )
 
     def _receivers(self, node: Int[np.ndarray, " S"], text: Int[np.ndarray, " S"]) -> Seeds:
         """A receiver looks the same to all senders: as after the last visible edge."""
         return Seeds(node, text, np.full(len(node), self._until, np.int64))
 
-    def _sampled(self, node_type: str, seeds: Seeds) -> Sampled:
+    def sampled(self, node_type: str, seeds: Seeds) -> Sampled:
+        """Neighbourhoods of seeds, ready for any variables."""
         return self._embedder.prepare(self._store, node_type, seeds, self._visible)
 
-    def _vectors(self, variables: PyTree, role: Role, sampled: Sampled) -> SeedVectors:
+    def vectors(self, variables: PyTree, role: Role, sampled: Sampled) -> SeedVectors:
+        """Vectors of sampled seeds."""
         return self._embedder(variables, role, getattr(self._task, role), sampled)
 
 
@@ -186,32 +188,33 @@ class GraphPairScorer:
           InputError: A stage is missing, or its inputs changed.
         """
         mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-        self._trained = open_trained(workdir, model, mesh)
+        self.trained = open_trained(workdir, model, mesh)
         self._rule = rule
-        self._embedder = Embedder(self._trained.model, self._trained.file.sampling)
+        self._embedder = Embedder(self.trained.model, self.trained.file.sampling)
         self._scoring: dict[tuple[str, str], SplitScoring | TimeScoring] = {}
 
     def score(
         self, pairs: PairTable, split: str, task: str | None = None
     ) -> Float32[np.ndarray, " B"]:
         """Logit of every pair; without `task`, of the main task."""
-        scoring = self._of(task or self._trained.model.tasks[0].name, split)
-        variables = self._trained.variables
+        scoring = self.of(task or self.trained.model.tasks[0].name, split)
+        variables = self.trained.variables
         if isinstance(scoring, SplitScoring):
             return scoring.score(variables, scoring.prepare(pairs))
         return scoring.score(variables, pairs)
 
     def score_grid(self, task: str, ranking: Ranking, split: str) -> Float32[np.ndarray, "Q C"]:
         """Logit of every candidate for every query."""
-        return self._of(task, split).grid(self._trained.variables, ranking)
+        return self.of(task, split).grid(self.trained.variables, ranking)
 
-    def _of(self, task: str, split: str) -> SplitScoring | TimeScoring:
+    def of(self, task: str, split: str) -> SplitScoring | TimeScoring:
+        """What scores one task and split."""
         if (task, split) not in self._scoring:
             self._scoring[task, split] = self._make(task, split)
         return self._scoring[task, split]
 
     def _make(self, name: str, split: str) -> SplitScoring | TimeScoring:
-        trained = self._trained
+        trained = self.trained
         task = next(each for each in trained.model.tasks if each.name == name)
         if self._rule == "split":
             return SplitScoring(trained.model, trained.store, self._embedder, task, split)

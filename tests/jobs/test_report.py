@@ -232,7 +232,7 @@ def test_a_set_with_one_kind_of_everything_still_has_a_page(tmp_path, monkeypatc
 
 
 def test_report_needs_an_evaluation(tmp_path):
-    with pytest.raises(InputError, match=r"evaluation is not a complete evaluation artefact; run"):
+    with pytest.raises(InputError, match=r"evaluation is not a complete artefact; run"):
         report.run(report.ReportConfig(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 

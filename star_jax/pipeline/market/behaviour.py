@@ -24,7 +24,7 @@ REPLIES = ("INMAIL_SENT", "INMAIL_REPLIED")
 _SKIPS_PER_APPLY = 2.0  # Of the many that were shown in vain, so many are logged.
 _DISMISSES_PER_APPLY = 0.5
 _APPLY_RATE = 0.04  # Of the jobs shown, unless the market is too small for it.
-_PAIRS_MET = 0.25  # Share of all (member, job) pairs that can be shown at most.
+_PAIRS_MET = 0.35  # Share of all (member, job) pairs that even a tiny market can show.
 _GLANCE_S = 45  # From one shown job to the next.
 _CHUNK = 1 << 20
 
@@ -85,6 +85,7 @@ def show_jobs(config: MarketConfig, world: World) -> tuple[Shown, Weights]:
         if rate.sum() >= target:
             break
         factor *= 1.5
+        assert factor < 100, "_PAIRS_MET promises more pairs than there are"
     # Sessions are numbered at random, so cutting them off where the target is met is no choice.
     by_session = np.argsort(rows.session, kind="stable")
     last = np.searchsorted(np.cumsum(rate[by_session]), target)

@@ -100,6 +100,7 @@ def generate(config: MarketConfig) -> Market:
 def _best(pairs: Pairs, warm: np.ndarray) -> dict[str, float]:
     """AUC of the true logit by kind of negative; no model can expect more of the uniform ones."""
     found: dict[str, float] = {}
+    logit = pairs.logit.astype(np.float32)  # As stored: rounding makes equal sums equal.
     for kind, name in enumerate(NEGATIVE_NAMES):
         rows = (pairs.kind == POSITIVE) | (pairs.kind == kind)
         if kind == POSITIVE or not (pairs.kind == kind).any():
@@ -109,7 +110,7 @@ def _best(pairs: Pairs, warm: np.ndarray) -> dict[str, float]:
         for mark, chosen in marks.items():
             label = pairs.kind[chosen] == POSITIVE
             if label.any() and not label.all():
-                found[f"auc_{name}{mark}"] = round(roc_auc(label, pairs.logit[chosen]), 4)
+                found[f"auc_{name}{mark}"] = round(roc_auc(label, logit[chosen]), 4)
     return found
 
 

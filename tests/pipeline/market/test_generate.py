@@ -117,7 +117,7 @@ def test_the_stored_optimum_is_the_auc_of_the_true_logit(tiny):
         pairs = tiny.tables[f"pairs/{task}_test"]
         for kind in kinds:
             got = tiny.facts["optimum"][task]["test"][f"auc_{kind}"]
-            assert got == pytest.approx(_auc(pairs, kind, _column(pairs, "true_logit")), abs=2e-3)
+            assert got == pytest.approx(_auc(pairs, kind, _column(pairs, "true_logit")), abs=1e-4)
 
 
 def test_the_quickstart_is_hard_enough_and_can_be_solved(small):

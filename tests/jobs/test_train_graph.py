@@ -1,0 +1,243 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from star_jax import artefacts
+from star_jax.config import InputError, from_json, to_json
+from star_jax.embeddings.table import read_ids, read_table
+from star_jax.jobs import export_graph, train_graph
+from star_jax.jobs.export_graph import GraphExportConfig
+from star_jax.jobs.train_graph import GraphTrainConfig
+from star_jax.parallel.mesh import MeshConfig
+from star_jax.pipeline.graph_embedding import Seeds, distinct, splits_before, visible_until
+from star_jax.pipeline.graph_scoring import GraphPairScorer
+from star_jax.pipeline.tables.read import read_pairs, read_ranking
+from star_jax.train.optimizers import OptimizerConfig
+from tests.jobs import tiny_graph
+from tests.pipeline import graph_market
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory):
+    return graph_market.write(tmp_path_factory.mktemp("market"))
+
+
+def begin(market, folder):
+    """A folder of its own with the same inputs."""
+    for name in ("tables", "graph", "text_embeddings"):
+        shutil.copytree(market / name, folder / name)
+    return folder
+
+
+def rows(workdir, split, output="graph_model"):
+    lines = (workdir / output / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]
+
+
+def losses(workdir, output="graph_model"):
+    found = rows(workdir, "train", output)
+    return [(row["step"], row["loss"], row["gradient_norm"]) for row in found]
+
+
+def meta(workdir, output="graph_model"):
+    return artefacts.read_manifest(workdir / output, "graph_model").meta
+
+
+@pytest.fixture(scope="module")
+def trained(market, tmp_path_factory):
+    """A run that learns, exported."""
+    workdir = begin(market, tmp_path_factory.mktemp("trained"))
+    train_graph.run(tiny_graph.config(num_steps=60), workdir)
+    export_graph.run(GraphExportConfig(part_nodes=25), workdir)
+    return workdir
+
+
+def test_learns_who_applies_where(trained):
+    validation = rows(trained, "val")
+    expected = {f"{t}/{m}" for t in ("apply", "contact") for m in ("bce", "auc_uniform")}
+    assert set(validation[0]) >= {*expected, "apply/auc_near", "score"}
+    best = max(validation, key=lambda row: row["score"])
+    assert meta(trained)["best_score"] == best["score"]
+    assert best["apply/auc_uniform"] > 0.75
+    aucs = [value for name, value in best.items() if "/auc_" in name]
+    assert best["score"] == pytest.approx(np.mean(aucs))
+    assert {"loss_apply", "loss_contact"} <= set(rows(trained, "train")[0])
+
+
+def test_every_node_has_a_row_and_the_embedding_that_scoring_uses(trained):
+    folder = trained / "graph_embeddings"
+    manifest = artefacts.read_manifest(folder, "graph_embeddings")
+    assert manifest.meta["roles"] == {
+        "member": "sender",
+        "job": "receiver",
+        "recruiter": "sender",
+        "member.receiver": "receiver",
+    }
+    scorer = GraphPairScorer(trained, "graph_model", "split")
+    until = visible_until(scorer.trained.store, splits_before("test"))
+    for task, name, num_nodes in (
+        ("apply", "job", 60),
+        ("apply", "member", 40),
+        ("contact", "member.receiver", 40),
+    ):
+        scoring = scorer.of(task, "test")
+        table = read_table(folder, name)
+        node_type = name.split(".")[0]
+        np.testing.assert_array_equal(table.entity, np.arange(num_nodes))
+        assert read_ids(folder, name) == [f"{node_type}-{i}" for i in range(num_nodes)]
+        nodes = np.array([num_nodes - 1, 3, 17], np.int32)
+        seeds = Seeds(nodes, None, np.full(3, until, np.int64))
+        role = manifest.meta["roles"][name]
+        vectors = scoring.vectors(scorer.trained.variables, role, scoring.sampled(node_type, seeds))
+        np.testing.assert_allclose(table.vectors[nodes], vectors.embedding, atol=2e-6)
+
+
+def test_a_grid_says_of_a_pair_what_scoring_pairs_says(trained):
+    pairs, ranking = (
+        read_pairs(trained / "tables", "apply", "test"),
+        read_ranking(trained / "tables", "apply", "test"),
+    )
+    for rule in ("split", "time"):
+        scorer = GraphPairScorer(trained, "graph_model", rule)
+        scores = scorer.score(pairs, "test", "apply")
+        grid = scorer.score_grid("apply", ranking, "test")
+        assert grid.shape == (len(ranking.sender), len(ranking.candidates))
+        compared = 0
+        for row in range(len(pairs.label)):
+            query = np.flatnonzero(
+                (ranking.sender == pairs.sender[row]) & (ranking.t == pairs.t[row])
+            )
+            candidate = np.flatnonzero(ranking.candidates == pairs.receiver[row])
+            if len(query) and len(candidate):
+                compared += 1
+                found = grid[query[0], candidate[0]]
+                np.testing.assert_allclose(found, scores[row], rtol=1e-4, atol=1e-5)
+        assert compared >= 8
+
+
+def test_scores_do_not_depend_on_the_order_of_pairs(trained):
+    pairs = read_pairs(trained / "tables", "apply", "test")
+    order = np.random.default_rng(0).permutation(len(pairs.label))
+    shuffled = type(pairs)(*(column[order] for column in pairs))
+    for rule in ("split", "time"):
+        scorer = GraphPairScorer(trained, "graph_model", rule)
+        expected = scorer.score(pairs, "test", "apply")[order]
+        found = scorer.score(shuffled, "test", "apply")
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_seeds_are_embedded_once():
+    seeds = Seeds(
+        np.array([3, 1, 3, 3], np.int32), np.array([0, 0, 0, 1], np.int32), np.zeros(4, int)
+    )
+    unique, row = distinct(seeds)
+    assert sorted(zip(unique.node.tolist(), unique.text.tolist(), strict=True)) == [
+        (1, 0),
+        (3, 0),
+        (3, 1),
+    ]
+    np.testing.assert_array_equal(unique.node[row], seeds.node)
+    np.testing.assert_array_equal(unique.text[row], seeds.text)
+
+
+def test_both_paths_train_to_the_same_metrics(market, tmp_path):
+    # Adam divides by the size of a gradient: a larger epsilon keeps it from enlarging rounding.
+    optimizer = OptimizerConfig(learning_rate=1e-2, eps=1e-3)
+    for path in ("dense", "jraph"):
+        workdir = begin(market, tmp_path / path)
+        train_graph.run(tiny_graph.config(path=path, optimizer=optimizer), workdir)
+        export_graph.run(GraphExportConfig(node_types=("job",)), workdir)
+    dense, jraph = tmp_path / "dense", tmp_path / "jraph"
+    np.testing.assert_allclose(losses(dense), losses(jraph), rtol=1e-4)
+    for got, expected in zip(rows(dense, "val"), rows(jraph, "val"), strict=True):
+        assert got["score"] == pytest.approx(expected["score"], abs=1e-3)
+    assert not (dense / "graph_embeddings" / "member").exists()
+    tables = [read_table(folder / "graph_embeddings", "job").vectors for folder in (dense, jraph)]
+    np.testing.assert_allclose(*tables, rtol=1e-3, atol=1e-3)
+
+
+def test_a_killed_run_goes_on_bit_by_bit(market, tmp_path):
+    for name in ("whole", "killed"):
+        begin(market, tmp_path / name)
+    train_graph.run(tiny_graph.config(), tmp_path / "whole")
+    command = [sys.executable, "-m", "tests.jobs.tiny_graph", str(tmp_path / "killed")]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(jax.device_count())}
+    killed = subprocess.run(command, check=False, capture_output=True, env=environment)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert losses(tmp_path / "killed")[-1][0] == tiny_graph.DIE_AT
+    train_graph.run(tiny_graph.config(), tmp_path / "killed")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert meta(tmp_path / "killed") == meta(tmp_path / "whole")
+
+
+def test_two_devices_train(market, tmp_path):
+    workdir = begin(market, tmp_path / "two")
+    train_graph.run(tiny_graph.config(num_steps=2, mesh=MeshConfig(data=2)), workdir)
+    assert [step for step, *_ in losses(workdir)] == [1, 2]
+
+
+def test_without_text_and_with_fresh_negatives(market, tmp_path):
+    workdir = begin(market, tmp_path / "graph")
+    shutil.rmtree(workdir / "text_embeddings")
+    config = tiny_graph.config(num_steps=2, negatives="uniform", num_negatives=2)
+    train_graph.run(train_graph.without_text(config), workdir)
+    export_graph.run(export_graph.without_text(GraphExportConfig()), workdir)
+    assert meta(workdir, "graph_only_model")["text"] is False
+    assert len(losses(workdir, "graph_only_model")) == 2
+    assert read_table(workdir / "graph_only_embeddings", "job").vectors.shape == (60, 8)
+    scores = GraphPairScorer(workdir, "graph_only_model", "split").score(
+        read_pairs(workdir / "tables", "apply", "test"), "test", "apply"
+    )
+    assert np.isfinite(scores).all()
+
+
+def test_another_config_or_other_inputs_stop_a_begun_run(trained, market, tmp_path):
+    with pytest.raises(InputError, match=r"begun with another config \(seed: 0 -> 1\)"):
+        train_graph.run(tiny_graph.config(num_steps=60, seed=1), trained)
+    workdir = begin(market, tmp_path / "changed")
+    shutil.copytree(trained / "graph_model", workdir / "graph_model")
+    manifest = workdir / "text_embeddings" / artefacts.MANIFEST
+    manifest.write_text(manifest.read_text().replace('"random"', '"other"'))
+    with pytest.raises(InputError, match="was begun with text_embeddings"):
+        train_graph.run(tiny_graph.config(num_steps=60), workdir)
+    with pytest.raises(InputError, match=r"was trained on text_embeddings .* `star train-graph`"):
+        GraphPairScorer(workdir, "graph_model", "split")
+
+
+def test_an_unknown_type_to_export_is_named(trained):
+    with pytest.raises(InputError, match="node_types names 'skill', needed one of job, member"):
+        export_graph.run(GraphExportConfig(node_types=("skill",)), trained)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size 0 must be >= 1"),
+        ({"positive_weight": 0.0}, "positive_weight 0.0 must be > 0"),
+        ({"task_weights": (("applly", 1.0),)}, None),
+    ],
+)
+def test_wrong_configs_are_refused(market, change, message):
+    if message is None:
+        with pytest.raises(InputError, match="task_weights names 'applly', needed one of"):
+            train_graph.run(tiny_graph.config(**change), market)
+    else:
+        with pytest.raises(ValueError, match=message):
+            tiny_graph.config(**change)
+
+
+def test_fewer_hops_than_layers_are_refused():
+    with pytest.raises(ValueError, match="fanouts have 2 hops, needed 1"):
+        tiny_graph.config(fanouts=type(tiny_graph.config().fanouts)(total=(4, 2)))
+
+
+def test_the_config_survives_json():
+    config = tiny_graph.config()
+    assert from_json(GraphTrainConfig, to_json(config)) == config
