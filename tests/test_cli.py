@@ -168,7 +168,9 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"star_jax {__version__}\n"
 
 
-def test_results_end_with_the_path_of_the_metrics(tmp_path, calls, config_file, capsys):
+def test_results_end_with_the_path_of_the_metrics(
+    tmp_path, calls, config_file, capsys, monkeypatch
+):
     metrics = {
         "dataset": "toy",
         "models": {"text": {"auc_near": 0.61234}, "text+graph": {"auc_near": 0.7, "ndcg@10": 0.5}},
@@ -183,12 +185,10 @@ def test_results_end_with_the_path_of_the_metrics(tmp_path, calls, config_file, 
             (workdir / f"stage{i}").mkdir()
             (workdir / f"stage{i}" / "stage.json").write_text(json.dumps(record), encoding="utf-8")
 
-    sys.modules["star_jax.jobs.report"] = sys.modules["star_jax.jobs.evaluate"]
-    try:
-        sys.modules["star_jax.jobs.report"].run = run  # pyright: ignore[reportAttributeAccessIssue]
-        assert cli.main(["report", config_file(), "--workdir", str(tmp_path)]) == 0
-    finally:
-        del sys.modules["star_jax.jobs.report"]
+    module = sys.modules["star_jax.jobs.evaluate"]
+    module.run = run  # pyright: ignore[reportAttributeAccessIssue] # a stand-in
+    monkeypatch.setitem(sys.modules, "star_jax.jobs.report", module)
+    assert cli.main(["report", config_file(), "--workdir", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:] == [
         "toy, test split",

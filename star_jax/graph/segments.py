@@ -54,16 +54,17 @@ def edge_features(graph: GraphsTuple) -> EdgeFeatures:
 def hop_blocks(subgraph: Subgraph, seed_type: str) -> dict[str, tuple[int, ...]]:
     """Rows per node type and hop < the number of hops, from the shapes alone.
 
-    The rows that no neighbour table speaks about are counted to the first hop without tables:
-    they receive nothing, so that nothing depends on it.
+    A type has rows at a hop if a table of the hop before has it as its sender. If no table ends
+    in them, all rows that are left are counted: they receive nothing, so nothing depends on it.
     """
     sizes: dict[str, list[int]] = {name: [] for name in subgraph.nodes}
-    for hop, tables in enumerate(subgraph.hops):
+    reached = {seed_type}
+    for tables in subgraph.hops:
         into = {parse_key(key)[2]: table.mask.shape[0] for key, table in tables.items()}
         for name, nodes in subgraph.nodes.items():
             rest = nodes.node.shape[0] - sum(sizes[name])
-            nothing = 0 if hop == 0 and name != seed_type else rest
-            sizes[name].append(into.get(name, nothing))
+            sizes[name].append(into.get(name, rest) if name in reached else 0)
+        reached = {parse_key(key)[0] for key in tables}
     return {name: tuple(each) for name, each in sizes.items()}
 
 

@@ -21,7 +21,7 @@ from tests.graph.subgraphs import FEATURES, KEYS, random_pairs
 
 TASKS = (LinkTask("apply", "member", "job"), LinkTask("again", "member", "job"))
 CONFIG = GraphModelConfig(
-    encoder=GraphEncoderConfig(dim=8, multiplier=1, layers=2, heads=2, batch_norm=False),
+    encoder=GraphEncoderConfig(dim=8, multiplier=1, layers=1, heads=2, batch_norm=False),
     decoder=DecoderConfig(hidden_size=8, dropout=0.0, match=MatchConfig(width=4, text_width=6)),
     kernel_l2=0.01,
 )
@@ -34,8 +34,14 @@ def build(config=CONFIG, tasks=TASKS):
 
 def batch_of(*seeds):
     """One shard per seed; both tasks have pairs of their own."""
+
+    def one_hop(pairs):
+        cut = {role: getattr(pairs, role) for role in ("sender", "receiver")}
+        return pairs._replace(**{role: s._replace(hops=s.hops[:1]) for role, s in cut.items()})
+
     shards = [
-        {task.name: random_pairs(seed + 10 * n) for n, task in enumerate(TASKS)} for seed in seeds
+        {task.name: one_hop(random_pairs(seed + 10 * n)) for n, task in enumerate(TASKS)}
+        for seed in seeds
     ]
     tasks = jax.tree.map(lambda *parts: np.stack(parts), *shards)
     return GraphBatch(tasks, np.concatenate([pairs.mask for pairs in tasks.values()], axis=1))
@@ -68,7 +74,7 @@ def test_the_loss_is_the_weighted_sum_of_the_tasks_and_of_squared_kernels(params
         expected += weight * of_task
     encoders = {name: tree for name, tree in params.items() if name.startswith("encoder")}
     kernels = [path for path in trees.paths(encoders) if path.endswith("kernel")]
-    assert len(kernels) == 2 * 2 * 5
+    assert len(kernels) == 2 * 5
     squares = sum(
         float((leaf**2).sum()) for leaf in jax.tree.leaves(trees.select(encoders, ".*kernel"))
     )
@@ -112,7 +118,8 @@ def test_parameters_do_not_depend_on_the_batch(params):
         for name in path.split("/"):
             leaf = leaf[name]
         assert np.isfinite(leaf).all(), path
-        assert np.abs(leaf).max() > 0, path
+        if path != "features_skill/missing":  # Skills have no texts to miss.
+            assert np.abs(leaf).max() > 0, path
 
 
 def test_a_dual_encoder_shares_nothing_but_the_features():

@@ -32,7 +32,9 @@ def test_block_sizes_follow_from_the_tables():
 def test_rows_that_receive_nothing_are_counted_too():
     subgraph = random_subgraph("member")
     lonely = subgraph._replace(hops=({}, {}))
-    assert hop_blocks(lonely, "member") == {"member": (11, 0), "job": (0, 15), "skill": (0, 11)}
+    assert hop_blocks(lonely, "member") == {"member": (11, 0), "job": (0, 0), "skill": (0, 0)}
+    half = subgraph._replace(hops=(subgraph.hops[0], {}))
+    assert hop_blocks(half, "member") == {"member": (5, 0), "job": (0, 15), "skill": (0, 11)}
 
 
 def test_a_graphs_tuple_holds_exactly_the_real_edges():
