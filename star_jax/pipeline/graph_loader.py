@@ -248,7 +248,7 @@ class TaskStream:
         """
         self._groups, self._sampler, self._negatives = groups, sampler, negatives
         self._seed, self.num_groups, self.num_pairs = seed, num_groups, num_pairs
-        self._order = (
+        self.order = (
             grain.MapDataset.range(len(groups))
             .shuffle(seed=seed % (1 << 31))
             .repeat()
@@ -264,7 +264,7 @@ class TaskStream:
         """The pairs of batch `number`, and the key of its draws."""
         key = sampling_key(self._seed, number)
         fresh = self._negatives is not None
-        chosen = np.asarray(self._order[number])
+        chosen = np.asarray(self.order[number])
         pairs = self._groups.take(chosen, positives_only=fresh)
         return (self._negatives(pairs, key) if self._negatives else pairs), key
 

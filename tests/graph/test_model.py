@@ -118,7 +118,7 @@ def test_parameters_do_not_depend_on_the_batch(params):
         for name in path.split("/"):
             leaf = leaf[name]
         assert np.isfinite(leaf).all(), path
-        if path != "features_skill/missing":  # Skills have no texts to miss.
+        if not path.endswith("/missing"):  # Not every type misses a text here.
             assert np.abs(leaf).max() > 0, path
 
 

@@ -72,6 +72,7 @@ def test_jraph_reads_it():
     subgraph = random_subgraph("job")
     graph = to_graphs_tuple(subgraph, hidden_of(subgraph), "job")
     (alone,) = jraph.unbatch(jraph.unpad_with_graphs(jax.tree.map(np.asarray, graph)))
+    assert alone.senders is not None
     assert len(alone.senders) == sum(t.mask.sum() for hop in subgraph.hops for t in hop.values())
 
 

@@ -17,7 +17,7 @@ from star_jax.jobs.export_graph import GraphExportConfig
 from star_jax.jobs.train_graph import GraphTrainConfig
 from star_jax.parallel.mesh import MeshConfig
 from star_jax.pipeline.graph_embedding import Seeds, distinct, splits_before, visible_until
-from star_jax.pipeline.graph_scoring import GraphPairScorer
+from star_jax.pipeline.graph_scoring import GraphPairScorer, SplitScoring
 from star_jax.pipeline.tables.read import read_pairs, read_ranking
 from star_jax.train.optimizers import OptimizerConfig
 from tests.jobs import tiny_graph
@@ -88,6 +88,7 @@ def test_every_node_has_a_row_and_the_embedding_that_scoring_uses(trained):
         ("contact", "member.receiver", 40),
     ):
         scoring = scorer.of(task, "test")
+        assert isinstance(scoring, SplitScoring)
         table = read_table(folder, name)
         node_type = name.split(".")[0]
         np.testing.assert_array_equal(table.entity, np.arange(num_nodes))
@@ -104,6 +105,7 @@ def test_a_grid_says_of_a_pair_what_scoring_pairs_says(trained):
         read_pairs(trained / "tables", "apply", "test"),
         read_ranking(trained / "tables", "apply", "test"),
     )
+    assert ranking is not None
     for rule in ("split", "time"):
         scorer = GraphPairScorer(trained, "graph_model", rule)
         scores = scorer.score(pairs, "test", "apply")
@@ -138,6 +140,8 @@ def test_equal_seeds_are_embedded_once():
         np.array([3, 1, 3, 3], np.int32), np.array([0, 0, 0, 1], np.int32), np.zeros(4, int)
     )
     unique, row = distinct(seeds)
+    assert seeds.text is not None
+    assert unique.text is not None
     assert sorted(zip(unique.node.tolist(), unique.text.tolist(), strict=True)) == [
         (1, 0),
         (3, 0),

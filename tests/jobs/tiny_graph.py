@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Literal
 
 from star_jax.graph.decoders import DecoderConfig
 from star_jax.graph.encoder import GraphEncoderConfig
@@ -20,7 +21,7 @@ from star_jax.train.reporter import Reporter
 DIE_AT = 4
 
 
-def config(num_steps=6, path="dense", **fields) -> GraphTrainConfig:
+def config(num_steps=6, path: Literal["dense", "jraph"] = "dense", **fields) -> GraphTrainConfig:
     """One narrow layer; dropout is on, so that the key of a step matters."""
     defaults = {
         "model": GraphModelConfig(

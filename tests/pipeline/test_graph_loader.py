@@ -1,0 +1,256 @@
+import jax
+import numpy as np
+import pytest
+
+from star_jax.graph.model import LinkTask
+from star_jax.graph.samplers.fanouts import FanoutConfig, resolve
+from star_jax.pipeline.graph_embedding import (
+    splits_before,
+    splits_until,
+    view_of_splits,
+    visible_until,
+)
+from star_jax.pipeline.graph_loader import (
+    TRAIN_SPLITS,
+    BatchMaker,
+    Groups,
+    PairSampler,
+    Sampling,
+    TaskStream,
+    count_pairs,
+    make_batches,
+)
+from star_jax.pipeline.graph_model import open_store
+from star_jax.pipeline.graph_negatives import UniformNegatives
+from star_jax.pipeline.tables.read import read_edges, read_pairs
+from star_jax.shapes import NO_TIME
+from tests.pipeline import graph_market
+from tests.pipeline.graph_market import APPLY, SPLITS
+
+TASK = LinkTask("apply", "member", "job")
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory):
+    return graph_market.write(tmp_path_factory.mktemp("market"))
+
+
+@pytest.fixture(scope="module")
+def store(market):
+    return open_store(market, text=True)
+
+
+@pytest.fixture(scope="module")
+def groups(market):
+    return Groups(read_pairs(market / "tables", "apply", "train"))
+
+
+def sampler_of(store, total=(50,)):
+    fanouts = dict(resolve(FanoutConfig(total=total), store.meta))
+    sampling = Sampling(fanouts=fanouts, replace=False)
+    return PairSampler(store, TASK, (APPLY,), sampling, visible_splits=TRAIN_SPLITS)
+
+
+def stream_of(store, groups, negatives=None, **options):
+    defaults = {"num_groups": 6, "num_pairs": 18, "seed": 7}
+    return TaskStream(groups, sampler_of(store), negatives, **defaults | options)
+
+
+@pytest.fixture(scope="module")
+def stream(store, groups):
+    return stream_of(store, groups)
+
+
+def test_a_group_is_a_positive_and_its_negatives(market, groups):
+    table = read_pairs(market / "tables", "apply", "train")
+    assert len(groups) == SPLITS["train"][1]
+    assert groups.num_positives.tolist() == [1] * len(groups)
+    pairs = groups.take(np.array([5, 2]))
+    for group, wanted in enumerate((5, 2)):
+        mine, rows = pairs.group == group, table.group == wanted
+        assert pairs.label[mine].tolist() == [1, 0, 0]
+        assert set(pairs.receiver[mine]) == set(table.receiver[rows])
+        assert pairs.time[group] == table.t[rows][0]
+        texts = dict(zip(table.receiver[rows], table.receiver_text[rows], strict=True))
+        assert [texts[r] for r in pairs.receiver[mine]] == pairs.receiver_text[mine].tolist()
+    alone = groups.take(np.array([5, 2]), positives_only=True)
+    assert alone.label.tolist() == [1, 1]
+    assert alone.group.tolist() == [0, 1]
+
+
+def test_an_epoch_shows_every_group_once_and_the_next_in_another_order(groups, stream):
+    steps = len(groups) // stream.num_groups
+    assert steps == int(stream.steps_per_epoch)
+    shown = [
+        sorted(zip(p.sender.tolist(), p.receiver.tolist(), strict=True))
+        for p in (groups.take(np.asarray(stream.order[i])) for i in range(2 * steps + 2))
+    ]
+    seen = np.concatenate([np.asarray(stream.order[i]) for i in range(2 * steps + 2)])
+    first = seen[: len(groups)]
+    assert sorted(first) == list(range(len(groups)))
+    assert shown[0] != shown[steps]
+
+
+def neighbours(batch, role, seed_type, row):
+    """(edge key, node, age) of every sampled neighbour of a seed."""
+    subgraph = getattr(batch, role)
+    found = []
+    for key, table in subgraph.hops[0].items():
+        sender, _, receiver = key.split("__")
+        assert receiver == seed_type
+        for slot in np.flatnonzero(table.mask[row]):
+            found.append((key, int(subgraph.nodes[sender].node[table.index[row, slot]])))
+    return found
+
+
+def test_a_group_sees_what_was_there_without_its_own_pairs(market, store, groups, stream):
+    edges = read_edges(market / "tables", APPLY)
+    batch, num_cut = stream.batch(3, stream.budgets())
+    assert num_cut == 0
+    pairs = groups.take(np.asarray(stream.order[3]))
+    assert batch.mask.sum() == len(pairs.group) == 18
+    job_time = np.asarray(store.node_time["job"])
+    for group, time in enumerate(pairs.time):
+        mine = pairs.group == group
+        member = pairs.sender[mine][0]
+        visible = (edges.sender == member) & (edges.t < time) & (edges.split == 1)
+        visible &= ~np.isin(edges.receiver, pairs.receiver[mine])
+        visible &= job_time[edges.receiver] < time
+        found = [
+            node for key, node in neighbours(batch, "sender", "member", group) if "apply" in key
+        ]
+        assert sorted(found) == sorted(edges.receiver[visible])
+        for row in np.flatnonzero(mine):
+            job = pairs.receiver[row]
+            visible = (edges.receiver == job) & (edges.t < time) & (edges.split == 1)
+            visible &= edges.sender != member
+            around = neighbours(batch, "receiver", "job", row)
+            found = [node for key, node in around if "apply" in key]
+            assert sorted(found) == sorted(edges.sender[visible])
+    senders = batch.sender.nodes["member"].node[batch.sender_row]
+    receivers = batch.receiver.nodes["job"].node[batch.receiver_row]
+    np.testing.assert_array_equal(senders, pairs.sender)
+    np.testing.assert_array_equal(receivers, pairs.receiver)
+    np.testing.assert_array_equal(batch.label, pairs.label)
+
+
+def test_seeds_show_the_text_of_the_event(store, groups, stream):
+    batch, _ = stream.batch(3, stream.budgets())
+    pairs = groups.take(np.asarray(stream.order[3]))
+    table = batch.sender.nodes["member"]
+    for row, text in zip(batch.sender_row, pairs.sender_text, strict=True):
+        shown = table.texts[table.text_row[row]]
+        np.testing.assert_array_equal(shown, store.text_vectors["member"][text])
+
+
+def test_threads_and_position_do_not_change_a_batch(store, groups):
+    def batches():
+        stream = stream_of(store, groups)
+        return make_batches(BatchMaker({"apply": stream}, {"apply": stream.budgets()}, 2))
+
+    straight, resumed = batches(), batches()
+    expected = [next(straight) for _ in range(5)]
+    for _ in range(2):
+        next(resumed)
+    state = resumed.get_state()
+    again = batches()
+    again.set_state(state)
+    for step in range(2, 5):
+        jax.tree.map(np.testing.assert_array_equal, next(again), expected[step])
+    assert expected[0].mask.shape == (2, 18)
+    assert expected[0].tasks["apply"].label.shape == (2, 18)
+    first, second = (expected[0].tasks["apply"].sender.nodes["member"].node[i] for i in range(2))
+    assert not np.array_equal(first, second)
+    assert count_pairs(expected[0]) == (36, 36)
+
+
+def test_shards_together_hold_what_one_device_would_see(store, groups):
+    stream = stream_of(store, groups)
+    budgets = {"apply": stream.budgets()}
+    two = BatchMaker({"apply": stream}, budgets, 2)(4)
+    ones = [BatchMaker({"apply": stream}, budgets, 1)(step) for step in (8, 9)]
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *ones)
+    jax.tree.map(np.testing.assert_array_equal, two, joined)
+
+
+def test_what_does_not_fit_is_said_once(store, groups, caplog):
+    stream = stream_of(store, groups)
+    sender, receiver = stream.budgets()
+    rows = tuple((name, (sizes[0], min(sizes[1], 8))) for name, sizes in receiver.rows)
+    small = receiver.__class__(rows=rows, fanout=receiver.fanout, texts=receiver.texts)
+    maker = BatchMaker({"apply": stream}, {"apply": type(stream.budgets())(sender, small)}, 1)
+    with caplog.at_level("WARNING"):
+        maker(20)
+        maker(21)
+    said = [r for r in caplog.records if "did not fit" in r.message]
+    assert len(said) == 1
+    assert "step 20" in said[0].message
+
+
+def test_fresh_negatives_existed_and_are_no_known_positive(market, store, groups):
+    negatives = UniformNegatives(groups, store, TASK, per_positive=3)
+    chosen = np.arange(20, 60)
+    pairs = negatives(groups.take(chosen, positives_only=True), seed=5)
+    table = read_pairs(market / "tables", "apply", "train")
+    known = set(zip(table.sender[table.label == 1], table.receiver[table.label == 1], strict=True))
+    pool = {job for _, job in known}
+    created = np.asarray(store.node_time["job"])
+    new = pairs.label == 0
+    assert new.sum() == 3 * len(chosen)
+    assert pairs.group.tolist() == sorted(pairs.group)
+    for sender, receiver, group, text in zip(
+        pairs.sender[new],
+        pairs.receiver[new],
+        pairs.group[new],
+        pairs.receiver_text[new],
+        strict=True,
+    ):
+        assert (sender, receiver) not in known
+        assert receiver in pool
+        assert created[receiver] < pairs.time[group]
+        assert text == receiver  # Every job has one text, from its creation on.
+    again = negatives(groups.take(chosen, positives_only=True), seed=5)
+    np.testing.assert_array_equal(pairs.receiver, again.receiver)
+    other = negatives(groups.take(chosen, positives_only=True), seed=6)
+    assert not np.array_equal(pairs.receiver, other.receiver)
+
+
+def test_batches_of_fresh_negatives_differ_between_epochs(store, groups):
+    negatives = UniformNegatives(groups, store, TASK, per_positive=2)
+    stream = stream_of(store, groups, negatives, num_groups=len(groups), num_pairs=3 * len(groups))
+    (one, _), (two, _) = stream.pairs(0), stream.pairs(1)
+
+    def drawn(pairs):
+        kept = pairs.label == 0
+        return set(zip(pairs.sender[kept], pairs.receiver[kept], strict=True))
+
+    assert drawn(one) != drawn(two)
+
+
+def test_val_sees_train_and_test_sees_both():
+    assert splits_before("val") == TRAIN_SPLITS == splits_until("train") == 0b0011
+    assert splits_before("test") == splits_until("val") == 0b0111
+    assert splits_until("test") == 0b1111
+
+
+def test_a_split_hides_texts_that_tell_of_its_events(market, store):
+    edges = read_edges(market / "tables", APPLY)
+    for split in ("val", "test"):
+        seen = splits_before(split)
+        assert visible_until(store, seen) == edges.t[(seen >> edges.split) & 1 == 1].max() + 1
+        view = view_of_splits(store, seen)
+        for member in range(graph_market.COUNTS["member"]):
+            events = edges.t[(edges.sender == member) & ((seen >> edges.split) & 1 == 1)]
+            versions, kept = store.text_versions["member"], view.text_versions["member"]
+            start, end = versions.bounds[member], versions.bounds[member + 1]
+            expected = [
+                text
+                for i, text in enumerate(versions.text[start:end])
+                if i == 0 or versions.time[start + i] <= max(events, default=NO_TIME)
+            ]
+            found = kept.text[kept.bounds[member] : kept.bounds[member + 1]]
+            assert found.tolist() == expected
+    later = edges.t >= edges.t.max() - 10
+    assert later.any()
+    assert store.text_versions["member"].time.max() == edges.t.max()
+    assert view.text_versions["member"].time.max() < edges.t[edges.split == 3].max()
