@@ -5,7 +5,7 @@
 #
 # DATA_DIR  a folder of tables in the layout star-tidy-1; without it, a synthetic labour market.
 # W         folder of everything that is made; default: runs/<name of the data> in the repository.
-# --a.b     sets a field of configs/run/quickstart.py.
+# --a.b     sets a field of the config: configs/run/quickstart.py, or market.py beside it.
 #
 # The same command again goes on where the last one stopped. The last line printed is the path of
 # metrics.json.
@@ -40,14 +40,14 @@ while (($#)); do
   shift
 done
 
-name=market
+name=market config=market
 if [[ -n $data ]]; then
   [[ -d $data ]] || fail "data folder $data does not exist"
   data=$(cd "$data" && pwd)
-  name=$(basename "$data")
+  name=$(basename "$data") config=quickstart
   overrides=(--tables.source "$data" ${overrides[@]+"${overrides[@]}"})
 fi
 
 install_locked requirements.lock
-exec "$VENV/bin/star" run "$ROOT/configs/run/quickstart.py" \
+exec "$VENV/bin/star" run "$ROOT/configs/run/$config.py" \
   --workdir "${workdir:-$ROOT/runs/$name}" ${overrides[@]+"${overrides[@]}"}

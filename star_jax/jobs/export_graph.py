@@ -132,7 +132,7 @@ def tables(
     for start in range(0, max(total, 1), config.part_nodes):
         nodes = np.arange(start, min(start + config.part_nodes, total), dtype=np.int32)
         seeds = Seeds(nodes, None, np.full(len(nodes), time, np.int64))
-        sampled = embedder.prepare(store, target.node_type, seeds, visible)
+        sampled = embedder.prepare(store, target.role, target.node_type, seeds, visible)
         vectors = embedder(trained.variables, target.role, target.node_type, sampled)
         yield EmbeddingTable(
             nodes, np.full(len(nodes), -1, np.int32), seeds.time, np.asarray(vectors.embedding)

@@ -22,7 +22,7 @@ from star_jax.graph.model import (
     make_loss,
 )
 from star_jax.graph.samplers.fanouts import FanoutConfig, resolve
-from star_jax.graph.store import GraphStore
+from star_jax.graph.store import GraphMeta, GraphStore
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES
 from star_jax.pipeline.graph_loader import (
@@ -74,6 +74,10 @@ class GraphTrainConfig:
       model: Features, encoder, decoders.
       fanouts: Neighbours per hop; as many hops as the encoder has layers.
       replace: Draw neighbours with replacement.
+      receiver_view: What a receiver is seen with. "attributes": its features and its attribute
+        neighbours. "all": whatever a sender is seen with; then what happened around a receiver
+        also tells how long it has been in the pool, which parts positives from negatives in
+        training and says nothing of new receivers.
       negatives: "tables": those that the import wrote; "uniform": fresh ones in every batch,
         from the receivers of training positives that existed before the event.
       num_negatives: Per positive, of fresh ones.
@@ -89,6 +93,7 @@ class GraphTrainConfig:
     model: GraphModelConfig = dataclasses.field(default_factory=GraphModelConfig)
     fanouts: FanoutConfig = dataclasses.field(default_factory=FanoutConfig)
     replace: bool = False
+    receiver_view: Literal["attributes", "all"] = "attributes"
     negatives: Literal["tables", "uniform"] = "tables"
     num_negatives: int = 1
     optimizer: OptimizerConfig = dataclasses.field(
@@ -138,7 +143,7 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
         return
     store = open_store(workdir, text=config.model.features.text)
     tasks = _trainable_tasks(workdir, link_tasks(meta))
-    fanouts = resolve(config.fanouts, store.meta)
+    fanouts = dict(resolve(config.fanouts, store.meta))
     for name, _ in config.task_weights:
         if name not in meta.tasks:
             raise InputError(f"task_weights names {name!r}, needed one of {', '.join(meta.tasks)}")
@@ -147,7 +152,13 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
         features=node_features(config.model.features, store, tasks),
         keys=tuple(sorted(store.meta.num_edges)),
         tasks=tasks,
-        sampling=Sampling(fanouts=dict(fanouts), replace=config.replace),
+        sampling=Sampling(
+            fanouts=fanouts,
+            replace=config.replace,
+            receiver_keys=(
+                _attribute_keys(store.meta) if config.receiver_view == "attributes" else None
+            ),
+        ),
         inputs=inputs,
     )
     _note_begun(folder / JOB, config, inputs)
@@ -287,6 +298,11 @@ def _trainable_tasks(workdir: Path, tasks: tuple[LinkTask, ...]) -> tuple[LinkTa
     if not found:
         raise InputError(f"{workdir / 'tables'} has no training pairs, needed some for one task")
     return tuple(found)
+
+
+def _attribute_keys(meta: GraphMeta) -> tuple[str, ...]:
+    """Edge keys, reverses included, that say what a node is rather than what it did."""
+    return tuple(sorted(e.key for e in meta.schema.all_edges() if e.kind == "attribute"))
 
 
 def _class_ratio(meta: TablesMeta, task: LinkTask) -> float:

@@ -78,7 +78,7 @@ class Embedder:
 
     def __init__(self, model: GraphModel, sampling: Sampling) -> None:
         self._sampling = sampling
-        self._budgets: dict[str, Budget] = {}
+        self._budgets: dict[tuple[Role, str], Budget] = {}
         self._embed = jax.jit(
             lambda variables, subgraph, role, node_type: model.apply(
                 variables, subgraph, role, node_type, False, method="embed"
@@ -87,7 +87,7 @@ class Embedder:
         )
 
     def prepare(
-        self, store: GraphStore, node_type: str, seeds: Seeds, visible_splits: int
+        self, store: GraphStore, role: Role, node_type: str, seeds: Seeds, visible_splits: int
     ) -> Sampled:
         """Samples seeds under the split rule; nothing is cut off.
 
@@ -95,14 +95,16 @@ class Embedder:
 
         Args:
           store: The graph, or a view of it.
+          role: Of the seeds.
           node_type: Of the seeds.
           seeds: Those of one time share a group.
           visible_splits: As in `sample`.
         """
-        if node_type not in self._budgets:
-            self._budgets[node_type] = self._first_budget(store, node_type, seeds, visible_splits)
+        kind = (role, node_type)
+        if kind not in self._budgets:
+            self._budgets[kind] = self._first_budget(store, *kind, seeds, visible_splits)
         while True:
-            budget = self._budgets[node_type]
+            budget = self._budgets[kind]
             size = budget.block(node_type, 0)[1]
             made, num_cut = [], 0
             for part in _parts(len(seeds.node), size):
@@ -111,7 +113,7 @@ class Embedder:
                     store,
                     seed_type=node_type,
                     visible_splits=visible_splits,
-                    fanouts=self._sampling.fanouts,
+                    fanouts=self._sampling.of(role),
                     budget=budget,
                     key=_KEY,
                     replace=self._sampling.replace,
@@ -122,17 +124,17 @@ class Embedder:
                 num_cut += stats.num_dropped
             if not num_cut:
                 return made
-            self._budgets[node_type] = _larger(budget, node_type)
+            self._budgets[kind] = _larger(budget, node_type)
 
     def _first_budget(
-        self, store: GraphStore, node_type: str, seeds: Seeds, visible_splits: int
+        self, store: GraphStore, role: Role, node_type: str, seeds: Seeds, visible_splits: int
     ) -> Budget:
         num_seeds = min(_MOST_SEEDS, 1 << max(3, (len(seeds.node) - 1).bit_length()))
         parts = list(_parts(len(seeds.node), num_seeds))
         return calibrate(
             store,
             lambda number: _seed_batch(seeds, parts[number]),
-            self._sampling.fanouts,
+            self._sampling.of(role),
             seed_type=node_type,
             num_seeds=num_seeds,
             visible_splits=visible_splits,

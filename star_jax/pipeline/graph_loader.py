@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int, Int32, Int64
 from star_jax.graph.batches import Budget, PairBatch
 from star_jax.graph.model import GraphBatch, LinkTask, Role
 from star_jax.graph.samplers.calibrate import SeedBatch, calibrate
-from star_jax.graph.samplers.uniform import Exclusion, sample, sampling_key
+from star_jax.graph.samplers.uniform import Exclusion, Fanouts, sample, sampling_key
 from star_jax.graph.store import GraphStore
 from star_jax.pipeline.tables.read import SPLIT_CODES, PairTable
 from star_jax.shapes import check_int32
@@ -51,10 +51,22 @@ class Sampling:
     Attributes:
       fanouts: Edge key -> neighbours at every hop.
       replace: Draw with replacement.
+      receiver_keys: Edge keys that are followed from a seed of the receiver role, for one hop;
+        None: all keys and hops, as from a sender.
     """
 
     fanouts: dict[str, tuple[int, ...]]
     replace: bool
+    receiver_keys: tuple[str, ...] | None = None
+
+    def of(self, role: Role) -> Fanouts:
+        """The fanouts of one role's seeds."""
+        if role == "sender" or self.receiver_keys is None:
+            return self.fanouts
+        return {
+            key: (hops[0] if key in self.receiver_keys else 0, *(0 for _ in hops[1:]))
+            for key, hops in self.fanouts.items()
+        }
 
 
 class Groups:
@@ -161,7 +173,7 @@ class PairSampler:
                 self._store,
                 seed_type=getattr(self._task, role),
                 visible_splits=self._visible_splits,
-                fanouts=self._sampling.fanouts,
+                fanouts=self._sampling.of(role),
                 budget=budget,
                 key=key,
                 replace=self._sampling.replace,
@@ -202,7 +214,7 @@ class PairSampler:
                 calibrate(
                     self._store,
                     lambda number, role=role: self._seeds(role, make_pairs(number)),
-                    self._sampling.fanouts,
+                    self._sampling.of(role),
                     seed_type=getattr(self._task, role),
                     num_seeds=num_seeds,
                     visible_splits=self._visible_splits,

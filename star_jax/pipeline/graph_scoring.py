@@ -66,8 +66,8 @@ class SplitScoring:
         senders, sender_row = distinct(Seeds(pairs.sender, pairs.sender_text, pairs.t))
         receivers, receiver_row = distinct(self._receivers(pairs.receiver, pairs.receiver_text))
         return Prepared(
-            self.sampled(self._task.sender, senders),
-            self.sampled(self._task.receiver, receivers),
+            self.sampled("sender", senders),
+            self.sampled("receiver", receivers),
             sender_row,
             receiver_row,
         )
@@ -85,17 +85,18 @@ class SplitScoring:
         candidates = self._receivers(ranking.candidates, ranking.candidate_text)
         return self._decoder.grid(
             variables,
-            self.vectors(variables, "sender", self.sampled(self._task.sender, queries)),
-            self.vectors(variables, "receiver", self.sampled(self._task.receiver, candidates)),
+            self.vectors(variables, "sender", self.sampled("sender", queries)),
+            self.vectors(variables, "receiver", self.sampled("receiver", candidates)),
         )
 
     def _receivers(self, node: Int[np.ndarray, " S"], text: Int[np.ndarray, " S"]) -> Seeds:
         """A receiver looks the same to all senders: as after the last visible edge."""
         return Seeds(node, text, np.full(len(node), self._until, np.int64))
 
-    def sampled(self, node_type: str, seeds: Seeds) -> Sampled:
+    def sampled(self, role: Role, seeds: Seeds) -> Sampled:
         """Neighbourhoods of seeds, ready for any variables."""
-        return self._embedder.prepare(self._store, node_type, seeds, self._visible)
+        node_type = getattr(self._task, role)
+        return self._embedder.prepare(self._store, role, node_type, seeds, self._visible)
 
     def vectors(self, variables: PyTree, role: Role, sampled: Sampled) -> SeedVectors:
         """Vectors of sampled seeds."""

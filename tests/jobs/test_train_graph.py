@@ -66,7 +66,7 @@ def test_learns_who_applies_where(trained):
     best = max(validation, key=lambda row: row["score"])
     assert meta(trained)["best_score"] == best["score"]
     assert best["apply/auc_uniform"] > 0.75
-    aucs = [value for name, value in best.items() if "/auc_" in name]
+    aucs = [value for name, value in best.items() if name.startswith("apply/auc_")]
     assert best["score"] == pytest.approx(np.mean(aucs))
     assert {"loss_apply", "loss_contact"} <= set(rows(trained, "train")[0])
 
@@ -96,7 +96,7 @@ def test_every_node_has_a_row_and_the_embedding_that_scoring_uses(trained):
         nodes = np.array([num_nodes - 1, 3, 17], np.int32)
         seeds = Seeds(nodes, None, np.full(3, until, np.int64))
         role = manifest.meta["roles"][name]
-        vectors = scoring.vectors(scorer.trained.variables, role, scoring.sampled(node_type, seeds))
+        vectors = scoring.vectors(scorer.trained.variables, role, scoring.sampled(role, seeds))
         np.testing.assert_allclose(table.vectors[nodes], vectors.embedding, atol=2e-6)
 
 

@@ -134,6 +134,22 @@ def test_a_group_sees_what_was_there_without_its_own_pairs(market, store, groups
     np.testing.assert_array_equal(batch.label, pairs.label)
 
 
+def test_a_receiver_may_be_seen_with_its_attributes_alone(store, groups):
+    fanouts = dict(resolve(FanoutConfig(total=(50, 4)), store.meta))
+    attributes = ("skill__rev_needs__job",)
+    sampling = Sampling(fanouts=fanouts, replace=False, receiver_keys=attributes)
+    assert sampling.of("sender") == fanouts
+    seen = {key: hops for key, hops in sampling.of("receiver").items() if any(hops)}
+    assert seen == {key: (fanouts[key][0], 0) for key in attributes}
+    sampler = PairSampler(store, TASK, (APPLY,), sampling, visible_splits=TRAIN_SPLITS)
+    stream = TaskStream(groups, sampler, None, num_groups=6, num_pairs=18, seed=7)
+    batch, _ = stream.batch(0, stream.budgets())
+    assert set(batch.receiver.hops[0]) == set(attributes)
+    assert batch.receiver.hops[0][attributes[0]].mask.any()
+    assert not batch.receiver.hops[1]
+    assert any("apply" in key for key in batch.sender.hops[1])
+
+
 def test_seeds_show_the_text_of_the_event(store, groups, stream):
     batch, _ = stream.batch(3, stream.budgets())
     pairs = groups.take(np.asarray(stream.order[3]))

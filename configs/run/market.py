@@ -1,0 +1,17 @@
+"""The quickstart on a synthetic labour market of 2,000 members, in less than fifteen minutes.
+
+Run:
+    launch/quickstart.sh
+or, where star_jax is installed:
+    star run configs/run/market.py --workdir runs/market
+
+The market's best reachable AUC is known and printed beside the models.
+"""
+
+from configs.run import quickstart
+from star_jax.jobs.run import RunConfig
+
+
+def get_config() -> RunConfig:
+    """Returns the quickstart with shorter budgets."""
+    return quickstart.with_budgets(quickstart.get_config(), text_s=150.0, graph_s=90.0)
