@@ -1,10 +1,12 @@
 """Finds strings in the artefacts of a run by decoding them: what must not be there, and is not."""
 
 import gzip
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
 import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -12,33 +14,29 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 TokenDecoder = Callable[[np.ndarray], str]
 """Token ids of one text -> the text."""
 
-Reader = Callable[[Path], Iterable[str]]
-"""A file -> every string in it; for formats that only their owner can decode."""
-
 
 def search(
     folder: Path,
     needles: Sequence[str],
     *,
     decoders: Sequence[TokenDecoder] = (),
-    readers: dict[str, Reader] | None = None,
 ) -> dict[str, set[str]]:
     """Files (relative) in which each needle occurs, ignoring case.
 
-    Every file is searched as it is; Parquet (all columns, nested ones too), npy, ArrayRecord and
-    gzip are decoded, and integers that may be token ids go through every decoder.
+    Every file is searched as it is; Parquet (all columns, nested ones too), npy, ArrayRecord,
+    gzip and Orbax checkpoints are decoded, and integers that may be token ids go through every
+    decoder.
 
     Args:
       folder: Everything below it is searched.
       needles: Strings to look for.
       decoders: Turn token ids into text.
-      readers: Suffix -> how to read such a file beyond its bytes.
     """
     found: dict[str, set[str]] = {needle: set() for needle in needles}
     for path in sorted(folder.rglob("*")):
         if not path.is_file():
             continue
-        for text in _strings(path, decoders, readers or {}):
+        for text in _strings(path, decoders):
             low = text.lower()
             for needle in needles:
                 if needle.lower() in low:
@@ -46,13 +44,9 @@ def search(
     return found
 
 
-def _strings(
-    path: Path, decoders: Sequence[TokenDecoder], readers: dict[str, Reader]
-) -> Iterator[str]:
+def _strings(path: Path, decoders: Sequence[TokenDecoder]) -> Iterator[str]:
     yield path.name
     yield _text(path.read_bytes())
-    if path.suffix in readers:
-        yield from readers[path.suffix](path)
     if path.suffix == ".parquet":
         for column in pq.read_table(path).columns:
             yield from _column(column, decoders)
@@ -63,6 +57,8 @@ def _strings(
             yield _text(record)
             if len(record) % 4 == 0:
                 yield from _tokens(np.frombuffer(record, np.int32), decoders)
+    elif path.name == "_CHECKPOINT_METADATA":
+        yield from _checkpoint(path.parent, decoders)
     elif path.suffix == ".gz":
         yield _text(gzip.decompress(path.read_bytes()))
 
@@ -87,6 +83,15 @@ def _array(array: np.ndarray, decoders: Sequence[TokenDecoder]) -> Iterator[str]
     elif array.dtype.kind in "iu" and array.ndim in (1, 2):
         for row in np.atleast_2d(array):
             yield from _tokens(np.asarray(row), decoders)
+
+
+def _checkpoint(folder: Path, decoders: Sequence[TokenDecoder]) -> Iterator[str]:
+    """Names and integers of all arrays of an Orbax checkpoint."""
+    saved = ocp.checkpointables_metadata(folder).metadata
+    like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved)
+    for path, leaf in jax.tree.leaves_with_path(ocp.load_checkpointables(folder, like)):
+        yield jax.tree_util.keystr(path)
+        yield from _array(np.asarray(leaf), decoders)
 
 
 def _tokens(ids: np.ndarray, decoders: Sequence[TokenDecoder]) -> Iterator[str]:

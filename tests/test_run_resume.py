@@ -1,4 +1,4 @@
-"""kill -9 in every stage of `star run`, then the same command: the same numbers as undisturbed."""
+"""The whole path on a small market: killed in every stage, and searched for who opted out."""
 
 import json
 import os
@@ -6,11 +6,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+import tokenizers
 
+from star_jax.embeddings.table import read_ids
 from star_jax.pipeline.tables.schema_file import schema_json
+from star_jax.text.random_base import TOKENIZER
+from tests.consent_search import search
 from tests.pipeline.tables import mini
 
 ROOT = Path(__file__).parent.parent
@@ -44,17 +49,27 @@ def _python(cache, *arguments):
     )
 
 
-@pytest.fixture
-def config(tmp_path):
-    data = mini.write(tmp_path / "data", mini.tables())
+class Undisturbed(NamedTuple):
+    config: Path
+    workdir: Path
+    words: dict[str, list[str]]  # As `mini.mark` says.
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    tables = mini.tables()
+    words = mini.mark(tables)
+    data = mini.write(folder / "data", tables)
     (data / "schema.json").write_text(schema_json(mini.schema()), encoding="utf-8")
-    path = tmp_path / "run.py"
-    path.write_text(CONFIG.format(source=str(data)), encoding="utf-8")
-    return path
+    config = folder / "run.py"
+    config.write_text(CONFIG.format(source=str(data)), encoding="utf-8")
+    _star_run(config, folder / "whole")
+    return Undisturbed(config, folder / "whole", words)
 
 
 def _star_run(config, workdir):
-    cache = workdir.parent / "compiled"
+    cache = config.parent / "compiled"
     done = _python(cache, "-m", "star_jax", "run", config, "--workdir", workdir)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(workdir / "report" / "metrics.json")
@@ -69,12 +84,29 @@ def _vectors(workdir):
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_every_stage_ends_with_the_same_numbers(config, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    _star_run(config, whole)
+def test_who_opted_out_is_in_no_artefact_and_who_stayed_is(undisturbed):
+    decode = tokenizers.Tokenizer.from_str(TOKENIZER).decode
+    out, stays = (undisturbed.words[name] for name in (mini.OUT_ID, mini.IN_ID))
+    found = search(undisturbed.workdir, [*out, *stays], decoders=[lambda ids: decode(ids.tolist())])
+    assert not {needle: files for needle, files in found.items() if files and needle in out}
+    folders = {file.split("/")[0] for file in found[mini.IN_ID]}
+    assert folders >= {"tables", "text_embeddings", "graph_embeddings", "graph_only_embeddings"}
+    texts = [word for word in stays if word.startswith("zq")]
+    assert len(texts) >= 3
+    for word in texts:
+        assert any(file.startswith("text_tokens/") for file in found[word]), word
+    for name in ("text_embeddings", "graph_embeddings", "graph_only_embeddings"):
+        ids = set(read_ids(undisturbed.workdir / name, "member"))
+        assert len(ids) == mini.NUM_MEMBERS - 1
+        assert mini.IN_ID in ids
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_every_stage_ends_with_the_same_numbers(undisturbed, tmp_path):
+    config, whole, killed = undisturbed.config, undisturbed.workdir, tmp_path / "killed"
     for name in STAGES:
         script = Path(__file__).parent / "jobs/killed_run.py"
-        done = _python(tmp_path / "compiled", script, config, killed, name)
+        done = _python(whole.parent / "compiled", script, config, killed, name)
         assert done.returncode == -signal.SIGKILL, f"{name}: {done.stderr}"
     resumed = _star_run(config, killed)
     assert "unchanged, skipped" in resumed.stderr

@@ -61,6 +61,7 @@ def _train_graph() -> GraphTrainConfig:
             kernel_l2=1e-5,
         ),
         fanouts=FanoutConfig(total=(100, 10)),  # 100 neighbours; the second hop is not stated.
+        receiver_view="all",
         negatives="tables",
         optimizer=OptimizerConfig(learning_rate=1e-4),
         plan=PlanConfig(num_epochs=1.0, budget_s=None, validate_epochs=0.1),

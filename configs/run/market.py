@@ -14,4 +14,4 @@ from star_jax.jobs.run import RunConfig
 
 def get_config() -> RunConfig:
     """Returns the quickstart with shorter budgets."""
-    return quickstart.with_budgets(quickstart.get_config(), text_s=150.0, graph_s=90.0)
+    return quickstart.with_budgets(quickstart.get_config(), text_s=150.0, graph_s=200.0)

@@ -1,4 +1,4 @@
-"""The whole path, tiny: the tiny market, a random text tower, a narrow graph; about two minutes.
+"""The whole path, tiny: the tiny market, a random text tower, a narrow graph; a few minutes.
 
 Run:
     star run configs/run/tiny.py --workdir runs/tiny

@@ -4,7 +4,7 @@ Run, after `star import` into the same folder:
     launch/gpu_a100.sh ... runs a whole config; for this stage alone:
     star train-text configs/text/mistral_7b.py --workdir runs/mine
 
-Hardware: GPUs of 80 GB, or more of them with `--mesh.fsdp N`. The base is 14.2 GB in bfloat16 and
+Meant for GPUs of 80 GB, more of them with `--mesh.fsdp N`; not yet run on one. The base is 14.2 GB in bfloat16 and
 is downloaded from the Hugging Face hub, unless `--tower.base` names a folder. 4,718,592 adapter
 parameters train. With all defaults that SPEC section 15 lists as recommended; EOS averaged over
 all layers, causal, limits 1800 / 1800 / 1024 and the instruction prompts are the family's.
@@ -26,7 +26,7 @@ def get_config() -> TextTrainConfig:
             base="intfloat/e5-mistral-7b-instruct",
             param_dtype="bfloat16",
             compute_dtype="bfloat16",
-            remat="full",  # 16 pairs of 1,800-token texts on 80 GB.
+            remat="full",  # A block's activations are computed again in the backward pass.
         ),
         lora=LoraConfig(rank=8, alpha=32.0, dropout=0.1, targets=r".*/(q_proj|k_proj|v_proj)"),
         objective=ObjectiveConfig(

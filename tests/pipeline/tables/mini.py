@@ -31,6 +31,9 @@ DAY = 86_400
 VAL_FROM, TEST_FROM = START + 60 * DAY, START + 80 * DAY
 END = START + 100 * DAY
 
+OUT, IN = 3, 4  # Members: one opts out, one stays.
+OUT_ID, IN_ID = "outx" * 8, "keep" * 8
+
 Table = dict[str, list[Any]]
 
 
@@ -105,6 +108,32 @@ def _events(rng: np.random.Generator, members: list, jobs: list, created: list) 
         events["action"].append("APPLY" if n % 3 else "SKIP")
         events["session"].append(f"s{n % 5}")
     return events
+
+
+def mark(tables: dict[str, Table]) -> dict[str, list[str]]:
+    """Gives two members a unique id, and each of their texts a unique word; one opts out.
+
+    Returns:
+      By the member's new id: that id and every string that only this member has.
+    """
+    words: dict[str, list[str]] = {}
+    for member, new in ((OUT, OUT_ID), (IN, IN_ID)):
+        old = f"m{member}"
+        words[new] = [new]
+        for table in tables.values():
+            for column, values in table.items():
+                if column in ("id", "sender", "receiver", "entity"):
+                    table[column] = [new if v == old else v for v in values]
+        for name in ("texts_member.parquet", "resume.parquet"):
+            for row, entity in enumerate(tables[name]["entity"]):
+                if entity == new:
+                    word = f"zq{'out' if member == OUT else 'in'}{name[0]}{row}q"
+                    tables[name]["text"][row] += f" {word}"
+                    words[new].append(word)
+        tables["member.parquet"]["city"][member] = f"hamlet of {new}"
+        words[new].append(f"hamlet of {new}")
+    tables["member.parquet"]["consent"][OUT] = False
+    return words
 
 
 def schema(**changes: Any) -> Schema:

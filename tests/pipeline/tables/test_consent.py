@@ -17,31 +17,6 @@ from star_jax.pipeline.tables.sources import PairSource, RankingSource
 from tests.consent_search import search
 from tests.pipeline.tables import mini
 
-OUT, IN = 3, 4  # Members.
-OUT_ID, IN_ID = "outx" * 8, "keep" * 8
-
-
-def _mark(tables):
-    """Gives two members a unique id, and each of their texts a unique word; one opts out."""
-    words = {}
-    for member, new in ((OUT, OUT_ID), (IN, IN_ID)):
-        old = f"m{member}"
-        words[new] = []
-        for table in tables.values():
-            for column, values in table.items():
-                if column in ("id", "sender", "receiver", "entity"):
-                    table[column] = [new if v == old else v for v in values]
-        for name in ("texts_member.parquet", "resume.parquet"):
-            for row, entity in enumerate(tables[name]["entity"]):
-                if entity == new:
-                    word = f"zq{'out' if member == OUT else 'in'}{name[0]}{row}q"
-                    tables[name]["text"][row] += f" {word}"
-                    words[new].append(word)
-        tables["member.parquet"]["city"][member] = f"hamlet of {new}"
-        words[new].append(f"hamlet of {new}")
-    tables["member.parquet"]["consent"][OUT] = False
-    return words
-
 
 def _fixed(tables):
     """Fixed pairs and queries that name both members, as text pointers too."""
@@ -66,15 +41,15 @@ def _fixed(tables):
 @pytest.mark.parametrize("fixed", [False, True])
 def test_opted_out_members_are_nowhere(fixed, tmp_path):
     tables = mini.tables()
-    words = _mark(tables)
+    words = mini.mark(tables)
     schema = _fixed(tables) if fixed else mini.schema()
     data = mini.write(tmp_path / "raw", tables)
     (data / "schema.json").write_text(schema_json(schema))
     import_tables.run(import_tables.ImportConfig(source=data), tmp_path / "run")
-    found = search(tmp_path / "run", [OUT_ID, *words[OUT_ID], IN_ID, *words[IN_ID]])
-    for needle in (OUT_ID, *words[OUT_ID]):
+    found = search(tmp_path / "run", [*words[mini.OUT_ID], *words[mini.IN_ID]])
+    for needle in words[mini.OUT_ID]:
         assert not found[needle], needle
-    for needle in (IN_ID, *words[IN_ID]):
+    for needle in words[mini.IN_ID]:
         assert found[needle], needle
     nodes = pq.read_table(tmp_path / "run/tables/nodes/member.parquet")
     assert nodes["idx"].to_pylist() == list(range(mini.NUM_MEMBERS - 1))
@@ -85,14 +60,14 @@ def test_opted_out_members_are_nowhere(fixed, tmp_path):
 def test_what_remains_is_what_there_is_without_the_member(tmp_path):
     """An import of the same data with the member's rows deleted by hand gives the same bytes."""
     tables = mini.tables()
-    tables["member.parquet"]["consent"][OUT] = False
+    tables["member.parquet"]["consent"][mini.OUT] = False
     out, _ = mini.imported(tmp_path / "a", tables, mini.schema())
     for table in tables.values():
         gone = {
             row
             for column in ("id", "sender", "receiver", "entity")
             for row, value in enumerate(table.get(column, []))
-            if value == f"m{OUT}"
+            if value == f"m{mini.OUT}"
         }
         for column, values in table.items():
             table[column] = [v for row, v in enumerate(values) if row not in gone]
@@ -142,14 +117,14 @@ def test_deidentified_ids_are_keyed_hashes(tmp_path, monkeypatch):
     member = dataclasses.replace(schema.nodes[0], deidentify=True)
     schema = dataclasses.replace(schema, nodes=(member, *schema.nodes[1:]))
     tables = mini.tables()
-    _mark(tables)
+    mini.mark(tables)
     out, _ = mini.imported(tmp_path, tables, schema)
     ids = pq.read_table(out / "nodes/member.parquet")["id"].to_pylist()
     assert len(set(ids)) == len(ids)
     assert all(len(i) == 32 and int(i, 16) >= 0 for i in ids)
-    found = search(out / "nodes", [key, IN_ID, ids[0]])
+    found = search(out / "nodes", [key, mini.IN_ID, ids[0]])
     assert not found[key]
-    assert "member.parquet" not in found[IN_ID]  # Its made-up home town names it elsewhere.
+    assert "member.parquet" not in found[mini.IN_ID]  # Its made-up home town names it elsewhere.
     assert found[ids[0]]
     monkeypatch.setenv("STAR_TEST_KEY", key + "!")
     other, _ = mini.imported(tmp_path / "other", tables, schema)
