@@ -87,9 +87,9 @@ def _array(array: np.ndarray, decoders: Sequence[TokenDecoder]) -> Iterator[str]
 
 def _checkpoint(folder: Path, decoders: Sequence[TokenDecoder]) -> Iterator[str]:
     """Names and integers of all arrays of an Orbax checkpoint."""
-    saved = ocp.checkpointables_metadata(folder).metadata
+    saved = ocp.checkpointables_metadata(str(folder)).metadata
     like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved)
-    for path, leaf in jax.tree.leaves_with_path(ocp.load_checkpointables(folder, like)):
+    for path, leaf in jax.tree.leaves_with_path(ocp.load_checkpointables(str(folder), like)):
         yield jax.tree_util.keystr(path)
         yield from _array(np.asarray(leaf), decoders)
 

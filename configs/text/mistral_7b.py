@@ -4,10 +4,11 @@ Run, after `star import` into the same folder:
     launch/gpu_a100.sh ... runs a whole config; for this stage alone:
     star train-text configs/text/mistral_7b.py --workdir runs/mine
 
-Meant for GPUs of 80 GB, more of them with `--mesh.fsdp N`; not yet run on one. The base is 14.2 GB in bfloat16 and
-is downloaded from the Hugging Face hub, unless `--tower.base` names a folder. 4,718,592 adapter
-parameters train. With all defaults that SPEC section 15 lists as recommended; EOS averaged over
-all layers, causal, limits 1800 / 1800 / 1024 and the instruction prompts are the family's.
+Meant for GPUs of 80 GB, more of them with `--mesh.fsdp N`; not yet run on one. The base is 14.2 GB
+in bfloat16 and is downloaded from the Hugging Face hub, unless `--tower.base` names a folder.
+4,718,592 adapter parameters train. With all defaults that SPEC section 15 lists as recommended; EOS
+averaged over all layers, causal, limits 1800 / 1800 / 1024 and the instruction prompts are the
+family's.
 """
 
 from star_jax.jobs.train_text import TextTrainConfig
