@@ -17,6 +17,7 @@ from star_jax.jobs.export_graph import GraphExportConfig
 from star_jax.jobs.train_graph import GraphTrainConfig
 from star_jax.parallel.mesh import MeshConfig
 from star_jax.pipeline.graph_embedding import Seeds, distinct, splits_before, visible_until
+from star_jax.pipeline.graph_model import read_model_file
 from star_jax.pipeline.graph_scoring import GraphPairScorer, SplitScoring
 from star_jax.pipeline.tables.read import read_pairs, read_ranking
 from star_jax.train.optimizers import OptimizerConfig
@@ -60,6 +61,10 @@ def trained(market, tmp_path_factory):
 
 
 def test_learns_who_applies_where(trained):
+    attributes = read_model_file(trained / "graph_model").sampling.receiver_keys
+    assert attributes is not None
+    assert "skill__rev_needs__job" in attributes
+    assert not [key for key in attributes if "apply" in key or "contact" in key]
     validation = rows(trained, "val")
     expected = {f"{t}/{m}" for t in ("apply", "contact") for m in ("bce", "auc_uniform")}
     assert set(validation[0]) >= {*expected, "apply/auc_near", "score"}
@@ -190,8 +195,11 @@ def test_two_devices_train(market, tmp_path):
 def test_without_text_and_with_fresh_negatives(market, tmp_path):
     workdir = begin(market, tmp_path / "graph")
     shutil.rmtree(workdir / "text_embeddings")
-    config = tiny_graph.config(num_steps=2, negatives="uniform", num_negatives=2)
+    config = tiny_graph.config(
+        num_steps=2, negatives="uniform", num_negatives=2, receiver_view="all"
+    )
     train_graph.run(train_graph.without_text(config), workdir)
+    assert read_model_file(workdir / "graph_only_model").sampling.receiver_keys is None
     export_graph.run(export_graph.without_text(GraphExportConfig()), workdir)
     assert meta(workdir, "graph_only_model")["text"] is False
     assert len(losses(workdir, "graph_only_model")) == 2
