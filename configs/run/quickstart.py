@@ -1,4 +1,4 @@
-"""The whole path for any set of tables, on two CPU cores, in about half an hour.
+"""The whole path for any set of tables, on two CPU cores, in half an hour or less.
 
 Run:
     launch/quickstart.sh DATA_DIR
