@@ -7,7 +7,7 @@ or, where star_jax is installed:
 
 The text half adapts all-MiniLM-L6-v2 (fetched from the package index) by LoRA for ten minutes; the
 graph half trains for five, twice: with the text vectors and without. Widths, fan-outs and learning
-rates were chosen on the validation splits of two public sets and serve all sets.
+rates were chosen on the validation splits of two real sets and serve all sets.
 """
 
 import dataclasses
