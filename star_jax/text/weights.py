@@ -2,11 +2,9 @@
 
 import json
 import logging
-import re
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -15,52 +13,12 @@ from safetensors import SafetensorError, safe_open
 
 from star_jax.config import InputError
 from star_jax.shapes import PyTree
-from star_jax.text.families import BertShape, Shape
+from star_jax.text import tensor_names
+from star_jax.text.families import Shape
 
 log = logging.getLogger(__name__)
 
-# Our linear maps within a block; a torch weight is (out, in), ours (in, out).
-_MISTRAL_BLOCK = {
-    "input_layernorm": "attention_norm",
-    "self_attn.q_proj": "attention_in/q_proj",
-    "self_attn.k_proj": "attention_in/k_proj",
-    "self_attn.v_proj": "attention_in/v_proj",
-    "self_attn.o_proj": "attention_out/o_proj",
-    "post_attention_layernorm": "mlp_norm",
-    "mlp.gate_proj": "mlp_in/gate_proj",
-    "mlp.up_proj": "mlp_in/up_proj",
-    "mlp.down_proj": "mlp_out/down_proj",
-}
-_BERT_BLOCK = {
-    "attention.self.query": "attention_in/q_proj",
-    "attention.self.key": "attention_in/k_proj",
-    "attention.self.value": "attention_in/v_proj",
-    "attention.output.dense": "attention_out/o_proj",
-    "attention.output.LayerNorm": "attention_norm",
-    "intermediate.dense": "mlp_in/up_proj",
-    "output.dense": "mlp_out/down_proj",
-    "output.LayerNorm": "mlp_norm",
-}
-_MISTRAL_REST = {"embed_tokens": "embed", "norm": "final_norm"}
-_BERT_REST = {
-    "embeddings.word_embeddings": "embed",
-    "embeddings.position_embeddings": "positions",
-    "embeddings.token_type_embeddings": "token_types",
-    "embeddings.LayerNorm": "embed_norm",
-}
-# Heads that no embedding needs, and buffers that are computed here.
-_UNUSED = re.compile(
-    r"lm_head\..*|pooler\..*|cls\..*|embeddings\.position_ids|.*rotary_emb\.inv_freq"
-)
 _SHOWN = 5  # Names listed per kind of problem.
-
-
-class _Target(NamedTuple):
-    """Where a tensor goes."""
-
-    path: str
-    layer: int | None
-    """Row of a stacked leaf; None is the whole leaf."""
 
 
 def read_encoder(folder: Path, shape: Shape, shapes: PyTree, dtype: DTypeLike) -> PyTree:
@@ -76,7 +34,7 @@ def read_encoder(folder: Path, shape: Shape, shapes: PyTree, dtype: DTypeLike) -
       InputError: A file is missing or corrupt, or tensors are missing, unknown or misshapen.
     """
     leaves = cast("dict[str, Any]", flatten_dict(shapes, sep="/"))
-    targets = dict(_targets(shape, leaves))
+    targets = dict(tensor_names.targets(shape, leaves))
     arrays = {path: np.empty(leaf.shape, np.dtype(dtype)) for path, leaf in leaves.items()}
     with ExitStack() as stack:
         files = _open(folder, stack)
@@ -89,23 +47,6 @@ def read_encoder(folder: Path, shape: Shape, shapes: PyTree, dtype: DTypeLike) -
             array[... if target.layer is None else target.layer] = value.astype(array.dtype)
     log.info("weights: %d tensors from %s", len(names), folder)
     return unflatten_dict(arrays, sep="/")
-
-
-def _targets(shape: Shape, leaves: dict[str, Any]) -> Iterator[tuple[str, _Target]]:
-    """Every tensor that must be there, by its name without prefix."""
-    bert = isinstance(shape, BertShape)
-    block, rest = (_BERT_BLOCK, _BERT_REST) if bert else (_MISTRAL_BLOCK, _MISTRAL_REST)
-    prefix = "encoder.layer" if bert else "layers"
-    suffixes = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-    for path in leaves:
-        module, _, leaf = path.rpartition("/")
-        for theirs, ours in rest.items():
-            if module == ours:
-                yield f"{theirs}.{suffixes[leaf]}", _Target(path, None)
-        for theirs, ours in block.items():
-            if module == f"layers/{ours}":
-                for i in range(shape.num_layers):
-                    yield f"{prefix}.{i}.{theirs}.{suffixes[leaf]}", _Target(path, i)
 
 
 def _open(folder: Path, stack: ExitStack) -> list[Any]:
@@ -133,7 +74,7 @@ def _open(folder: Path, stack: ExitStack) -> list[Any]:
 
 
 def _match(
-    folder: Path, files: list[Any], targets: dict[str, _Target], leaves: dict[str, Any]
+    folder: Path, files: list[Any], targets: dict[str, tensor_names.Target], leaves: dict[str, Any]
 ) -> dict[str, tuple[Any, str]]:
     """Name without prefix -> its file and full name; lists everything that does not fit."""
     found: dict[str, tuple[Any, str]] = {}
@@ -142,7 +83,7 @@ def _match(
         for stored in file.keys():  # noqa: SIM118 - no mapping, it has no iterator
             name = _without_prefix(stored)
             if name not in targets:
-                unknown += [] if _UNUSED.fullmatch(name) else [stored]
+                unknown += [] if tensor_names.UNUSED.fullmatch(name) else [stored]
                 continue
             got = tuple(file.get_slice(stored).get_shape())
             target = targets[name]
