@@ -13,8 +13,8 @@ family's.
 
 from star_jax.jobs.train_text import TextTrainConfig
 from star_jax.losses.semi_hard import SemiHardConfig
-from star_jax.text.bi_encoder import ObjectiveConfig
 from star_jax.text.lora import LoraConfig
+from star_jax.text.objective import ObjectiveConfig
 from star_jax.text.tower import TowerConfig
 from star_jax.train.optimizers import OptimizerConfig
 from star_jax.train.plan import PlanConfig

@@ -7,10 +7,9 @@ metrics.jsonl, TensorBoard, plan.json, model.json; sealed when training has fini
 import dataclasses
 import json
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -21,21 +20,15 @@ from star_jax.config import InputError, check_same, to_json
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES, put, shardings
 from star_jax.pipeline.tables.read import TaskMeta, read_meta, read_pairs
-from star_jax.pipeline.text_loader import (
-    BatchBuilder,
-    BatchShape,
-    PairRecords,
-    count_tokens,
-    make_batches,
-    pair_records,
-    with_both_sides,
-)
+from star_jax.pipeline.text_loader import BatchBuilder, BatchShape, count_tokens, make_batches
 from star_jax.pipeline.text_model import CHECKPOINTS, KIND, MODEL, TextModelConfig, initial
+from star_jax.pipeline.text_pairs import PairRecords, pair_records, with_both_sides
 from star_jax.pipeline.text_records import TextRecords, text_records
 from star_jax.pipeline.text_validation import TextValidation
 from star_jax.shapes import PyTree
-from star_jax.text.bi_encoder import BiEncoder, Mode, ObjectiveConfig, TextBatch, bi_encoder_loss
+from star_jax.text.bi_encoder import BiEncoder, Mode, TextBatch, bi_encoder_loss, row_axes
 from star_jax.text.lora import LoraConfig
+from star_jax.text.objective import ObjectiveConfig
 from star_jax.text.scorer import ScorerConfig
 from star_jax.text.tower import TowerConfig, build_tokenizer
 from star_jax.train.checkpoints import Best, Checkpointer, tree_digest
@@ -69,9 +62,13 @@ class TextTrainConfig:
     plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     batch_size: int = 64  # Pairs of one update.
-    microbatch_size: int = 64  # Pairs whose gradient is computed at a time.
+    microbatch_size: int = 64  # Pairs whose texts are encoded at a time.
+    # Where negatives are found: in the whole batch, whose gradient is then exact (GradCache), in
+    # a device's part of it, or in a microbatch (plain accumulation).
+    mining: Literal["global", "device", "micro"] = "global"
     num_negatives: int = 1  # Per positive.
     num_tables: int = 3  # Of texts, by length: more of them pad less, and compile longer.
+    pack_length: int | None = None  # Tokens of rows that hold several texts, instead of tables.
     validation_pairs: int = 2000  # Of the val pairs, whole groups.
     validation_tokens: int = 4096  # Of one batch of it on one device, padding included.
     validation_lengths: int = 3  # Padded lengths of its texts.
@@ -91,6 +88,8 @@ class TextTrainConfig:
                 f"batch_size {self.batch_size} is not a multiple of microbatch_size "
                 f"{self.microbatch_size}"
             )
+        if self.pack_length is not None and self.pack_length < 1:
+            raise ValueError(f"pack_length {self.pack_length} must be >= 1, or None for no packing")
         for name in (
             "num_tables",
             "validation_pairs",
@@ -114,12 +113,17 @@ class TextTrainConfig:
 
     def batch_shape(self, num_devices: int) -> BatchShape:
         """Static sizes of a batch."""
+        group, num_parts = 1 + self.num_negatives, self.batch_size // self.microbatch_size
+        micro = self.mining == "micro"
         return BatchShape(
-            num_groups=self.microbatch_size // (1 + self.num_negatives),
+            num_groups=(self.microbatch_size if micro else self.batch_size) // group,
             num_negatives=self.num_negatives,
-            num_microbatches=self.batch_size // self.microbatch_size,
+            num_microbatches=num_parts if micro else 1,
+            num_chunks=1 if micro else num_parts,
             num_tables=self.num_tables,
-            row_multiple=math.lcm(8, num_devices),
+            pack_length=self.pack_length,
+            num_pools=num_devices if self.mining == "device" else 1,
+            num_devices=num_devices,
         )
 
 
@@ -185,7 +189,12 @@ def _train(
     builder = BatchBuilder(data.train, data.records, shape, known=data.all_train, seed=config.seed)
     batches = make_batches(builder, shape, seed=config.seed)
     step = make_step(
-        _loss(model), optimizer, state=state, mesh=mesh, accumulate=shape.num_microbatches
+        _loss(model),
+        optimizer,
+        state=state,
+        mesh=mesh,
+        accumulate=shape.num_microbatches,
+        row_axes=row_axes,
     )
     validate = _validation(config, data, model, mesh, frozen)
     plan = settle(

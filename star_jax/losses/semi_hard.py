@@ -1,14 +1,24 @@
-"""Contrastive loss with one semi-hard negative per positive and component (SPEC 1.1, Eq. 3, 4).
+"""Contrastive losses with one semi-hard negative per positive and component (SPEC 1.1, Eq. 3, 4).
 
 The negatives of a document are the requests of other rows of the batch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from star_jax.losses.contrastive import (
+    Component,
+    Contrast,
+    RequestCombine,
+    Rows,
+    combine,
+    strangers,
+)
 
 _TIE = 1e-6  # A matmul may give equal vectors scores some roundings apart; equal ones are no pair.
 
@@ -19,6 +29,7 @@ class SemiHardConfig:
 
     Attributes:
       temperature: Divides similarities.
+      hinge: The margin m of `triplet_hinge`.
       anchors: Rows that get a negative: those that applied, or all real ones.
       request_combine: Mine per component, or once against their mean or elementwise maximum.
       fallback: What a positive without a semi-hard negative compares with: nothing (it leaves
@@ -28,8 +39,9 @@ class SemiHardConfig:
     """
 
     temperature: float = 0.02
+    hinge: float = 0.2
     anchors: Literal["positive", "all"] = "positive"
-    request_combine: Literal["separate", "mean", "max"] = "separate"
+    request_combine: RequestCombine = "separate"
     fallback: Literal["none", "easiest", "hardest"] = "none"
     min_gap: float = 0.0
     margin: float | None = None
@@ -37,63 +49,34 @@ class SemiHardConfig:
     def __post_init__(self) -> None:
         if self.temperature <= 0.0:
             raise ValueError(f"temperature {self.temperature} is not above 0")
+        if self.hinge <= 0.0:
+            raise ValueError(f"hinge {self.hinge} is not above 0")
         if self.min_gap < 0.0:
             raise ValueError(f"min_gap {self.min_gap} is below 0")
         if self.margin is not None and self.margin <= self.min_gap:
             raise ValueError(f"margin {self.margin} is not above min_gap {self.min_gap}")
 
 
-class Rows(NamedTuple):
-    """What a batch says about its rows, as far as choosing negatives goes."""
-
-    label: Float[Array, " B"]
-    mask: Bool[Array, " B"]
-    sender: Int[Array, " B"]
-    receiver: Int[Array, " B"]
-    known_positive: Bool[Array, "B B"] | None
-    """[i, j]: the sender of row j is known to have applied to the receiver of row i."""
-
-
-class Component(NamedTuple):
-    """One part of the request: a vector per row and whether the row has it."""
-
-    vector: Float[Array, "B E"]
-    present: Bool[Array, " B"]
-
-
-class SemiHard(NamedTuple):
-    """The loss, and over how many anchors it is a mean."""
-
-    loss: Float[Array, ""]
-    num_anchors: Float[Array, ""]
-
-
 def semi_hard_loss(
     document: Component, components: tuple[Component, ...], rows: Rows, config: SemiHardConfig
-) -> SemiHard:
+) -> Contrast:
     """Mean over anchors of the sum over components of softplus((s- - s+) / temperature).
 
     Vectors have unit length. Everything is computed in float32. An anchor counts when some
     component gives it a negative; without any anchor the loss is 0.
     """
-    components = _combine(components, config.request_combine)
-    anchor = rows.mask & document.present
-    if config.anchors == "positive":
-        anchor &= rows.label > 0.5
-    candidates = _candidates(rows)
-    d = document.vector.astype(jnp.float32)
-    total = jnp.zeros((), jnp.float32)
-    counted = jnp.zeros(anchor.shape, bool)
-    for vector, present in components:
-        q = vector.astype(jnp.float32)
-        scores = jax.lax.stop_gradient(jnp.matmul(d, q.T, precision="highest"))
-        valid = candidates & present[None, :] & (anchor & present)[:, None]
-        negative, found = choose_negatives(scores, valid, config)
-        gap = jnp.sum(d * (q[negative] - q), axis=1) / config.temperature
-        total += jnp.sum(jnp.where(found, jax.nn.softplus(jnp.where(found, gap, 0.0)), 0.0))
-        counted |= found
-    num_anchors = jnp.sum(counted).astype(jnp.float32)
-    return SemiHard(total / jnp.maximum(num_anchors, 1.0), num_anchors)
+    return _over_anchors(
+        document, components, rows, config, lambda gap: jax.nn.softplus(gap / config.temperature)
+    )
+
+
+def triplet_hinge_loss(
+    document: Component, components: tuple[Component, ...], rows: Rows, config: SemiHardConfig
+) -> Contrast:
+    """As `semi_hard_loss`, with max(0, m - s+ + s-) of the same negatives."""
+    return _over_anchors(
+        document, components, rows, config, lambda gap: jax.nn.relu(config.hinge + gap)
+    )
 
 
 def choose_negatives(
@@ -121,26 +104,28 @@ def choose_negatives(
     return jnp.where(found, chosen, other), jnp.any(valid, axis=1)
 
 
-def _candidates(rows: Rows) -> Bool[Array, "B B"]:
-    """[i, j]: the request of row j is no known match of the document of row i."""
-    same_sender = rows.sender[:, None] == rows.sender[None, :]  # Holds j = i too.
-    same_receiver = rows.receiver[:, None] == rows.receiver[None, :]
-    applied = same_receiver & (rows.label > 0.5)[None, :]
-    allowed = rows.mask[None, :] & ~same_sender & ~applied
-    if rows.known_positive is not None:
-        allowed &= ~rows.known_positive
-    return allowed
-
-
-def _combine(components: tuple[Component, ...], how: str) -> tuple[Component, ...]:
-    if how == "separate":
-        return components
-    present = jnp.stack([component.present for component in components])
-    vectors = jnp.stack([component.vector.astype(jnp.float32) for component in components])
-    if how == "mean":
-        vector = jnp.sum(jnp.where(present[:, :, None], vectors, 0.0), axis=0)
-    else:
-        vector = jnp.max(jnp.where(present[:, :, None], vectors, -1.0), axis=0)
-    square = jnp.sum(jnp.square(vector), axis=1, keepdims=True)
-    vector = vector / jnp.sqrt(jnp.maximum(square, 1e-24))
-    return (Component(vector, jnp.any(present, axis=0)),)
+def _over_anchors(
+    document: Component,
+    components: tuple[Component, ...],
+    rows: Rows,
+    config: SemiHardConfig,
+    penalty: Callable[[Array], Array],
+) -> Contrast:
+    """Mean over anchors of the sum over components of penalty(s- - s+)."""
+    anchor = rows.mask & document.present
+    if config.anchors == "positive":
+        anchor &= rows.label > 0.5
+    candidates = strangers(rows)
+    d = document.vector.astype(jnp.float32)
+    total = jnp.zeros((), jnp.float32)
+    counted = jnp.zeros(anchor.shape, bool)
+    for vector, present in combine(components, config.request_combine):
+        q = vector.astype(jnp.float32)
+        scores = jax.lax.stop_gradient(jnp.matmul(d, q.T, precision="highest"))
+        valid = candidates & present[None, :] & (anchor & present)[:, None]
+        negative, found = choose_negatives(scores, valid, config)
+        gap = jnp.where(found, jnp.sum(d * (q[negative] - q), axis=1), 0.0)
+        total += jnp.sum(jnp.where(found, penalty(gap), 0.0))
+        counted |= found
+    num_anchors = jnp.sum(counted).astype(jnp.float32)
+    return Contrast(total / jnp.maximum(num_anchors, 1.0), num_anchors)

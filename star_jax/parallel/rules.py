@@ -53,29 +53,30 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_shardings(batch: PyTree, mesh: Mesh, *, axis: int = 0) -> PyTree:
+def batch_shardings(batch: PyTree, mesh: Mesh, *, axis: int | PyTree = 0) -> PyTree:
     """Splits the rows of every array over all devices.
 
     Args:
-      batch: Arrays of at least `axis + 1` dimensions.
+      batch: Arrays of more dimensions than their axis.
       mesh: The devices.
-      axis: Which dimension holds the rows (1 when the first one counts microbatches).
+      axis: Which dimension holds the rows (1 when the first one counts microbatches): one for
+        all arrays, or a tree of them.
 
     Raises:
       ValueError: A number of rows is not a multiple of the number of devices.
     """
-    split = NamedSharding(mesh, PartitionSpec(*[None] * axis, (DATA, FSDP)))
 
-    def of_leaf(path: tuple, leaf: np.ndarray) -> NamedSharding:
+    def of_leaf(path: tuple, leaf: np.ndarray, axis: int) -> NamedSharding:
         if leaf.shape[axis] % mesh.size:
             name = keystr(path, simple=True, separator="/")
             raise ValueError(
                 f"batch array {name} has {leaf.shape[axis]} rows, needed a multiple of the "
                 f"{mesh.size} devices of the mesh"
             )
-        return split
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, (DATA, FSDP)))
 
-    return jax.tree.map_with_path(of_leaf, batch)
+    axes = jax.tree.map(lambda _: axis, batch) if isinstance(axis, int) else axis
+    return jax.tree.map_with_path(of_leaf, batch, axes)
 
 
 def put(tree: PyTree, where: PyTree) -> PyTree:

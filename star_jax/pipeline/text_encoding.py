@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int
 
 from star_jax.parallel.rules import batch_shardings, put
 from star_jax.pipeline.lengths import choose_lengths, padded_length
-from star_jax.pipeline.text_loader import pad_tokens
+from star_jax.pipeline.text_arrays import pad_tokens
 from star_jax.pipeline.text_records import TextRecords
 from star_jax.shapes import PyTree
 from star_jax.text.bi_encoder import BiEncoder, encode
@@ -59,7 +59,7 @@ class BulkEncoder:
         waiting = None  # The device works on one batch while the host makes the next.
         for chosen, length in self._plan(lengths):
             rows = np.arange(len(chosen))
-            texts = pad_tokens(self._records, records[chosen], rows, self._rows(length), length)
+            texts = pad_tokens(self._records, records[chosen], rows, self._rows(length), length, 1)
             placed = put(texts, batch_shardings(texts, self._mesh))
             result = self._encode(variables, placed)
             if waiting is not None:

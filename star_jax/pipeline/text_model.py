@@ -16,13 +16,13 @@ from star_jax.shapes import PyTree
 from star_jax.text.bi_encoder import (
     BiEncoder,
     Mode,
-    ObjectiveConfig,
     build_bi_encoder,
     init_scorer,
     init_variables,
     trainable_split,
 )
 from star_jax.text.lora import COLLECTION, LoraConfig, init_lora
+from star_jax.text.objective import ObjectiveConfig
 from star_jax.text.scorer import ScorerConfig
 from star_jax.text.tower import TowerConfig, param_shapes
 from star_jax.train.checkpoints import TrainedParameters, load_trained, tree_digest

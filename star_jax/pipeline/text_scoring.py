@@ -11,11 +11,12 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.embeddings.table import read_table
-from star_jax.losses.semi_hard import Component
+from star_jax.losses.contrastive import Component
 from star_jax.pipeline.tables.read import PairTable, Ranking, read_meta
 from star_jax.pipeline.text_model import open_scorer
 from star_jax.shapes import PyTree
-from star_jax.text.bi_encoder import BiEncoder, Vectors, score
+from star_jax.text.bi_encoder import BiEncoder, score
+from star_jax.text.objective import Vectors
 
 _BLOCK_PAIRS = 1 << 14
 

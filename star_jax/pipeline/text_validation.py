@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int, Shaped
 
 from star_jax.evaluation.auc import roc_auc
 from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths
-from star_jax.pipeline.text_loader import PairRecords, with_both_sides
+from star_jax.pipeline.text_pairs import PairRecords, with_both_sides
 from star_jax.pipeline.text_records import TextRecords
 from star_jax.pipeline.text_scoring import PairLogits, PairRows
 from star_jax.shapes import PyTree

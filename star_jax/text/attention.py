@@ -16,22 +16,22 @@ _MASKED = -1e30  # Finite: a row without any real key must not become NaN.
 class Visibility(NamedTuple):
     """Which keys exist for a query; real tokens come first (right padding)."""
 
-    mask: Bool[Array, "U L"]
+    mask: Bool[Array, "R L"]
     """True for real tokens."""
-    segments: Int[Array, "U L"] | None
+    segments: Int[Array, "R L"] | None
     """Tokens see only their own segment, where a row holds several texts; None is one text."""
 
 
 def attention(
-    query: Float[Array, "U L H K"],
-    key: Float[Array, "U L G K"],
-    value: Float[Array, "U L G K"],
+    query: Float[Array, "R L H K"],
+    key: Float[Array, "R L G K"],
+    value: Float[Array, "R L G K"],
     visible: Visibility,
     *,
     span: AttentionSpan,
     window: int | None,
     backend: Backend,
-) -> Float[Array, "U L H K"]:
+) -> Float[Array, "R L H K"]:
     """Softmax over visible keys in float32, then the weighted sum of their values.
 
     Args:
@@ -45,16 +45,16 @@ def attention(
     """
     assert backend == "xla"
     bias = _bias(visible, span, window)
-    num_texts, length, num_heads, head_width = query.shape
+    num_rows, length, num_heads, head_width = query.shape
     num_groups = key.shape[2]
-    grouped = query.reshape(num_texts, length, num_groups, num_heads // num_groups, head_width)
+    grouped = query.reshape(num_rows, length, num_groups, num_heads // num_groups, head_width)
     logits = jnp.einsum("ulgrk,umgk->ugrlm", grouped * head_width**-0.5, key)
     weight = jax.nn.softmax(logits.astype(jnp.float32) + bias[:, None, None], axis=-1)
     mixed = jnp.einsum("ugrlm,umgk->ulgrk", weight.astype(value.dtype), value)
     return mixed.reshape(query.shape)
 
 
-def _bias(visible: Visibility, span: AttentionSpan, window: int | None) -> Float[Array, "#U #L L"]:
+def _bias(visible: Visibility, span: AttentionSpan, window: int | None) -> Float[Array, "#R #L L"]:
     """0 where the query of a row may see the key of a column, very negative elsewhere."""
     allowed = visible.mask[:, None, :]
     if visible.segments is not None:

@@ -8,12 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from star_jax.text.attention import Backend, Visibility, attention
 from star_jax.text.families import BertShape
 from star_jax.text.linears import Linears
-from star_jax.text.pooling import pool_tokens
+from star_jax.text.pooling import TokenPool, pool_tokens
 from star_jax.text.stack import Context, Encoded, Remat, stack_blocks
 
 
@@ -50,14 +50,14 @@ class BertBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "U L D"], context: Context
-    ) -> tuple[Float[Array, "U L D"], Float[Array, "U D"] | None]:
+        self, x: Float[Array, "R L D"], context: Context
+    ) -> tuple[Float[Array, "R L D"], Float[Array, "R S D"] | None]:
         """The next state, and its pooled form where the context asks for it."""
         x = _norm(self.shape, self.dtype, "attention_norm")(x + self._attend(x, context))
         x = _norm(self.shape, self.dtype, "mlp_norm")(x + self._transform(x))
         return x, None if context.pooling is None else pool_tokens(x, context.pooling)
 
-    def _attend(self, x: Float[Array, "U L D"], context: Context) -> Float[Array, "U L D"]:
+    def _attend(self, x: Float[Array, "R L D"], context: Context) -> Float[Array, "R L D"]:
         width = self.shape.width
         features = (("q_proj", width), ("k_proj", width), ("v_proj", width))
         query, key, value = (
@@ -78,7 +78,7 @@ class BertBlock(nn.Module):
         (out,) = Linears(features, bias=True, dtype=self.dtype, name="attention_out")(merged)
         return out
 
-    def _transform(self, x: Float[Array, "U L D"]) -> Float[Array, "U L D"]:
+    def _transform(self, x: Float[Array, "R L D"]) -> Float[Array, "R L D"]:
         features = (("up_proj", self.shape.mlp_width),)
         (up,) = Linears(features, bias=True, dtype=self.dtype, name="mlp_in")(x)
         hidden = _ACTIVATIONS[self.shape.activation](up)
@@ -98,21 +98,21 @@ class BertEncoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Int[Array, "U L"],
-        mask: Bool[Array, "U L"],
-        pooling: Float[Array, "U L"] | None,
+        tokens: Int[Array, "R L"],
+        visible: Visibility,
+        positions: Int[Array, "#R L"],
+        pooling: TokenPool | None,
     ) -> Encoded:
-        """States of all tokens; pooled ones per block where weights are given."""
+        """States of all tokens; pooled ones per block where it is said how."""
         shape = self.shape
-        positions = jnp.arange(tokens.shape[1])
         embed = partial(nn.Embed, features=shape.width, dtype=self.dtype)
         x = (
             embed(shape.vocab_size, name="embed")(tokens)
-            + embed(shape.max_positions, name="positions")(positions)[None]
+            + embed(shape.max_positions, name="positions")(positions)
             + embed(shape.num_token_types, name="token_types")(jnp.zeros((1, 1), jnp.int32))
         )
         x = _norm(shape, self.dtype, "embed_norm")(x)
-        context = Context(Visibility(mask, None), pooling, None)
+        context = Context(visible, pooling, None)
         stack = stack_blocks(BertBlock, shape.num_layers, self.remat)
         last, outputs = stack(shape, self.backend, self.dtype, name="layers")(x, context)
         if pooling is not None:

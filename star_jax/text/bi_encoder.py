@@ -1,6 +1,6 @@
 """The bi-encoder: one tower for both sides of a pair, the scorer on top, and their loss."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
@@ -8,50 +8,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from star_jax.losses.bce import binary_cross_entropy
-from star_jax.losses.semi_hard import Component, Rows, SemiHardConfig, semi_hard_loss
+from star_jax.losses.contrastive import Component, Rows
+from star_jax.losses.grad_cache import encode_chunks
 from star_jax.shapes import PyTree
 from star_jax.text.lora import COLLECTION, LoraConfig, adapted, init_lora
+from star_jax.text.objective import ObjectiveConfig, Vectors, pair_loss
+from star_jax.text.packing import Tokens
 from star_jax.text.scorer import PairScorer, ScorerConfig
-from star_jax.text.tower import TextTower, TowerConfig, build_tower, load_params
+from star_jax.text.tower import TextTower, TowerConfig, build_tower, init_pooler, load_params
 
 Mode = Literal["lora", "full", "frozen"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """Loss of the pairs: BCE plus a weighted contrastive term (SPEC 1.1, Eq. 1).
-
-    Attributes:
-      contrastive: Which contrastive term.
-      contrastive_weight: lambda_c.
-      positive_weight: Weight of a positive row in the BCE.
-      semi_hard: Of `contrastive=semihard`.
-    """
-
-    contrastive: Literal["semihard", "none"] = "semihard"
-    contrastive_weight: float = 1.0
-    positive_weight: float = 1.0
-    semi_hard: SemiHardConfig = field(default_factory=SemiHardConfig)
-
-
-class Tokens(NamedTuple):
-    """Unique texts of a batch, right-padded."""
-
-    tokens: Int[Array, "U L"]
-    mask: Bool[Array, "U L"]
+POOLER = "pooler"
 
 
 class TextBatch(NamedTuple):
     """Pairs, and the texts they point to; every text is encoded once.
 
-    Each table of `texts` has its own U and L, so that short texts are not padded to long ones.
+    Each table of `texts` has its own shape, so that short texts are not padded to long ones. With
+    a leading axis of chunks in every array of `texts`, one chunk is encoded after the other and
+    again in the backward pass; the loss sees all pairs in any case.
     """
 
     texts: tuple[Tokens, ...]
-    """Tables of different lengths; rows are counted through all of them."""
+    """Texts are counted through the tables of a chunk, then through the chunks."""
     document: Int[Array, " B"]
-    """Row in `texts`; -1 is missing. So are the two below."""
+    """Text of the pair; -1 is missing. So are the two below."""
     profile: Int[Array, " B"]
     resume: Int[Array, " B"]
     label: Float[Array, " B"]
@@ -60,11 +41,22 @@ class TextBatch(NamedTuple):
     receiver: Int[Array, " B"]
     known_positive: Bool[Array, "B B"] | None = None
     """[i, j]: the sender of row j is known to have applied to the receiver of row i."""
+    pool: Int[Array, " B"] | None = None
+    """Rows find their negatives in their own pool; None is one pool for all."""
+
+
+def row_axes(batch: TextBatch) -> TextBatch:
+    """Which axis of each array of a batch, or of the chunks of one, counts rows."""
+    pairs = 0 if batch.mask.ndim == 1 else 1  # Whole microbatches may be stacked as well.
+    axes: Any = jax.tree.map(lambda _: pairs, batch)
+    return axes._replace(texts=jax.tree.map(lambda array: array.ndim - 2, batch.texts))
 
 
 @dataclass(frozen=True, kw_only=True)
 class BiEncoder:
-    """The static half of the model; its variables are "params", "lora" and "scorer".
+    """The static half of the model.
+
+    Its variables are "params", "scorer" and, where there are some, "lora" and "pooler".
 
     Attributes:
       tower: Reads the texts.
@@ -77,14 +69,6 @@ class BiEncoder:
     scorer: PairScorer
     lora: LoraConfig | None
     objective: ObjectiveConfig
-
-
-class Vectors(NamedTuple):
-    """Unit vectors per pair; zeros where missing."""
-
-    document: Component
-    profile: Component
-    resume: Component
 
 
 def build_bi_encoder(
@@ -100,10 +84,12 @@ def build_bi_encoder(
 
 
 def init_variables(model: BiEncoder, tower: TowerConfig, key: PRNGKeyArray | Array) -> PyTree:
-    """Pretrained base, fresh adapters, fresh scorer: {"params", "scorer"[, "lora"]}."""
-    lora_key, scorer_key = jax.random.split(key)
+    """Pretrained base, fresh the rest: {"params", "scorer"[, "lora"][, "pooler"]}."""
+    lora_key, scorer_key, pooler_key = jax.random.split(key, 3)
     params = load_params(tower, model.tower)
     variables = {"params": params, "scorer": init_scorer(model, scorer_key)}
+    if pooler := init_pooler(model.tower, pooler_key):
+        variables[POOLER] = pooler
     if model.lora is not None:
         variables[COLLECTION] = init_lora(lora_key, params, model.lora)
     return variables
@@ -123,7 +109,8 @@ def trainable_split(variables: PyTree, mode: Mode) -> tuple[PyTree, PyTree]:
 
     Args:
       variables: As `init_variables` returns them.
-      mode: `lora` trains adapters and scorer, `full` base and scorer, `frozen` the scorer alone.
+      mode: `lora` trains adapters, learned pooling and scorer, `full` base, learned pooling and
+        scorer, `frozen` the scorer alone.
 
     Raises:
       ValueError: `lora` without adapters, or another mode with some.
@@ -131,7 +118,13 @@ def trainable_split(variables: PyTree, mode: Mode) -> tuple[PyTree, PyTree]:
     if (mode == "lora") != (COLLECTION in variables):
         got = ", ".join(variables)
         raise ValueError(f"mode {mode} got variables {got}: adapters belong to mode lora only")
-    names = {"lora": {COLLECTION, "scorer"}, "full": {"params", "scorer"}, "frozen": {"scorer"}}
+    if mode == "frozen" and POOLER in variables:
+        raise ValueError("mode frozen with a pooling that learns: nothing would train it")
+    names = {
+        "lora": {COLLECTION, POOLER, "scorer"},
+        "full": {"params", POOLER, "scorer"},
+        "frozen": {"scorer"},
+    }
     trainable = {name: tree for name, tree in variables.items() if name in names[mode]}
     frozen = {name: tree for name, tree in variables.items() if name not in names[mode]}
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trainable), frozen
@@ -141,24 +134,39 @@ def encode(
     model: BiEncoder, variables: PyTree, texts: Tokens, dropout_key: PRNGKeyArray | Array | None
 ) -> Float[Array, "U E"]:
     """Unit vectors of texts; a key switches the adapters' dropout on."""
-    collections: dict[str, Any] = {"params": variables["params"]}
+    params = {**variables["params"]}
+    if POOLER in variables:
+        params[POOLER] = variables[POOLER]
+    collections: dict[str, Any] = {"params": params}
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     if model.lora is None:
-        return _apply(model.tower, collections, texts.tokens, texts.mask, rngs=rngs)
+        return _apply(model.tower, collections, texts, rngs=rngs)
     collections[COLLECTION] = variables[COLLECTION]
     with adapted(model.lora):
-        return _apply(model.tower, collections, texts.tokens, texts.mask, rngs=rngs)
+        return _apply(model.tower, collections, texts, rngs=rngs)
 
 
 def encode_batch(
     model: BiEncoder, variables: PyTree, batch: TextBatch, dropout_key: PRNGKeyArray | Array | None
 ) -> Vectors:
     """The vectors of every pair of a batch."""
-    num_tables = len(batch.texts)
-    keys = [None] * num_tables if dropout_key is None else jax.random.split(dropout_key, num_tables)
-    vectors = jnp.concatenate(
-        [encode(model, variables, table, k) for table, k in zip(batch.texts, keys, strict=True)]
-    )
+
+    def encode_tables(
+        chunk: tuple[tuple[Tokens, ...], PRNGKeyArray | Array | None],
+    ) -> Float[Array, "U E"]:
+        texts, key = chunk
+        keys = [None] * len(texts) if key is None else jax.random.split(key, len(texts))
+        tables = [encode(model, variables, t, k) for t, k in zip(texts, keys, strict=True)]
+        return jnp.concatenate(tables)
+
+    chunked = batch.texts[0].tokens.ndim == 3
+    if chunked:
+        num_chunks = batch.texts[0].tokens.shape[0]
+        keys = None if dropout_key is None else jax.random.split(dropout_key, num_chunks)
+        vectors = encode_chunks(encode_tables, (batch.texts, keys))
+        vectors = vectors.reshape(-1, vectors.shape[-1])
+    else:
+        vectors = encode_tables((batch.texts, dropout_key))
     return Vectors(*(_gather(vectors, r) for r in (batch.document, batch.profile, batch.resume)))
 
 
@@ -193,29 +201,13 @@ def bi_encoder_loss(
       The loss, and its parts as scalars.
     """
     vectors = encode_batch(model, variables, batch, dropout_key)
-    logits = score(model, variables, vectors)
-    config = model.objective
-    bce = binary_cross_entropy(logits, batch.label, batch.mask, config.positive_weight)
-    num_pairs = jnp.sum(batch.mask).astype(jnp.float32)
-    right = ((logits > 0.0) == (batch.label > 0.5)) & batch.mask
-    metrics = {
-        "bce": bce,
-        "accuracy": jnp.sum(right) / jnp.maximum(num_pairs, 1.0),
-        "num_pairs": num_pairs,
-    }
-    loss = bce
-    if config.contrastive == "semihard":
-        rows = Rows(batch.label, batch.mask, batch.sender, batch.receiver, batch.known_positive)
-        contrastive = semi_hard_loss(
-            vectors.document, (vectors.profile, vectors.resume), rows, config.semi_hard
-        )
-        loss = bce + config.contrastive_weight * contrastive.loss
-        metrics["contrastive"] = contrastive.loss
-        metrics["num_anchors"] = contrastive.num_anchors
-    return loss, {"loss": loss, **metrics}
+    rows = Rows(
+        batch.label, batch.mask, batch.sender, batch.receiver, batch.known_positive, batch.pool
+    )
+    return pair_loss(vectors, rows, lambda v: score(model, variables, v), model.objective)
 
 
-def _apply(module: nn.Module, variables: PyTree, *args: Array, **options: Any) -> Array:
+def _apply(module: nn.Module, variables: PyTree, *args: PyTree, **options: Any) -> Array:
     """Applies a module that changes no variable, hence returns its result alone."""
     return cast("Array", module.apply(variables, *args, **options))
 

@@ -4,12 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from star_jax.text.attention import Backend, Visibility, attention
 from star_jax.text.families import MistralShape
 from star_jax.text.linears import Linears
-from star_jax.text.pooling import AttentionSpan, pool_tokens
+from star_jax.text.pooling import AttentionSpan, TokenPool, pool_tokens
 from star_jax.text.stack import Context, Encoded, Remat, stack_blocks
 
 
@@ -19,7 +19,7 @@ class RmsNorm(nn.Module):
     epsilon: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "U L D"]) -> Float[Array, "U L D"]:
+    def __call__(self, x: Float[Array, "R L D"]) -> Float[Array, "R L D"]:
         """The states at scale 1 times the learned scale, in their dtype."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         wide = x.astype(jnp.float32)
@@ -38,14 +38,14 @@ class MistralBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "U L D"], context: Context
-    ) -> tuple[Float[Array, "U L D"], Float[Array, "U D"] | None]:
+        self, x: Float[Array, "R L D"], context: Context
+    ) -> tuple[Float[Array, "R L D"], Float[Array, "R S D"] | None]:
         """The next state, and its pooled form where the context asks for it."""
         x = x + self._attend(RmsNorm(self.shape.norm_epsilon, name="attention_norm")(x), context)
         x = x + self._transform(RmsNorm(self.shape.norm_epsilon, name="mlp_norm")(x))
         return x, None if context.pooling is None else pool_tokens(x, context.pooling)
 
-    def _attend(self, x: Float[Array, "U L D"], context: Context) -> Float[Array, "U L D"]:
+    def _attend(self, x: Float[Array, "R L D"], context: Context) -> Float[Array, "R L D"]:
         shape = self.shape
         query_size = shape.num_heads * shape.head_width
         kv_size = shape.num_kv_heads * shape.head_width
@@ -69,7 +69,7 @@ class MistralBlock(nn.Module):
         (out,) = Linears(features, bias=False, dtype=self.dtype, name="attention_out")(merged)
         return out
 
-    def _transform(self, x: Float[Array, "U L D"]) -> Float[Array, "U L D"]:
+    def _transform(self, x: Float[Array, "R L D"]) -> Float[Array, "R L D"]:
         features = (("gate_proj", self.shape.mlp_width), ("up_proj", self.shape.mlp_width))
         gate, up = Linears(features, bias=False, dtype=self.dtype, name="mlp_in")(x)
         features = (("down_proj", self.shape.width),)
@@ -90,16 +90,17 @@ class MistralEncoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Int[Array, "U L"],
-        mask: Bool[Array, "U L"],
-        pooling: Float[Array, "U L"] | None,
+        tokens: Int[Array, "R L"],
+        visible: Visibility,
+        positions: Int[Array, "#R L"],
+        pooling: TokenPool | None,
     ) -> Encoded:
-        """States of all tokens; pooled ones per block where weights are given."""
+        """States of all tokens; pooled ones per block where it is said how."""
         shape = self.shape
         embed = nn.Embed(shape.vocab_size, shape.width, dtype=self.dtype, name="embed")
         x = embed(tokens)
-        rotary = _rotary(tokens.shape[1], shape.head_width, shape.rope_theta)
-        context = Context(Visibility(mask, None), pooling, rotary)
+        rotary = _rotary(positions, shape.head_width, shape.rope_theta)
+        context = Context(visible, pooling, rotary)
         stack = stack_blocks(MistralBlock, shape.num_layers, self.remat)
         last, outputs = stack(shape, self.span, self.backend, self.dtype, name="layers")(x, context)
         if pooling is not None:
@@ -108,19 +109,19 @@ class MistralEncoder(nn.Module):
 
 
 def _rotary(
-    length: int, head_width: int, theta: float
-) -> tuple[Float[Array, "L K"], Float[Array, "L K"]]:
-    """Cosines and sines of positions 0 to length - 1; halves of a head rotate together."""
+    positions: Int[Array, "#R L"], head_width: int, theta: float
+) -> tuple[Float[Array, "#R L K"], Float[Array, "#R L K"]]:
+    """Cosines and sines of positions; halves of a head rotate together."""
     frequency = theta ** -(jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
-    angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency[None, :]
+    angle = positions.astype(jnp.float32)[:, :, None] * frequency[None, None, :]
     angle = jnp.concatenate([angle, angle], axis=-1)
     return jnp.cos(angle), jnp.sin(angle)
 
 
 def _rotate(
-    x: Float[Array, "U L heads K"], cos: Float[Array, "L K"], sin: Float[Array, "L K"]
-) -> Float[Array, "U L heads K"]:
+    x: Float[Array, "R L heads K"], cos: Float[Array, "#R L K"], sin: Float[Array, "#R L K"]
+) -> Float[Array, "R L heads K"]:
     first, second = jnp.split(x, 2, axis=-1)
     turned = jnp.concatenate([-second, first], axis=-1)
-    cos, sin = (table[None, :, None, :].astype(x.dtype) for table in (cos, sin))
+    cos, sin = (table[:, :, None, :].astype(x.dtype) for table in (cos, sin))
     return x * cos + turned * sin

@@ -1,10 +1,13 @@
 """The pair head: from the vectors of a document and a request to a logit (SPEC 1.3)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+Feature = Literal["product", "request_product", "vectors", "difference"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,18 +15,25 @@ class ScorerConfig:
     """The pair head.
 
     Attributes:
-      hidden: Widths of the hidden layers; none leaves a weighted dot product.
+      hidden: Widths of the hidden layers; none leaves a linear map, hence with `product` alone a
+        weighted dot product.
+      features: What it sees: `product` of the document with each part of the request,
+        `request_product` of the two parts, the `vectors` themselves, and `difference`, the
+        absolute one between the document and each part.
     """
 
     hidden: tuple[int, ...] = (256,)
+    features: tuple[Feature, ...] = ("product",)
 
     def __post_init__(self) -> None:
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden {self.hidden} holds a width below 1")
+        if not self.features or len({*self.features}) < len(self.features):
+            raise ValueError(f"features {self.features} needs different ones, at least one")
 
 
 class PairScorer(nn.Module):
-    """Hadamard products of document with profile and resume, then linear layers, in float32."""
+    """Features of document, profile and resume, then linear layers, in float32."""
 
     config: ScorerConfig
 
@@ -37,16 +47,22 @@ class PairScorer(nn.Module):
         has_profile: Bool[Array, " B"],
     ) -> Float[Array, " B"]:
         """Logit of each pair, from unit vectors; a missing component counts as zeros."""
-        document, profile, resume = (
-            vector.astype(jnp.float32) for vector in (document, profile, resume)
-        )
+        d, p, r = (vector.astype(jnp.float32) for vector in (document, profile, resume))
         present = jnp.stack([has_profile, has_resume], axis=1).astype(jnp.float32)
-        products = jnp.concatenate(
-            [document * profile * present[:, :1], document * resume * present[:, 1:]], axis=1
-        )
+        p, r = p * present[:, :1], r * present[:, 1:]
+        features = {
+            "product": lambda: [d * p, d * r],
+            "request_product": lambda: [p * r],
+            "vectors": lambda: [d, p, r],
+            "difference": lambda: [
+                jnp.abs(d - p) * present[:, :1],
+                jnp.abs(d - r) * present[:, 1:],
+            ],
+        }
+        parts = [part for name in self.config.features for part in features[name]()]
         # Products of unit vectors shrink with the width; unscaled, the head starts dead.
         scale = document.shape[1] ** 0.5
-        x = jnp.concatenate([products * scale, present], axis=1)
+        x = jnp.concatenate([jnp.concatenate(parts, axis=1) * scale, present], axis=1)
         for i, width in enumerate(self.config.hidden):
             x = nn.leaky_relu(nn.Dense(width, name=f"hidden_{i}")(x))
         return nn.Dense(1, name="logit")(x)[:, 0]

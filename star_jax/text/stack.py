@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from star_jax.text.attention import Visibility
+from star_jax.text.pooling import TokenPool
 
 Remat = Literal["none", "full", "dots"]
 
@@ -15,20 +16,20 @@ class Context(NamedTuple):
     """What every block of a stack gets beside the states."""
 
     visible: Visibility
-    pooling: Float[Array, "U L"] | None
-    """Weights with which each block's states are summed into its output; None: no such output."""
-    rotary: tuple[Float[Array, "L K"], Float[Array, "L K"]] | None
+    pooling: TokenPool | None
+    """How each block's states are pooled into its output; None: no such output."""
+    rotary: tuple[Float[Array, "#R L K"], Float[Array, "#R L K"]] | None
     """Cosines and sines of the positions, where the family rotates."""
 
 
 class Encoded(NamedTuple):
     """States of an encoder."""
 
-    last: Float[Array, "U L D"]
+    last: Float[Array, "R L D"]
     """After the last block."""
-    normed: Float[Array, "U L D"]
+    normed: Float[Array, "R L D"]
     """After the final norm; the same as `last` where the family has none."""
-    pooled: Float[Array, "layers U D"] | None
+    pooled: Float[Array, "layers R S D"] | None
     """Pooled state of the embedding layer and of every block, in that order."""
 
 

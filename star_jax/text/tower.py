@@ -8,23 +8,19 @@ from typing import Literal, NamedTuple, TypeVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from star_jax.config import InputError
 from star_jax.shapes import PyTree
 from star_jax.text import hub, prompts, random_base, weights
-from star_jax.text.attention import Backend
+from star_jax.text.attention import Backend, Visibility
 from star_jax.text.bert import BertEncoder
 from star_jax.text.families import BertShape, MistralShape, Shape, TokenLimits, defaults, read_shape
 from star_jax.text.mistral import MistralEncoder
-from star_jax.text.pooling import (
-    PoolingConfig,
-    pool_tokens,
-    rms_normalise,
-    token_weights,
-    unit,
-)
-from star_jax.text.stack import Remat
+from star_jax.text.packing import Tokens, spans
+from star_jax.text.pooler import Pooler
+from star_jax.text.pooling import PoolingConfig, TokenPool, token_pool, unit
+from star_jax.text.stack import Encoded, Remat
 from star_jax.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -75,7 +71,7 @@ class Base(NamedTuple):
 
 
 class TextTower(nn.Module):
-    """Encoder, pooling and L2 norm. Parameters: `encoder/...`.
+    """Encoder, pooling and L2 norm. Parameters: `encoder/...`, and `pooler/...` where it learns.
 
     Attributes:
       shape: Of the encoder.
@@ -95,28 +91,27 @@ class TextTower(nn.Module):
         return self.shape.width
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "U L"], mask: Bool[Array, "U L"]) -> Float[Array, "U E"]:
-        """Unit vectors in float32; a row without any real token gives zeros.
+    def __call__(self, texts: Tokens) -> Float[Array, "U E"]:
+        """Unit vectors in float32, a row per text, U = R * S; zeros where there is no text.
 
         Args:
-          tokens: Right-padded; what stands on padding does not matter.
-          mask: True for real tokens.
+          texts: What stands on padding does not matter.
         """
         pooling = self.pooling
         assert pooling.token is not None
-        weights = token_weights(mask, pooling.token)
-        tap = None if pooling.layers == "last" else weights
-        encoded = self._encoder()(tokens, mask, tap)
-        last = encoded.normed if pooling.final_norm_on_last else encoded.last
-        vector = pool_tokens(last, weights)
-        if encoded.pooled is not None:
-            num_layers = self.shape.num_layers
-            layers = range(1, num_layers + 1) if pooling.layers == "all" else pooling.layers
-            assert isinstance(layers, range | tuple)
-            states = jnp.stack([vector if i == num_layers else encoded.pooled[i] for i in layers])
-            states = rms_normalise(states) if pooling.norm_each_layer else states
-            vector = jnp.mean(states, axis=0)
-        return unit(vector)
+        row_length = texts.tokens.shape[1]
+        where = spans(texts.lengths, row_length)
+        pool = token_pool(where, texts.lengths, texts.skipped, pooling.token)
+        packed = texts.lengths.shape[1] > 1
+        visible = Visibility(where.mask, where.slot if packed else None)
+        positions = where.position if packed else jnp.arange(row_length)[None]
+        tap = None if pooling.layers == "last" else pool
+        encoded = self._encoder()(texts.tokens, visible, positions, tap)
+        pooler = Pooler(
+            pooling, self.shape.num_layers, jnp.dtype(self.compute_dtype), name="pooler"
+        )
+        vector = unit(pooler(encoded, pool)).reshape(-1, self.shape.width)
+        return jnp.where(texts.lengths.reshape(-1, 1) > 0, vector, 0.0)
 
     def _encoder(self) -> nn.Module:
         remat, backend = self.remat, self.attention_backend
@@ -194,7 +189,7 @@ def build_tokenizer(config: TowerConfig) -> Tokenizer:
 
 
 def load_params(config: TowerConfig, tower: TextTower) -> PyTree:
-    """The base's weights as the tower's "params", on the host, in `param_dtype`.
+    """The base's weights as the tower's "params", on the host, in `param_dtype`: no pooler.
 
     Raises:
       InputError: A file is missing or corrupt, or tensors are missing, unknown or misshapen.
@@ -202,16 +197,27 @@ def load_params(config: TowerConfig, tower: TextTower) -> PyTree:
     dtype = jnp.dtype(config.param_dtype)
     folder = read_base(config).folder
     if folder is None:
-        params = init_params(tower, jax.random.key(0))
+        params = {"encoder": init_params(tower, jax.random.key(0))["encoder"]}
         return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     shapes = param_shapes(tower)["encoder"]
     return {"encoder": weights.read_encoder(folder, tower.shape, shapes, dtype)}
 
 
 def init_params(tower: TextTower, key: Array) -> PyTree:
-    """Random float32 parameters of the tower's shape."""
-    tokens, mask = jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
-    return jax.jit(tower.init)(key, tokens, mask)["params"]
+    """Random float32 parameters of the tower: "encoder", and "pooler" where pooling learns."""
+    texts = Tokens(jnp.zeros((1, 4), jnp.int32), jnp.full((1, 1), 4))
+    return jax.jit(tower.init)(key, texts)["params"]
+
+
+def init_pooler(tower: TextTower, key: Array) -> PyTree:
+    """Fresh parameters of the pooling; empty where it learns nothing."""
+    state = jnp.zeros((1, 1, tower.shape.width))
+    taps = tower.pooling.layers != "last"
+    tapped = jnp.zeros((tower.shape.num_layers + 1, *state.shape)) if taps else None
+    pool = TokenPool(jnp.zeros((1, 1), jnp.int32), None)
+    dtype = jnp.dtype(tower.compute_dtype)
+    pooler = Pooler(tower.pooling, tower.shape.num_layers, dtype)
+    return jax.jit(pooler.init)(key, Encoded(state, state, tapped), pool).get("params", {})
 
 
 def param_shapes(tower: TextTower) -> PyTree:

@@ -24,6 +24,9 @@ StatefulLossFn = Callable[
 ]
 """(trainable, statistics, frozen, batch, key) -> (loss, (metrics, new statistics))."""
 
+RowAxes = Callable[[Any], PyTree]
+"""Batch -> axis of the rows: one for all arrays, or a tree of them."""
+
 
 @runtime_checkable
 class Masked(Protocol):
@@ -45,9 +48,10 @@ class Step:
         state: TrainState,
         mesh: Mesh,
         accumulate: int,
+        row_axes: RowAxes,
     ) -> None:
         self._mesh = mesh
-        self._accumulate = accumulate
+        self._row_axes = row_axes
         where = jax.tree.map(lambda leaf: leaf.sharding, state)
 
         def update(
@@ -72,9 +76,8 @@ class Step:
         )
 
     def place(self, batch: PyTree) -> PyTree:
-        """Host batch to the devices: rows split over the mesh, microbatches not."""
-        axis = 0 if self._accumulate == 1 else 1
-        return put(batch, batch_shardings(batch, self._mesh, axis=axis))
+        """Host batch to the devices: rows split over the mesh, microbatches and chunks not."""
+        return put(batch, batch_shardings(batch, self._mesh, axis=self._row_axes(batch)))
 
     def __call__(
         self, state: TrainState, frozen: PyTree, batch: Masked, rate: float
@@ -100,6 +103,7 @@ def make_step(
     state: TrainState,
     mesh: Mesh,
     accumulate: int = 1,
+    row_axes: RowAxes | None = None,
     stateful: bool = False,
 ) -> Step:
     """Compiles an update whose result lies where `state` lies.
@@ -111,10 +115,20 @@ def make_step(
       mesh: The devices.
       accumulate: Microbatches per update. Their gradients are averaged with the number of real
         rows as weights; their losses see only their own rows.
+      row_axes: Batch -> which axis of its arrays counts rows; None: the first one that does not
+        count microbatches.
       stateful: The loss is a `StatefulLossFn` and `state.statistics` are its running values.
     """
     loss: Any = loss_fn if stateful else _without_statistics(loss_fn)  # pyright: ignore[reportArgumentType] # as `stateful` says
-    return Step(loss, optimizer, state=state, mesh=mesh, accumulate=accumulate)
+    axis = 0 if accumulate == 1 else 1
+    return Step(
+        loss,
+        optimizer,
+        state=state,
+        mesh=mesh,
+        accumulate=accumulate,
+        row_axes=row_axes or (lambda _: axis),
+    )
 
 
 def _without_statistics(loss_fn: LossFn) -> StatefulLossFn:

@@ -22,7 +22,8 @@ from star_jax.pipeline.tables.read import read_pairs, read_ranking, read_texts
 from star_jax.pipeline.text_encoding import BulkEncoder
 from star_jax.pipeline.text_model import open_trained
 from star_jax.pipeline.text_scoring import TextPairScorer
-from star_jax.text.bi_encoder import Tokens, encode
+from star_jax.text.bi_encoder import encode
+from star_jax.text.packing import Tokens
 from star_jax.text.tower import TowerConfig, build_tokenizer
 from star_jax.train.plan import PlanConfig
 from tests.jobs import tiny_text
@@ -68,7 +69,7 @@ def encoder(trained):
 
     def vector(text, kind):
         (ids,) = tokenizer.encode([text], kind)
-        tokens = Tokens(jnp.asarray(ids)[None], jnp.ones((1, len(ids)), bool))
+        tokens = Tokens(jnp.asarray(ids)[None], jnp.full((1, 1), len(ids)))
         return np.asarray(encode(model.model, model.variables, tokens, None))[0]
 
     return vector

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from star_jax.losses.semi_hard import Component, Rows, SemiHardConfig, semi_hard_loss
+from star_jax.losses.contrastive import Component, Rows
+from star_jax.losses.semi_hard import SemiHardConfig, semi_hard_loss
 
 B, E = 12, 5
 

@@ -1,23 +1,28 @@
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 
+from star_jax.config import InputError
 from star_jax.pipeline.tables.read import read_meta, read_pairs
-from star_jax.pipeline.text_loader import (
-    BatchBuilder,
-    BatchShape,
-    PairRecords,
-    count_tokens,
-    make_batches,
-    pair_records,
-    with_both_sides,
-)
+from star_jax.pipeline.text_loader import BatchBuilder, BatchShape, count_tokens, make_batches
+from star_jax.pipeline.text_pairs import PairRecords, pair_records, with_both_sides
 from star_jax.pipeline.text_records import text_records
 from star_jax.text.families import TokenLimits
 from star_jax.text.tower import TowerConfig, build_tokenizer
 from tests.pipeline.text_market import NUM_MEMBERS, write_tables
 
-SHAPE = BatchShape(num_groups=6, num_negatives=2, num_microbatches=1, num_tables=2, row_multiple=8)
+SHAPE = BatchShape(
+    num_groups=6,
+    num_negatives=2,
+    num_microbatches=1,
+    num_chunks=1,
+    num_tables=2,
+    pack_length=None,
+    num_pools=1,
+    num_devices=1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +45,20 @@ def batches(market, shape=SHAPE, seed=3, **fields):
     return make_batches(builder(market, shape, seed=seed, **fields), shape, seed=seed)
 
 
-def text_of(batch, row):
-    """Token ids that a row of the concatenated tables holds."""
-    for table in batch.texts:
-        if row < len(table.tokens):
-            return table.tokens[row][table.mask[row]].tolist()
-        row -= len(table.tokens)
-    raise IndexError(row)
+def text_of(batch, slot):
+    """Token ids of a text, counted through the slots of the tables of a chunk, then chunks."""
+    if batch.texts[0].tokens.ndim == 2:
+        batch = batch._replace(texts=jax.tree.map(lambda a: a[None], batch.texts))
+    room = [table.lengths[0].size for table in batch.texts]
+    chunk, slot = divmod(int(slot), sum(room))
+    for table, size in zip(batch.texts, room, strict=True):
+        if slot < size:
+            row, place = divmod(slot, table.lengths.shape[2])
+            lengths = table.lengths[chunk, row]
+            start = int(lengths[:place].sum())
+            return table.tokens[chunk, row, start : start + lengths[place]].tolist()
+        slot -= size
+    raise IndexError(slot)
 
 
 def same(a, b):
@@ -90,15 +102,13 @@ def test_a_text_is_in_a_batch_once(market):
         rows = np.concatenate([batch.document, batch.profile, batch.resume])
         texts = [tuple(text_of(batch, row)) for row in np.unique(rows[rows >= 0])]
         assert len(set(texts)) == len(texts)
-        assert sum(int(table.mask.any(axis=1).sum()) for table in batch.texts) == len(texts)
+        assert sum(int((table.lengths > 0).sum()) for table in batch.texts) == len(texts)
 
 
 def test_every_epoch_visits_every_group_once_in_another_order(market):
     num_groups = len(np.unique(market[0].group))
     assert num_groups % 5 == 0
-    shape = BatchShape(
-        num_groups=5, num_negatives=3, num_microbatches=1, num_tables=1, row_multiple=1
-    )
+    shape = replace(SHAPE, num_groups=5, num_negatives=3, num_tables=1)
     iterator = batches(market, shape)
     epochs = []
     for _ in range(2):
@@ -141,14 +151,14 @@ def test_few_shapes_and_no_text_is_cut(market):
         batch = next(iterator)
         shapes.add(tuple(table.tokens.shape for table in batch.texts))
         counts = count_tokens(batch)
-        assert counts.units == sum(int(t.mask.sum()) for t in batch.texts) < counts.slots
+        assert counts.units == sum(int(t.lengths.sum()) for t in batch.texts) < counts.slots
     assert len(shapes) <= 3
     assert all(rows % 8 == 0 for tables in shapes for rows, _ in tables)
 
 
 def test_microbatches_are_slices_of_one_shape(market):
     whole = builder(market)
-    shape = SHAPE.__class__(**{**vars(SHAPE), "num_groups": 3, "num_microbatches": 2})
+    shape = replace(SHAPE, num_groups=3, num_microbatches=2)
     parts = BatchBuilder(market[0], market[1], shape, known=market[0], seed=3)
     groups = np.arange(6)
     a, b = whole(0, groups), parts(0, groups)
@@ -197,3 +207,63 @@ def test_pairs_without_a_text_on_one_side_go_in_whole_groups(market):
     assert (kept.resume >= 0).all()
     assert 0 < len(kept.label) < len(pairs.label)
     assert len(np.unique(kept.sender)) < NUM_MEMBERS
+
+
+def test_chunks_hold_what_one_table_holds(market):
+    whole = builder(market)(0, np.arange(6))
+    chunked = builder(market, replace(SHAPE, num_chunks=3))(0, np.arange(6))
+    assert {table.tokens.shape[0] for table in chunked.texts} == {3}
+    same(
+        chunked._replace(texts=(), document=0, profile=0, resume=0),
+        whole._replace(texts=(), document=0, profile=0, resume=0),
+    )
+    for name in ("document", "profile", "resume"):
+        for a, b in zip(getattr(chunked, name), getattr(whole, name), strict=True):
+            assert (a < 0) == (b < 0)
+            assert a < 0 or text_of(chunked, a) == text_of(whole, b)
+
+
+def test_packed_rows_hold_the_same_texts_in_one_shape(market):
+    shape = replace(SHAPE, num_chunks=2, pack_length=96, num_devices=2)
+    packer, plain = builder(market, shape), builder(market)
+    num_groups = packer.num_groups
+    shapes, padding = set(), []
+    for index in range(12):
+        groups = np.random.default_rng(index).choice(num_groups, 6, replace=False)
+        packed, padded = packer(index, groups), plain(index, groups)
+        (table,) = packed.texts
+        shapes.add((table.tokens.shape, table.lengths.shape))
+        assert table.lengths.sum(axis=-1).max() <= 96
+        for name in ("document", "profile", "resume"):
+            ours, theirs = getattr(packed, name), getattr(padded, name)
+            for a, b in zip(ours[: len(theirs)], theirs, strict=True):
+                assert (a < 0) == (b < 0)
+                assert a < 0 or text_of(packed, a) == text_of(padded, b)
+        counts = count_tokens(packed)
+        assert counts.units == count_tokens(padded).units
+        padding.append(1.0 - counts.units / counts.slots)
+    assert len(shapes) == 1
+    assert max(padding) < 1.0 - count_tokens(padded).units / (16 * 64)
+
+
+def test_what_finds_no_room_in_packed_rows_is_left_out_aloud(market, monkeypatch, caplog):
+    packer = builder(market, replace(SHAPE, pack_length=96))
+    ((table,),) = packer._layouts
+    monkeypatch.setattr(packer, "_layouts", ((table._replace(rows=table.rows // 2),),))
+    batch = packer(7, np.arange(6))
+    kept = batch.mask.reshape(6, 3).any(axis=1)
+    assert 0 < kept.sum() < 6
+    assert kept.tolist() == sorted(kept.tolist(), reverse=True)
+    assert f"batch 7: {6 - kept.sum()} of 6 groups found no room" in caplog.text
+    assert (batch.document[~batch.mask] == -1).all()
+
+
+def test_a_text_longer_than_a_packed_row(market):
+    with pytest.raises(InputError, match="pack_length 8 is below the longest text"):
+        builder(market, replace(SHAPE, pack_length=8))
+
+
+def test_pairs_are_padded_to_the_devices_and_pools_are_theirs(market):
+    batch = builder(market, replace(SHAPE, num_devices=4, num_pools=4))(0, np.arange(6))
+    assert batch.mask.tolist() == [True] * 18 + [False] * 2
+    assert batch.pool.tolist() == [pool for pool in range(4) for _ in range(5)]

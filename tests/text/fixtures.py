@@ -4,7 +4,10 @@ import json
 from functools import cache
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+
+from star_jax.text.packing import Tokens
 
 FOLDER = Path(__file__).parents[1] / "golden"
 FAMILIES = ("tiny_mistral", "tiny_bert")
@@ -19,6 +22,11 @@ def arrays(name):
 @cache
 def texts():
     return json.loads((FOLDER / "texts.json").read_text(encoding="utf-8"))
+
+
+def rows_of(tokens, mask):
+    """A text a row, from right-padded tokens and their mask."""
+    return Tokens(jnp.asarray(tokens), jnp.sum(jnp.asarray(mask), axis=1, keepdims=True))
 
 
 def pad(rows):

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from star_jax.losses.semi_hard import Component, SemiHardConfig
+from star_jax.losses.contrastive import Component
+from star_jax.losses.semi_hard import SemiHardConfig
 from star_jax.text.bi_encoder import (
-    ObjectiveConfig,
     TextBatch,
-    Tokens,
     bi_encoder_loss,
     build_bi_encoder,
     encode,
@@ -23,6 +22,8 @@ from star_jax.text.bi_encoder import (
     trainable_split,
 )
 from star_jax.text.lora import LoraConfig
+from star_jax.text.objective import ObjectiveConfig, cut
+from star_jax.text.packing import Tokens
 from star_jax.text.scorer import PairScorer, ScorerConfig
 from star_jax.text.tower import TowerConfig
 from tests.losses.test_semi_hard import by_definition, host
@@ -51,8 +52,8 @@ def make(lora: LoraConfig | None = LORA, tower=TOWER, objective=OBJECTIVE):
 
 def tokens(rng, num_texts, length):
     lengths = rng.integers(2, length + 1, num_texts)
-    mask = np.arange(length)[None] < lengths[:, None]
-    return host(Tokens, rng.integers(3, 259, mask.shape).astype(np.int32), mask)
+    ids = rng.integers(3, 259, (num_texts, length)).astype(np.int32)
+    return host(Tokens, ids, lengths[:, None].astype(np.int32))
 
 
 def make_batch():
@@ -134,10 +135,10 @@ def test_loss_is_its_definition():
         num_rows=6,
     )
     assert num_anchors >= 3
-    assert metrics["num_anchors"] == num_anchors
+    assert metrics["semihard_anchors"] == num_anchors
     assert metrics["num_pairs"] == 6
     np.testing.assert_allclose(metrics["bce"], bce, rtol=1e-5)
-    np.testing.assert_allclose(metrics["contrastive"], contrastive, rtol=1e-4)
+    np.testing.assert_allclose(metrics["semihard"], contrastive, rtol=1e-4)
     np.testing.assert_allclose(value, bce + 0.5 * contrastive, rtol=1e-4)
     np.testing.assert_allclose(metrics["accuracy"], np.mean((logits > 0) == (batch.label == 1)))
     assert metrics["loss"] == value
@@ -150,7 +151,7 @@ def test_padding_rows_and_texts_change_nothing():
     def more(texts, num_rows):
         size = ((0, num_rows), (0, 3))
         tokens = np.pad(texts.tokens, size, constant_values=77)
-        return host(Tokens, tokens, np.pad(texts.mask, size))
+        return host(Tokens, tokens, np.pad(texts.lengths, ((0, num_rows), (0, 0))))
 
     def rows(array, value):
         return np.concatenate([array, np.full(2, value, array.dtype)])
@@ -199,7 +200,7 @@ def test_known_positives_are_no_negatives():
     batch = make_batch()
     nobody_left = batch._replace(known_positive=np.ones((6, 6), bool))
     metrics = loss(variables, nobody_left, model, None)[1]
-    assert metrics["num_anchors"] == 0
+    assert metrics["semihard_anchors"] == 0
     assert metrics["loss"] == metrics["bce"]
 
 
@@ -207,7 +208,7 @@ def test_without_contrastive_term_there_is_only_bce():
     model, variables = make(objective=ObjectiveConfig(contrastive="none"))
     value, metrics = loss(variables, make_batch(), model, None)
     assert value == metrics["bce"]
-    assert "contrastive" not in metrics
+    assert "semihard" not in metrics
 
 
 def test_a_key_switches_dropout_on_and_tables_draw_apart():
@@ -262,8 +263,9 @@ def one_table(batch):
     """The same batch with all texts in one table."""
     first, second = batch.texts
     size = ((0, 0), (0, second.tokens.shape[1] - first.tokens.shape[1]))
-    rows = zip(host(Tokens, *(np.pad(array, size) for array in first)), second, strict=True)
-    return batch._replace(texts=(host(Tokens, *(np.concatenate(pair) for pair in rows)),))
+    tokens = np.concatenate([np.pad(first.tokens, size), second.tokens])
+    lengths = np.concatenate([first.lengths, second.lengths])
+    return batch._replace(texts=(host(Tokens, tokens, lengths),))
 
 
 @pytest.mark.parametrize(("mode", "lora"), [("lora", None), ("full", LoraConfig(rank=2))])
@@ -276,3 +278,53 @@ def test_modes_and_adapters_must_agree(mode, lora):
 def test_wrong_widths_are_named():
     with pytest.raises(ValueError, match=r"hidden \(8, 0\) holds a width below 1"):
         ScorerConfig(hidden=(8, 0))
+
+
+def features_by_definition(features, d, p, r, has_profile, has_resume):
+    p, r = p * has_profile[:, None], r * has_resume[:, None]
+    parts = {
+        "product": [d * p, d * r],
+        "request_product": [p * r],
+        "vectors": [d, p, r],
+        "difference": [abs(d - p) * has_profile[:, None], abs(d - r) * has_resume[:, None]],
+    }
+    return np.concatenate([part for name in features for part in parts[name]], axis=1)
+
+
+@pytest.mark.parametrize("features", [("product", "request_product"), ("vectors", "difference")])
+def test_scorer_features(features):
+    rng = np.random.default_rng(1)
+    d, p, r = rng.normal(size=(3, 4, E)).astype(np.float32) / 6
+    has_profile = np.array([True, False, True, False])
+    has_resume = np.array([True, True, False, False])
+    scorer = PairScorer(ScorerConfig(hidden=(), features=features))
+    inputs = (d, p, r, has_resume, has_profile)
+    params = jax.jit(scorer.init)(jax.random.key(0), *inputs)["params"]
+    x = features_by_definition(features, d, p, r, has_profile, has_resume) * math.sqrt(E)
+    x = np.concatenate([x, has_profile[:, None], has_resume[:, None]], axis=1)
+    expected = x @ np.asarray(params["logit"]["kernel"]) + np.asarray(params["logit"]["bias"])
+    got = jax.jit(scorer.apply)({"params": params}, *inputs)
+    np.testing.assert_allclose(got, expected[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_widths_are_losses_of_cut_vectors():
+    config = dataclasses.replace(OBJECTIVE, widths=(E, 8))
+    model, variables = make(objective=config)
+    full, _ = make()
+    batch = make_batch()
+    value, metrics = loss(variables, batch, model, None)
+    whole, parts = loss(variables, batch, full, None)
+    np.testing.assert_allclose(metrics[f"loss@{E}"], whole, rtol=1e-5)
+    np.testing.assert_allclose(value, (metrics[f"loss@{E}"] + metrics["loss@8"]) / 2, rtol=1e-6)
+    np.testing.assert_allclose(metrics["bce"], parts["bce"], rtol=1e-5)
+    vectors = jax.jit(encode_batch, static_argnums=0)(model, variables, batch, None)
+    for component in jax.jit(cut, static_argnums=1)(vectors, 8):
+        np.testing.assert_array_equal(component.vector[:, 8:], 0.0)
+        norms = np.linalg.norm(component.vector, axis=1)
+        np.testing.assert_allclose(norms, component.present, atol=1e-6)
+
+
+@pytest.mark.parametrize("widths", [(0, 8), (8, 8)])
+def test_widths_that_mean_nothing(widths):
+    with pytest.raises(ValueError, match="needs different widths from 1 on"):
+        ObjectiveConfig(widths=widths)

@@ -9,14 +9,16 @@ import pytest
 
 from star_jax import trees
 from star_jax.config import InputError
-from star_jax.text.bi_encoder import BiEncoder, ObjectiveConfig, Tokens, encode
+from star_jax.text.bi_encoder import BiEncoder, encode
 from star_jax.text.families import BertShape, MistralShape, TokenLimits
 from star_jax.text.linears import Linears
 from star_jax.text.lora import LoraConfig, adapted, init_lora, merge_lora
+from star_jax.text.objective import ObjectiveConfig
+from star_jax.text.packing import Tokens
 from star_jax.text.pooling import PoolingConfig
 from star_jax.text.scorer import PairScorer, ScorerConfig
 from star_jax.text.tower import TextTower, TowerConfig, build_tower, load_params, param_shapes
-from tests.text.fixtures import FAMILIES, FOLDER, arrays
+from tests.text.fixtures import FAMILIES, FOLDER, arrays, rows_of
 from tests.text.test_tower import MISTRAL_7B
 
 ALL = r".*/\w+_proj"
@@ -31,7 +33,7 @@ def make(name, config, **changes):
     params = load_params(tower, model.tower)
     lora = init_lora(jax.random.key(0), params, config)
     golden = arrays(name)
-    return model, params, lora, Tokens(jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"]))
+    return model, params, lora, rows_of(golden["tokens"], golden["mask"])
 
 
 def wrap(tower, config):
@@ -54,7 +56,7 @@ def vectors(model, params, lora, texts, key=None):
 def test_step_zero_is_the_base_and_merged_is_unmerged(name):
     config = LoraConfig(rank=3, alpha=6.0, targets=ALL)
     model, params, lora, texts = make(name, config)
-    base = jax.jit(lambda p, t: model.tower.apply({"params": p}, *t))
+    base = jax.jit(lambda p, t: model.tower.apply({"params": p}, t))
     np.testing.assert_array_equal(vectors(model, params, lora, texts), base(params, texts))
     lora = trained(lora)
     adapted = vectors(model, params, lora, texts)
@@ -74,7 +76,7 @@ def test_some_maps_of_a_group_have_adapters_and_others_not():
     config = LoraConfig(rank=2, targets=r".*/(q_proj|v_proj|gate_proj)")
     model, params, lora, texts = make("tiny_mistral", config)
     lora = trained(lora)
-    base = jax.jit(lambda p, t: model.tower.apply({"params": p}, *t))
+    base = jax.jit(lambda p, t: model.tower.apply({"params": p}, t))
     expected = base(merge_lora(params, lora, config), texts)
     np.testing.assert_allclose(vectors(model, params, lora, texts), expected, atol=1e-5)
 
@@ -208,7 +210,7 @@ def test_no_gradient_of_a_frozen_weight_is_computed(family, remat, limit):
     shape, pooling = SHAPES[family]
     model = wrap(TextTower(shape, pooling, "float32", remat, "xla"), LoraConfig())
     shapes = param_shapes(model.tower)
-    texts = Tokens(jnp.zeros((8, 16), jnp.int32), jnp.ones((8, 16), bool))
+    texts = Tokens(jnp.zeros((8, 16), jnp.int32), jnp.full((8, 1), 16))
 
     def flops(*trainable):
         def loss(train, rest):

@@ -8,7 +8,7 @@ from star_jax.config import InputError
 from star_jax.text import hub
 from star_jax.text.families import TokenLimits
 from star_jax.text.tower import TowerConfig, build_tokenizer, build_tower, load_params
-from tests.text.fixtures import arrays, pad, texts
+from tests.text.fixtures import arrays, pad, rows_of, texts
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def test_sentence_embeddings_are_those_of_sentence_transformers(limit):
     tower = build_tower(config(limit))
     params = load_params(config(limit), tower)
     tokens, mask = pad(build_tokenizer(config(limit)).encode(texts()["texts"], "job"))
-    encode = jax.jit(lambda p, t, m: tower.apply({"params": p}, t, m))
-    got = encode(params, tokens, mask)
+    encode = jax.jit(lambda p, t: tower.apply({"params": p}, t))
+    got = encode(params, rows_of(tokens, mask))
     np.testing.assert_allclose(got, arrays("minilm")[f"vectors_{limit}"], atol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1.0, atol=1e-6)

@@ -10,10 +10,11 @@ import pytest
 
 from star_jax import trees
 from star_jax.config import InputError
+from star_jax.text.attention import Visibility
 from star_jax.text.bert import BertEncoder
 from star_jax.text.families import BertShape, MistralShape, TokenLimits, read_shape
 from star_jax.text.mistral import MistralEncoder
-from star_jax.text.pooling import Layers, PoolingConfig, Token
+from star_jax.text.pooling import Layers, PoolingConfig, Token, TokenPool
 from star_jax.text.tower import (
     TextTower,
     TowerConfig,
@@ -22,7 +23,7 @@ from star_jax.text.tower import (
     param_shapes,
     read_base,
 )
-from tests.text.fixtures import FAMILIES, FOLDER, arrays
+from tests.text.fixtures import FAMILIES, FOLDER, arrays, rows_of
 
 
 @pytest.fixture(params=FAMILIES)
@@ -45,7 +46,7 @@ def encode(tower, params, tokens, mask):
 
 
 def apply(tower, params, tokens, mask) -> Any:
-    return tower.apply({"params": params}, tokens, mask)
+    return tower.apply({"params": params}, rows_of(tokens, mask))
 
 
 def test_states_are_those_of_transformers(family):
@@ -55,17 +56,21 @@ def test_states_are_those_of_transformers(family):
         encoder = BertEncoder(tower.shape, "none", "xla", jnp.float32)
     else:
         encoder = MistralEncoder(tower.shape, "causal", "none", "xla", jnp.float32)
-    first = jnp.zeros(golden["mask"].shape).at[:, 0].set(1.0)
-    encoded = jax.jit(lambda p, *inputs: encoder.apply({"params": p}, *inputs))(
-        params["encoder"], golden["tokens"], golden["mask"], first
-    )
     real = golden["mask"]
+    first = TokenPool(jnp.zeros((len(real), 1), jnp.int32), None)
+    encoded = jax.jit(lambda p, *inputs: encoder.apply({"params": p}, *inputs))(
+        params["encoder"],
+        golden["tokens"],
+        Visibility(real, None),
+        jnp.arange(real.shape[1])[None],
+        first,
+    )
     for state, expected in (
         (encoded.last, golden["states"][-1]),
         (encoded.normed, golden["final"]),
     ):
         np.testing.assert_allclose(state[real], expected[real], atol=1e-4)
-    np.testing.assert_allclose(encoded.pooled, golden["states"][:, :, 0], atol=1e-4)
+    np.testing.assert_allclose(encoded.pooled[:, :, 0], golden["states"][:, :, 0], atol=1e-4)
 
 
 def pooled_by_definition(golden, pooling):
@@ -205,7 +210,7 @@ def test_bfloat16_keeps_float32_where_it_matters(family):
     assert got.dtype == jnp.float32
     cosine = np.sum(np.asarray(got) * np.asarray(encode(wide, params, *inputs)), axis=1)
     assert cosine.min() > 0.995
-    traced = jax.make_jaxpr(lambda p: narrow.apply({"params": p}, *inputs))(narrow_params)
+    traced = jax.make_jaxpr(lambda p: apply(narrow, p, *inputs))(narrow_params)
     dtypes = {}
     for equation in equations(traced.jaxpr):
         names = {str(variable.aval.dtype) for variable in equation.outvars}
@@ -213,7 +218,8 @@ def test_bfloat16_keeps_float32_where_it_matters(family):
     assert dtypes["exp"] == {"float32"}  # Softmax.
     assert dtypes["rsqrt"] == {"float32"}  # Norms.
     assert dtypes["reduce_sum"] <= {"float32", "int32"}
-    assert dtypes["dot_general"] == {"float32", "bfloat16"}  # Pooling; everything else.
+    summed = {"float32"} if narrow.pooling.token == "mean" else set()  # A token is only taken.
+    assert dtypes["dot_general"] == {"bfloat16"} | summed
 
 
 def test_the_random_base_needs_no_files():

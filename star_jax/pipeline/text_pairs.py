@@ -1,0 +1,80 @@
+"""Pairs of entities whose texts are token records, and who is known to belong to whom."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32
+
+from star_jax.pipeline.tables.read import PairTable
+from star_jax.pipeline.text_records import TextRecords
+
+
+class PairRecords(NamedTuple):
+    """Pairs that point at token records; -1 where there is no text."""
+
+    sender: Int32[np.ndarray, " B"]
+    receiver: Int32[np.ndarray, " B"]
+    label: Int[np.ndarray, " B"]
+    group: Int32[np.ndarray, " B"]
+    document: Int32[np.ndarray, " B"]
+    profile: Int32[np.ndarray, " B"]
+    resume: Int32[np.ndarray, " B"]
+
+
+def pair_records(
+    pairs: PairTable, records: TextRecords, *, sender: str, receiver: str
+) -> PairRecords:
+    """Replaces the texts of pairs by their records.
+
+    Args:
+      pairs: Of one split.
+      records: Of all texts.
+      sender: Node type whose texts are profiles and resumes.
+      receiver: Node type whose texts are documents.
+    """
+    return PairRecords(
+        sender=pairs.sender,
+        receiver=pairs.receiver,
+        label=pairs.label,
+        group=pairs.group,
+        document=records.of(receiver, pairs.receiver_text),
+        profile=records.of(sender, pairs.sender_text),
+        resume=records.of(sender, pairs.sender_resume),
+    )
+
+
+def with_both_sides(pairs: PairRecords) -> PairRecords:
+    """The pairs that have a document and something to compare it with, in whole groups.
+
+    A group stays when its positive has both; negatives without a document go.
+    """
+    both = (pairs.document >= 0) & ((pairs.profile >= 0) | (pairs.resume >= 0))
+    anchored = np.unique(pairs.group[both & (pairs.label == 1)])
+    keep = both & np.isin(pairs.group, anchored)
+    return PairRecords(*(column[keep] for column in pairs))
+
+
+class KnownPairs:
+    """Who is known to have applied where, looked up for the pairs of a batch."""
+
+    def __init__(self, pairs: PairRecords) -> None:
+        positive = pairs.label == 1
+        order = np.lexsort((pairs.sender[positive], pairs.receiver[positive]))
+        self._sender = pairs.sender[positive][order]
+        self._receiver = pairs.receiver[positive][order]
+
+    def between(
+        self, sender: Int[np.ndarray, " B"], receiver: Int[np.ndarray, " B"]
+    ) -> Bool[np.ndarray, "B B"]:
+        """[i, j]: the sender of row j is known to have applied to the receiver of row i."""
+        senders, of_sender = np.unique(sender, return_inverse=True)
+        receivers, of_receiver = np.unique(receiver, return_inverse=True)
+        first = np.searchsorted(self._receiver, receivers, side="left")
+        count = np.searchsorted(self._receiver, receivers, side="right") - first
+        before = np.cumsum(count) - count
+        applied = self._sender[np.repeat(first - before, count) + np.arange(count.sum())]
+        column = np.minimum(np.searchsorted(senders, applied), len(senders) - 1)
+        here = senders[column] == applied
+        known = np.zeros((len(receivers), len(senders)), bool)
+        known[np.repeat(np.arange(len(receivers)), count)[here], column[here]] = True
+        return known[of_receiver[:, None], of_sender[None, :]]
