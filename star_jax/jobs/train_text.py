@@ -164,7 +164,7 @@ def run(config: TextTrainConfig, workdir: Path) -> None:
 def _train(
     config: TextTrainConfig, folder: Path, data: Data, model_config: TextModelConfig, tables: str
 ) -> tuple[Best, Plan | None, int]:
-    model = model_config.build()
+    model = model_config.build(packed=config.pack_length is not None)
     mesh = make_mesh(config.mesh)
     trainable, frozen = initial(model_config, model, config.seed)
     _note_begun(folder / JOB, config, tables)

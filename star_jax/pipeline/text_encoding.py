@@ -61,7 +61,8 @@ class BulkEncoder:
             rows = np.arange(len(chosen))
             texts = pad_tokens(self._records, records[chosen], rows, self._rows(length), length, 1)
             placed = put(texts, batch_shardings(texts, self._mesh))
-            result = self._encode(variables, placed)
+            with jax.set_mesh(self._mesh):  # Kernels that XLA cannot split follow it.
+                result = self._encode(variables, placed)
             if waiting is not None:
                 self._take(vectors, lengths, *waiting, on_batch)
             waiting = (chosen, result)

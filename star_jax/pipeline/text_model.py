@@ -1,6 +1,6 @@
 """The text model as files: what `train-text` leaves in `W/text` and the later stages open."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,10 +42,10 @@ class TextModelConfig:
     scorer: ScorerConfig
     objective: ObjectiveConfig
 
-    def build(self) -> BiEncoder:
-        """The model; there are adapters only in mode `lora`."""
+    def build(self, *, packed: bool = False) -> BiEncoder:
+        """The model; there are adapters only in mode `lora`, packed rows where it says so."""
         lora = self.lora if self.mode == "lora" else None
-        return build_bi_encoder(self.tower, self.scorer, self.objective, lora)
+        return build_bi_encoder(self.tower, self.scorer, self.objective, lora, packed=packed)
 
 
 class Split(NamedTuple):
@@ -104,7 +104,9 @@ def open_scorer(folder: Path) -> tuple[BiEncoder, PyTree]:
 
 
 def _config(folder: Path) -> TextModelConfig:
-    return from_json(TextModelConfig, (folder / MODEL).read_text(encoding="utf-8"))
+    config = from_json(TextModelConfig, (folder / MODEL).read_text(encoding="utf-8"))
+    # It was chosen for the machine that trained.
+    return replace(config, tower=replace(config.tower, attention_backend="auto"))
 
 
 def _trainable_of_random(config: TextModelConfig, model: BiEncoder) -> PyTree:

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from star_jax.text import attention_kernels as kernels
 from star_jax.text.pooling import AttentionSpan
 
-Backend = Literal["xla"]
+Backend = Literal["xla", "cudnn", "tokamax", "splash"]
 
 _MASKED = -1e30  # Finite: a row without any real key must not become NaN.
 
@@ -31,8 +32,12 @@ def attention(
     span: AttentionSpan,
     window: int | None,
     backend: Backend,
+    scale: float | None = None,
+    bias: Float[Array, "H L L"] | None = None,
 ) -> Float[Array, "R L H K"]:
     """Softmax over visible keys in float32, then the weighted sum of their values.
+
+    What stands on padding is finite, and differs between back ends.
 
     Args:
       query: H heads; consecutive H / G of them share a key-value head.
@@ -41,20 +46,51 @@ def attention(
       visible: Padding and segments.
       span: Whether a token sees those after it.
       window: A token sees those less than this many positions away; None is all.
-      backend: `xla` is the reference.
+      backend: `xla` is the reference; `attention_choice` says what the others can do.
+      scale: Of the logits; None is one over the root of the head width.
+      bias: Added to the logits; `xla` only.
+
+    Raises:
+      ValueError: The back end cannot do that.
     """
-    assert backend == "xla"
-    bias = _bias(visible, span, window)
+    if window is not None and window >= query.shape[1]:
+        window = None
+    factor = float(query.shape[-1] ** -0.5 if scale is None else scale)
+    if backend == "xla":
+        return _xla(query, key, value, _logit_mask(visible, span, window), factor, bias)
+    if bias is not None:
+        raise ValueError(f"attention_backend {backend} got a bias, needed xla")
+    mask, segments = visible
+    if backend == "cudnn":
+        if segments is not None:
+            raise ValueError("attention_backend cudnn got several texts a row, needed one")
+        return kernels.cudnn(query, key, value, mask, span=span, window=window, scale=factor)
+    kernel = kernels.tokamax if backend == "tokamax" else kernels.splash
+    return kernel(query, key, value, mask, segments, span=span, window=window, scale=factor)
+
+
+def _xla(
+    query: Float[Array, "R L H K"],
+    key: Float[Array, "R L G K"],
+    value: Float[Array, "R L G K"],
+    logit_mask: Float[Array, "#R #L L"],
+    scale: float,
+    bias: Float[Array, "H L L"] | None,
+) -> Float[Array, "R L H K"]:
     num_rows, length, num_heads, head_width = query.shape
     num_groups = key.shape[2]
     grouped = query.reshape(num_rows, length, num_groups, num_heads // num_groups, head_width)
-    logits = jnp.einsum("ulgrk,umgk->ugrlm", grouped * head_width**-0.5, key)
-    weight = jax.nn.softmax(logits.astype(jnp.float32) + bias[:, None, None], axis=-1)
+    logits = jnp.einsum("ulgrk,umgk->ugrlm", grouped * scale, key).astype(jnp.float32)
+    if bias is not None:
+        logits += bias.astype(jnp.float32).reshape(1, num_groups, -1, length, length)
+    weight = jax.nn.softmax(logits + logit_mask[:, None, None], axis=-1)
     mixed = jnp.einsum("ugrlm,umgk->ulgrk", weight.astype(value.dtype), value)
     return mixed.reshape(query.shape)
 
 
-def _bias(visible: Visibility, span: AttentionSpan, window: int | None) -> Float[Array, "#R #L L"]:
+def _logit_mask(
+    visible: Visibility, span: AttentionSpan, window: int | None
+) -> Float[Array, "#R #L L"]:
     """0 where the query of a row may see the key of a column, very negative elsewhere."""
     allowed = visible.mask[:, None, :]
     if visible.segments is not None:

@@ -76,10 +76,23 @@ def build_bi_encoder(
     scorer: ScorerConfig,
     objective: ObjectiveConfig,
     lora: LoraConfig | None,
+    *,
+    packed: bool = False,
 ) -> BiEncoder:
-    """The model that its configs describe; reads the base's config.json only."""
+    """The model that its configs describe; reads the base's config.json only.
+
+    Args:
+      tower: Reads the texts.
+      scorer: Scores the pairs.
+      objective: Of training.
+      lora: None without adapters.
+      packed: Whether rows may hold several texts, which not every attention back end can do.
+    """
     return BiEncoder(
-        tower=build_tower(tower), scorer=PairScorer(scorer), lora=lora, objective=objective
+        tower=build_tower(tower, packed=packed),
+        scorer=PairScorer(scorer),
+        lora=lora,
+        objective=objective,
     )
 
 

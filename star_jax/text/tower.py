@@ -14,6 +14,7 @@ from star_jax.config import InputError
 from star_jax.shapes import PyTree
 from star_jax.text import hub, prompts, random_base, weights
 from star_jax.text.attention import Backend, Visibility
+from star_jax.text.attention_choice import BackendChoice, Case, choose_backend, this_machine
 from star_jax.text.bert import BertEncoder
 from star_jax.text.families import BertShape, MistralShape, Shape, TokenLimits, defaults, read_shape
 from star_jax.text.mistral import MistralEncoder
@@ -41,7 +42,8 @@ class TowerConfig:
       param_dtype: Dtype in which the base is kept.
       compute_dtype: Dtype of its arithmetic; norms, softmax and pooling stay in float32.
       remat: What blocks recompute in the backward pass.
-      attention_backend: Which implementation of attention runs.
+      attention_backend: Which implementation of attention runs; `auto` is the fastest that the
+        platform has for the base.
     """
 
     base: str = "minilm"
@@ -51,7 +53,7 @@ class TowerConfig:
     param_dtype: Dtype = "float32"
     compute_dtype: Dtype = "float32"
     remat: Remat = "none"
-    attention_backend: Backend = "xla"
+    attention_backend: BackendChoice = "auto"
 
     def __post_init__(self) -> None:
         if self.prompts is not None and self.prompts not in prompts.PROMPTS:
@@ -155,16 +157,38 @@ def read_base(config: TowerConfig) -> Base:
     return Base(folder, shape, pooling, config.prompts or family.prompts, limits)
 
 
-def build_tower(config: TowerConfig) -> TextTower:
-    """The tower that a config describes; reads the base's config.json only."""
+def build_tower(config: TowerConfig, *, packed: bool = False) -> TextTower:
+    """The tower that a config describes; reads the base's config.json only.
+
+    Args:
+      config: With `attention_backend` for this machine.
+      packed: Whether it is given rows of several texts.
+
+    Raises:
+      InputError: The base cannot be had, a choice does not fit it, or the attention's back end
+        cannot do it here.
+    """
     base = read_base(config)
+    case = _attention_case(base, config.compute_dtype, packed)
     return TextTower(
         shape=base.shape,
         pooling=base.pooling,
         compute_dtype=config.compute_dtype,
         remat=config.remat,
-        attention_backend=config.attention_backend,
+        attention_backend=choose_backend(config.attention_backend, case, this_machine()),
     )
+
+
+def _attention_case(base: Base, dtype: Dtype, packed: bool) -> Case:
+    shape = base.shape
+    assert base.pooling.attention is not None
+    if isinstance(shape, BertShape):
+        head_width, window = shape.width // shape.num_heads, None
+    else:
+        head_width, window = shape.head_width, shape.sliding_window
+    if window is not None and window >= max(vars(base.limits).values()):
+        window = None
+    return Case(head_width, dtype, base.pooling.attention, window, packed, biased=False)
 
 
 def build_tokenizer(config: TowerConfig) -> Tokenizer:
@@ -206,7 +230,8 @@ def load_params(config: TowerConfig, tower: TextTower) -> PyTree:
 def init_params(tower: TextTower, key: Array) -> PyTree:
     """Random float32 parameters of the tower: "encoder", and "pooler" where pooling learns."""
     texts = Tokens(jnp.zeros((1, 4), jnp.int32), jnp.full((1, 1), 4))
-    return jax.jit(tower.init)(key, texts)["params"]
+    anywhere = tower.clone(attention_backend="xla")  # Kernels of a platform compute no parameter.
+    return jax.jit(anywhere.init)(key, texts)["params"]
 
 
 def init_pooler(tower: TextTower, key: Array) -> PyTree:

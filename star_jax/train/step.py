@@ -93,7 +93,8 @@ class Step:
         Returns:
           The new state, and the metrics of the loss with `loss` and `gradient_norm` added.
         """
-        return self._update(state=state, frozen=frozen, batch=batch, rate=jnp.float32(rate))
+        with jax.set_mesh(self._mesh):  # Kernels that XLA cannot split follow it.
+            return self._update(state=state, frozen=frozen, batch=batch, rate=jnp.float32(rate))
 
 
 def make_step(

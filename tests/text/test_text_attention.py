@@ -10,7 +10,7 @@ from star_jax.text.bert import gelu
 U, L, H, G, K = 2, 7, 4, 2, 3
 
 
-def by_definition(query, key, value, mask, segments, span, window):
+def by_definition(query, key, value, mask, segments, span, window, scale=K**-0.5, bias=None):
     out = np.zeros((U, L, H, K))
     for u in range(U):
         for i in range(L):
@@ -26,7 +26,8 @@ def by_definition(query, key, value, mask, segments, span, window):
                 ]
                 if not seen:
                     continue
-                logits = np.array([query[u, i, h] @ key[u, j, g] for j in seen]) / np.sqrt(K)
+                logits = np.array([query[u, i, h] @ key[u, j, g] for j in seen]) * scale
+                logits += 0.0 if bias is None else bias[h, i, seen]
                 weight = np.exp(logits - logits.max())
                 weight /= weight.sum()
                 out[u, i, h] = sum(w * value[u, j, g] for w, j in zip(weight, seen, strict=True))
@@ -49,6 +50,26 @@ def test_is_its_definition(span, window, packed):
         )
     )(query, key, value, mask, segments)
     expected = by_definition(query, key, value, mask, segments, span, window)
+    np.testing.assert_allclose(got[mask], expected[mask], atol=1e-6)
+
+
+def test_scale_and_bias_are_their_definition():
+    rng = np.random.default_rng(0)
+    query = rng.normal(size=(U, L, H, K)).astype(np.float32)
+    key, value = rng.normal(size=(2, U, L, G, K)).astype(np.float32)
+    bias = rng.normal(size=(H, L, L)).astype(np.float32)
+    mask = np.arange(L)[None] < np.array([L, 4])[:, None]
+    got = jax.jit(
+        lambda q, k, v, m, b: attention(
+            *(q, k, v, Visibility(m, None)),
+            span="bidirectional",
+            window=None,
+            backend="xla",
+            scale=1.0,
+            bias=b,
+        )
+    )(query, key, value, mask, bias)
+    expected = by_definition(query, key, value, mask, None, "bidirectional", None, 1.0, bias)
     np.testing.assert_allclose(got[mask], expected[mask], atol=1e-6)
 
 
