@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from star_jax.config import InputError
@@ -35,8 +36,43 @@ class TokenLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinearRope:
+    """Every rotation slows down by the same factor."""
+
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Rope:
+    """Rotations slow down by `factor` where the original training saw few of their turns.
+
+    Attributes:
+      factor: Of the slowest.
+      low_turns: With fewer turns over the original positions a rotation slows down wholly,
+      high_turns: with more of them not at all.
+      original_positions: Longest text of the original training, in tokens.
+    """
+
+    factor: float
+    low_turns: float
+    high_turns: float
+    original_positions: int
+
+
+RopeScaling = LinearRope | Llama3Rope
+
+
+@dataclass(frozen=True, kw_only=True)
 class MistralShape:
-    """Shape of a Mistral or Llama decoder; letters as in `star_jax.shapes`."""
+    """Shape of a Mistral, Llama, Qwen2 or Qwen3 decoder; letters as in `star_jax.shapes`.
+
+    Attributes:
+      sliding_window: A token sees those less than this many positions away; None is all.
+      qkv_bias: Whether the maps to queries, keys and values add a bias.
+      out_bias: Whether the map from the heads' results does.
+      mlp_bias: Whether the maps of the MLP do.
+      head_norm: Whether each head's queries and keys are normed before they rotate.
+    """
 
     vocab_size: int
     width: int
@@ -50,6 +86,11 @@ class MistralShape:
     rope_theta: float
     sliding_window: int | None
     eos_id: int
+    rope_scaling: RopeScaling | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    head_norm: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +108,29 @@ class BertShape:
     activation: Literal["gelu", "gelu_new", "relu"]
 
 
-Shape = MistralShape | BertShape
+@dataclass(frozen=True, kw_only=True)
+class T5Shape:
+    """Shape of the encoder of a T5 1.1 (Flan-T5 too); it has no longest text.
+
+    Attributes:
+      head_width: Of its own, not width / num_heads.
+      num_buckets: Biases that a head learns for the distances between tokens.
+      max_distance: From here on all distances share one of them.
+    """
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    head_width: int
+    mlp_width: int
+    num_buckets: int
+    max_distance: int
+    norm_epsilon: float
+    eos_id: int
+
+
+Shape = MistralShape | BertShape | T5Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +152,19 @@ _BERT = FamilyDefaults(
     limits=TokenLimits(job=256, profile=256, resume=256, other=256),
     prompts="none",
 )
+_T5 = FamilyDefaults(
+    pooling=PoolingConfig(token="mean", layers="last", attention="bidirectional"),
+    limits=TokenLimits(job=512, profile=512, resume=512, other=512),  # As it was pretrained.
+    prompts="none",
+)
+_DEFAULTS: Mapping[type[Shape], FamilyDefaults] = MappingProxyType(
+    {MistralShape: _MISTRAL, BertShape: _BERT, T5Shape: _T5}
+)
 
 
 def defaults(shape: Shape) -> FamilyDefaults:
     """The defaults of the family that a shape belongs to."""
-    return _MISTRAL if isinstance(shape, MistralShape) else _BERT
+    return _DEFAULTS[type(shape)]
 
 
 def read_shape(folder: Path) -> Shape:
@@ -109,25 +180,43 @@ def read_shape(folder: Path) -> Shape:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{file} is not JSON: {error}") from error
-    readers = {"mistral": _mistral, "llama": _mistral, "bert": _bert}
+    readers = {**dict.fromkeys(_DECODERS, _mistral), "bert": _bert, "t5": _t5}
     family = values.get("model_type") if isinstance(values, dict) else None
     if family not in readers:
         raise InputError(f"{file}: model_type is {family!r}, needed one of {', '.join(readers)}")
     return readers[family](values, file)
 
 
+# What transformers takes for a key that a config.json lacks, where the families differ.
+_DECODERS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "mistral": {"num_key_value_heads": 8, "sliding_window": 4096, "eos_token_id": 2},
+        "llama": {"eos_token_id": 2},
+        "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+        "qwen3": {
+            "num_key_value_heads": 32,
+            "sliding_window": 4096,
+            "max_window_layers": 28,
+            "head_dim": 128,
+        },
+    }
+)
+
+
 def _mistral(values: Mapping[str, Any], file: Path) -> MistralShape:
-    _needed(values, file, hidden_act="silu", attention_bias=False, mlp_bias=False)
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type != "default":
-        raise InputError(f"{file}: rope_type is {rope_type!r}, needed 'default'")
+    family = values["model_type"]
+    values = {**_DECODERS[family], **values}
+    _needed(values, file, hidden_act="silu", partial_rotary_factor=1.0)
+    if family != "llama":
+        _needed(values, file, mlp_bias=False)
+    if family in ("mistral", "qwen2"):
+        _needed(values, file, attention_bias=False)
     width, num_heads = (
         _integer(values, file, "hidden_size"),
         _integer(values, file, "num_attention_heads"),
     )
-    mistral = values["model_type"] == "mistral"
-    eos_id = values.get("eos_token_id", 2)
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    bias = bool(values.get("attention_bias", False))
     return MistralShape(
         vocab_size=_integer(values, file, "vocab_size"),
         width=width,
@@ -139,9 +228,54 @@ def _mistral(values: Mapping[str, Any], file: Path) -> MistralShape:
         max_positions=_integer(values, file, "max_position_embeddings"),
         norm_epsilon=float(values.get("rms_norm_eps", 1e-6)),
         rope_theta=float(rope.get("rope_theta", values.get("rope_theta", 10_000.0))),
-        sliding_window=values.get("sliding_window") if mistral else None,
-        eos_id=eos_id[0] if isinstance(eos_id, list) else eos_id,
+        rope_scaling=_rope_scaling(rope, file),
+        sliding_window=_window(values, file),
+        eos_id=_eos_id(values, file),
+        qkv_bias=bias or family == "qwen2",
+        out_bias=bias,
+        mlp_bias=bool(values.get("mlp_bias", False)),
+        head_norm=family == "qwen3",
     )
+
+
+def _rope_scaling(rope: Mapping[str, Any], file: Path) -> RopeScaling | None:
+    _needed(rope, file, partial_rotary_factor=1.0)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return LinearRope(factor=_positive(rope, file, "factor"))
+    if kind == "llama3":
+        return Llama3Rope(
+            factor=_positive(rope, file, "factor"),
+            low_turns=_positive(rope, file, "low_freq_factor"),
+            high_turns=_positive(rope, file, "high_freq_factor"),
+            original_positions=_integer(rope, file, "original_max_position_embeddings"),
+        )
+    raise InputError(f"{file}: rope_type is {kind!r}, needed default, linear or llama3")
+
+
+def _window(values: Mapping[str, Any], file: Path) -> int | None:
+    """The window of all layers: blocks are equal here, so that one compiles for all."""
+    family, num_layers = values["model_type"], _integer(values, file, "num_hidden_layers")
+    window = values.get("sliding_window")
+    if family == "llama" or (family == "mistral" and window is None):
+        return None
+    if family == "mistral":
+        return _integer(values, file, "sliding_window")
+    if not values.get("use_sliding_window", False) or window is None:
+        return None
+    full = "full_attention"
+    kinds = values.get("layer_types") or [
+        full if i < values["max_window_layers"] else "sliding_attention" for i in range(num_layers)
+    ]
+    if len(set(kinds)) > 1:
+        raise InputError(
+            f"{file}: {kinds.count(full)} of {num_layers} layers see all tokens and the others a "
+            f"sliding_window of {window}, needed the same for all layers (max_window_layers, "
+            "layer_types)"
+        )
+    return None if kinds[0] == full else _integer(values, file, "sliding_window")
 
 
 def _bert(values: Mapping[str, Any], file: Path) -> BertShape:
@@ -162,6 +296,39 @@ def _bert(values: Mapping[str, Any], file: Path) -> BertShape:
     )
 
 
+def _t5(values: Mapping[str, Any], file: Path) -> T5Shape:
+    projection = values.get("feed_forward_proj", "relu")
+    if projection != "gated-gelu":
+        raise InputError(
+            f"{file}: feed_forward_proj is {projection!r}, needed 'gated-gelu' (T5 1.1, Flan-T5)"
+        )
+    values = {
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "eos_token_id": 1,
+        **values,
+    }
+    num_buckets = _integer(values, file, "relative_attention_num_buckets")
+    max_distance = _integer(values, file, "relative_attention_max_distance")
+    if not 1 <= num_buckets // 4 < max_distance:
+        raise InputError(
+            f"{file}: relative_attention_max_distance is {max_distance}, needed more than a "
+            f"quarter of relative_attention_num_buckets {num_buckets}, and that at least 1"
+        )
+    return T5Shape(
+        vocab_size=_integer(values, file, "vocab_size"),
+        width=_integer(values, file, "d_model"),
+        num_layers=_integer(values, file, "num_layers"),
+        num_heads=_integer(values, file, "num_heads"),
+        head_width=_integer(values, file, "d_kv"),
+        mlp_width=_integer(values, file, "d_ff"),
+        num_buckets=num_buckets,
+        max_distance=max_distance,
+        norm_epsilon=float(values.get("layer_norm_epsilon", 1e-6)),
+        eos_id=_eos_id(values, file),
+    )
+
+
 def _needed(values: Mapping[str, Any], file: Path, **needed: object) -> None:
     """Refuses a variant that the encoders here do not compute; an absent key is the default."""
     for name, value in needed.items():
@@ -174,3 +341,19 @@ def _integer(values: Mapping[str, Any], file: Path, name: str) -> int:
     if not isinstance(value, int) or value < 1:
         raise InputError(f"{file}: {name} is {value!r}, needed a positive whole number")
     return value
+
+
+def _positive(values: Mapping[str, Any], file: Path, name: str) -> float:
+    value = values.get(name)
+    if not isinstance(value, int | float) or value <= 0:
+        raise InputError(f"{file}: {name} is {value!r}, needed a positive number")
+    return float(value)
+
+
+def _eos_id(values: Mapping[str, Any], file: Path) -> int:
+    """The first of the ids that end a text."""
+    eos_id = values.get("eos_token_id")
+    eos_id = eos_id[0] if isinstance(eos_id, list) and eos_id else eos_id
+    if not isinstance(eos_id, int):
+        raise InputError(f"{file}: eos_token_id is {eos_id!r}, needed the id that ends a text")
+    return eos_id

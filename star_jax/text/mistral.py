@@ -1,7 +1,10 @@
-"""Mistral: decoder blocks with grouped-query attention, rotary positions and RMSNorm."""
+"""Mistral and its kin: grouped-query attention, rotary positions, RMSNorm.
+
+Llama, Qwen2 and Qwen3 are the same decoder with biases, norms of heads or stretched rotations that
+their shape declares.
+"""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -10,22 +13,9 @@ from star_jax.text.attention import Backend, Visibility, attention
 from star_jax.text.families import MistralShape
 from star_jax.text.linears import Linears
 from star_jax.text.pooling import AttentionSpan, TokenPool, pool_tokens
+from star_jax.text.rms_norm import RmsNorm
+from star_jax.text.rotary import frequencies, rotary, rotate
 from star_jax.text.stack import Context, Encoded, Remat, stack_blocks
-
-
-class RmsNorm(nn.Module):
-    """Root-mean-square norm, computed in float32."""
-
-    epsilon: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "R L D"]) -> Float[Array, "R L D"]:
-        """The states at scale 1 times the learned scale, in their dtype."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        wide = x.astype(jnp.float32)
-        square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        wide = wide * jax.lax.rsqrt(square + self.epsilon)
-        return (wide * scale.astype(jnp.float32)[None, None]).astype(x.dtype)
 
 
 class MistralBlock(nn.Module):
@@ -52,12 +42,17 @@ class MistralBlock(nn.Module):
         features = (("q_proj", query_size), ("k_proj", kv_size), ("v_proj", kv_size))
         query, key, value = (
             y.reshape(*y.shape[:2], -1, shape.head_width)
-            for y in Linears(features, bias=False, dtype=self.dtype, name="attention_in")(x)
+            for y in Linears(features, bias=shape.qkv_bias, dtype=self.dtype, name="attention_in")(
+                x
+            )
         )
+        if shape.head_norm:
+            query = RmsNorm(shape.norm_epsilon, name="query_norm")(query)
+            key = RmsNorm(shape.norm_epsilon, name="key_norm")(key)
         assert context.rotary is not None
         mixed = attention(
-            _rotate(query, *context.rotary),
-            _rotate(key, *context.rotary),
+            rotate(query, *context.rotary),
+            rotate(key, *context.rotary),
             value,
             context.visible,
             span=self.span,
@@ -66,15 +61,17 @@ class MistralBlock(nn.Module):
         )
         features = (("o_proj", shape.width),)
         merged = mixed.reshape(*x.shape[:2], query_size)
-        (out,) = Linears(features, bias=False, dtype=self.dtype, name="attention_out")(merged)
+        linears = Linears(features, bias=shape.out_bias, dtype=self.dtype, name="attention_out")
+        (out,) = linears(merged)
         return out
 
     def _transform(self, x: Float[Array, "R L D"]) -> Float[Array, "R L D"]:
+        bias = self.shape.mlp_bias
         features = (("gate_proj", self.shape.mlp_width), ("up_proj", self.shape.mlp_width))
-        gate, up = Linears(features, bias=False, dtype=self.dtype, name="mlp_in")(x)
+        gate, up = Linears(features, bias=bias, dtype=self.dtype, name="mlp_in")(x)
         features = (("down_proj", self.shape.width),)
         hidden = nn.silu(gate) * up
-        (out,) = Linears(features, bias=False, dtype=self.dtype, name="mlp_out")(hidden)
+        (out,) = Linears(features, bias=bias, dtype=self.dtype, name="mlp_out")(hidden)
         return out
 
 
@@ -99,29 +96,10 @@ class MistralEncoder(nn.Module):
         shape = self.shape
         embed = nn.Embed(shape.vocab_size, shape.width, dtype=self.dtype, name="embed")
         x = embed(tokens)
-        rotary = _rotary(positions, shape.head_width, shape.rope_theta)
-        context = Context(visible, pooling, rotary)
+        frequency = frequencies(shape.head_width, shape.rope_theta, shape.rope_scaling)
+        context = Context(visible, pooling, rotary(positions, frequency))
         stack = stack_blocks(MistralBlock, shape.num_layers, self.remat)
         last, outputs = stack(shape, self.span, self.backend, self.dtype, name="layers")(x, context)
         if pooling is not None:
             outputs = jnp.concatenate([pool_tokens(x, pooling)[None], outputs])
         return Encoded(last, RmsNorm(shape.norm_epsilon, name="final_norm")(last), outputs)
-
-
-def _rotary(
-    positions: Int[Array, "#R L"], head_width: int, theta: float
-) -> tuple[Float[Array, "#R L K"], Float[Array, "#R L K"]]:
-    """Cosines and sines of positions; halves of a head rotate together."""
-    frequency = theta ** -(jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
-    angle = positions.astype(jnp.float32)[:, :, None] * frequency[None, None, :]
-    angle = jnp.concatenate([angle, angle], axis=-1)
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def _rotate(
-    x: Float[Array, "R L heads K"], cos: Float[Array, "#R L K"], sin: Float[Array, "#R L K"]
-) -> Float[Array, "R L heads K"]:
-    first, second = jnp.split(x, 2, axis=-1)
-    turned = jnp.concatenate([-second, first], axis=-1)
-    cos, sin = (table[:, :, None, :].astype(x.dtype) for table in (cos, sin))
-    return x * cos + turned * sin

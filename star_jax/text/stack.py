@@ -20,6 +20,8 @@ class Context(NamedTuple):
     """How each block's states are pooled into its output; None: no such output."""
     rotary: tuple[Float[Array, "#R L K"], Float[Array, "#R L K"]] | None
     """Cosines and sines of the positions, where the family rotates."""
+    bias: Float[Array, "H L L"] | None = None
+    """Added to every block's attention logits, where the family has one."""
 
 
 class Encoded(NamedTuple):

@@ -49,7 +49,7 @@ class Tokenizer:
           eos_id: Appended where the file's own template ends without a special token (plain
             Mistral); None leaves the template as it is.
         """
-        self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        self._tokenizer = _without_special_pieces(text)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -119,3 +119,21 @@ class Tokenizer:
             if full[start : start + len(bare)] == bare:
                 return tuple(full[:start]), tuple(full[start + len(bare) :])
         raise ValueError(f"its template turns {bare} into {full}, needed ids before or after them")
+
+
+def _without_special_pieces(text: str) -> tokenizers.Tokenizer:
+    """The tokenizer of a file, in which no text holds the pieces of special tokens.
+
+    A Unigram model finds whatever its vocabulary holds, a literal `</s>` too: told to split special
+    tokens, the library only stops looking for them before the model does.
+    """
+    tokenizer = tokenizers.Tokenizer.from_str(text)
+    if not isinstance(tokenizer.model, tokenizers.models.Unigram):
+        return tokenizer
+    values = json.loads(text)
+    pieces, added = values["model"]["vocab"], values["added_tokens"]
+    special = {token["id"] for token in added if token["special"] and token["id"] < len(pieces)}
+    for i in special:
+        pieces[i][0] = f"\n{i}"  # `clean` leaves no line break in a text.
+    values["added_tokens"] = [token for token in added if token["id"] not in special]
+    return tokenizers.Tokenizer.from_str(json.dumps(values))

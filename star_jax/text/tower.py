@@ -16,12 +16,21 @@ from star_jax.text import hub, prompts, random_base, weights
 from star_jax.text.attention import Backend, Visibility
 from star_jax.text.attention_choice import BackendChoice, Case, choose_backend, this_machine
 from star_jax.text.bert import BertEncoder
-from star_jax.text.families import BertShape, MistralShape, Shape, TokenLimits, defaults, read_shape
+from star_jax.text.families import (
+    BertShape,
+    MistralShape,
+    Shape,
+    T5Shape,
+    TokenLimits,
+    defaults,
+    read_shape,
+)
 from star_jax.text.mistral import MistralEncoder
 from star_jax.text.packing import Tokens, spans
 from star_jax.text.pooler import Pooler
 from star_jax.text.pooling import PoolingConfig, TokenPool, token_pool, unit
 from star_jax.text.stack import Encoded, Remat
+from star_jax.text.t5 import T5Encoder
 from star_jax.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -120,6 +129,8 @@ class TextTower(nn.Module):
         dtype = jnp.dtype(self.compute_dtype)
         if isinstance(self.shape, BertShape):
             return BertEncoder(self.shape, remat, backend, dtype, name="encoder")
+        if isinstance(self.shape, T5Shape):
+            return T5Encoder(self.shape, remat, backend, dtype, name="encoder")
         span = self.pooling.attention
         assert span is not None
         return MistralEncoder(self.shape, span, remat, backend, dtype, name="encoder")
@@ -138,9 +149,10 @@ def read_base(config: TowerConfig) -> Base:
         pooling = _fill(config.pooling, family.pooling)
     except ValueError as error:
         raise InputError(f"base {config.base}: {error}") from error
-    if isinstance(shape, BertShape) and pooling.attention == "causal":
+    if not isinstance(shape, MistralShape) and pooling.attention == "causal":
+        kind = "BERT" if isinstance(shape, BertShape) else "T5"
         raise InputError(
-            f"base {config.base} is a BERT encoder: needed pooling.attention=bidirectional"
+            f"base {config.base} is a {kind} encoder: needed pooling.attention=bidirectional"
         )
     if isinstance(pooling.layers, tuple) and max(pooling.layers) > shape.num_layers:
         raise InputError(
@@ -149,7 +161,7 @@ def read_base(config: TowerConfig) -> Base:
         )
     limits = _fill(config.limits, family.limits)
     for kind, limit in vars(limits).items():
-        if limit > shape.max_positions:
+        if not isinstance(shape, T5Shape) and limit > shape.max_positions:
             raise InputError(
                 f"limits.{kind} {limit} is above the {shape.max_positions} positions of "
                 f"base {config.base}"
@@ -182,13 +194,18 @@ def build_tower(config: TowerConfig, *, packed: bool = False) -> TextTower:
 def _attention_case(base: Base, dtype: Dtype, packed: bool) -> Case:
     shape = base.shape
     assert base.pooling.attention is not None
-    if isinstance(shape, BertShape):
-        head_width, window = shape.width // shape.num_heads, None
-    else:
-        head_width, window = shape.head_width, shape.sliding_window
+    window = shape.sliding_window if isinstance(shape, MistralShape) else None
     if window is not None and window >= max(vars(base.limits).values()):
         window = None
-    return Case(head_width, dtype, base.pooling.attention, window, packed, biased=False)
+    bert = isinstance(shape, BertShape)
+    return Case(
+        head_width=shape.width // shape.num_heads if bert else shape.head_width,
+        dtype=dtype,
+        span=base.pooling.attention,
+        window=window,
+        packed=packed,
+        biased=isinstance(shape, T5Shape),
+    )
 
 
 def build_tokenizer(config: TowerConfig) -> Tokenizer:
@@ -198,7 +215,7 @@ def build_tokenizer(config: TowerConfig) -> Tokenizer:
       InputError: It is missing or corrupt, or has more ids than the base.
     """
     base = read_base(config)
-    eos_id = base.shape.eos_id if isinstance(base.shape, MistralShape) else None
+    eos_id = None if isinstance(base.shape, BertShape) else base.shape.eos_id
     if base.folder is None:
         return Tokenizer(
             random_base.TOKENIZER, prompts=base.prompts, limits=base.limits, eos_id=eos_id

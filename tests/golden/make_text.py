@@ -6,6 +6,8 @@ Run, in an environment that holds them (torch 2.13, transformers 5.23, sentence-
 tiny_mistral/, tiny_bert/   Hugging Face folders: random weights, a tokenizer with a truncation and
                             a padding baked in, as all-MiniLM-L6-v2 has them
 tiny_mistral.npz, tiny_bert.npz   their states, tokens and ids
+tiny_t5, tiny_llama, tiny_qwen2, tiny_qwen3, tiny_e5   the same of other families; Llama and Qwen3
+                            without a tokenizer
 minilm.npz                  sentence embeddings of all-MiniLM-L6-v2 and ids of its tokenizer
 texts.json                  what was encoded
 """
@@ -21,7 +23,22 @@ import torch  # pyright: ignore[reportMissingImports]
 from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import trainers as tokenizer_trainers
-from transformers import BertConfig, BertModel, MistralConfig, MistralModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaModel,
+    MistralConfig,
+    MistralModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2Model,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+)
+from transformers.models.t5.modeling_t5 import T5Attention
 
 HERE = Path(__file__).parent
 
@@ -39,6 +56,17 @@ LITERALS = [
     "the [SEP] token and [CLS] [MASK] are words",
     "</s> and <s> are words <unk> too",
 ]
+E5_TEXTS = ["query: senior nurse", "passage: remote python engineer london", "query: team"]
+DECODER: dict[str, Any] = {
+    "vocab_size": 100,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+}
 WORDS = "job work nurse senior remote full time engineer python java london member skills team"
 
 
@@ -50,6 +78,9 @@ def main(minilm: Path) -> None:
     torch.manual_seed(0)
     tiny_mistral(HERE / "tiny_mistral")
     tiny_bert(HERE / "tiny_bert")
+    for make in (tiny_t5, tiny_llama, tiny_qwen2, tiny_qwen3, tiny_e5):
+        torch.manual_seed(0)
+        make(HERE / make.__name__)
     real_minilm(minilm)
 
 
@@ -118,6 +149,127 @@ def tiny_bert(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     fast = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     save(HERE / "tiny_bert.npz", model, "encoder.layer", ids(fast))
+
+
+def tiny_t5(folder: Path) -> None:
+    """Heads that together are narrower than the width, distances that reach the last bucket."""
+    config = T5Config(
+        vocab_size=160,
+        d_model=16,
+        d_kv=4,
+        d_ff=24,
+        num_layers=3,
+        num_heads=3,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=9,
+        feed_forward_proj="gated-gelu",
+    )
+    model = randomise(T5EncoderModel(config))
+    model.save_pretrained(folder)
+    tokenizer = unigram(["<pad>", "</s>", "<unk>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    bake(tokenizer, "<pad>")
+    fast = stored(tokenizer, folder)
+    apart = torch.arange(-300, 301)
+    buckets = {
+        f"buckets_{num}_{most}": T5Attention._relative_position_bucket(apart, True, num, most)
+        for num, most in ((32, 128), (8, 9))
+    }
+    buckets = {name: bucket.numpy().astype(np.int8) for name, bucket in buckets.items()}
+    save(HERE / "tiny_t5.npz", model, "encoder.block", ids(fast) | buckets)
+
+
+def tiny_llama(folder: Path) -> None:
+    """Every bias, and a rotation of each of the three kinds that `llama3` tells apart."""
+    config = LlamaConfig(
+        **DECODER,
+        attention_bias=True,
+        mlp_bias=True,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 100.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    )
+    model = randomise(LlamaModel(config))
+    model.save_pretrained(folder)
+    save(HERE / "tiny_llama.npz", model, "layers", {})
+
+
+def tiny_qwen2(folder: Path) -> None:
+    """A window in all layers, that binds; a tokenizer that adds nothing to a text."""
+    values: dict[str, Any] = DECODER | {"vocab_size": 260, "eos_token_id": 256}
+    config = Qwen2Config(**values, use_sliding_window=True, sliding_window=5, max_window_layers=0)
+    model = randomise(Qwen2Model(config))
+    model.save_pretrained(folder)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*letters, "<|endoftext|>"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    bake(tokenizer, "<|endoftext|>")
+    save(HERE / "tiny_qwen2.npz", model, "layers", ids(stored(tokenizer, folder)))
+
+
+def tiny_qwen3(folder: Path) -> None:
+    """Normed heads; the window in its config is not used."""
+    config = Qwen3Config(**DECODER, sliding_window=5, tie_word_embeddings=True, eos_token_id=99)
+    model = randomise(Qwen3Model(config))
+    model.save_pretrained(folder)
+    save(HERE / "tiny_qwen3.npz", model, "layers", {})
+
+
+def tiny_e5(folder: Path) -> None:
+    """A multilingual-e5-small in little: BERT, stored with its pooler, under XLM-R's tokenizer."""
+    config = BertConfig(
+        vocab_size=160,
+        hidden_size=12,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=40,
+    )
+    model = randomise(BertModel(config))
+    model.save_pretrained(folder)
+    tokenizer = unigram(["<s>", "<pad>", "</s>", "<unk>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    bake(tokenizer, "<pad>")
+    fast = stored(tokenizer, folder)
+    rows = [fast(text, truncation=False, padding=False)["input_ids"] for text in E5_TEXTS]
+    with torch.no_grad():
+        states = [model(torch.tensor([row])).last_hidden_state[0].mean(0) for row in rows]
+    vectors = torch.nn.functional.normalize(torch.stack(states)).numpy()
+    save(HERE / "tiny_e5.npz", model, "encoder.layer", ids(fast) | {"vectors": vectors})
+
+
+def unigram(specials: list[str]) -> Tokenizer:
+    """As SentencePiece makes them: words, and letters where no word fits."""
+    words = [*WORDS.split(), "query", "passage", "the", "and", "are", "words"]
+    letters = sorted(set("".join(words)))
+    pieces = [(piece, 0.0) for piece in specials]
+    pieces += [(f"▁{word}", -float(3 + i)) for i, word in enumerate(words)]
+    pieces += [(letter, -float(40 + i)) for i, letter in enumerate(["▁", ":", *letters])]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=specials.index("<unk>")))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens(specials)
+    return tokenizer
+
+
+def stored(tokenizer: Tokenizer, folder: Path) -> PreTrainedTokenizerFast:
+    """Saves a tokenizer, and reads it as transformers does."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
 
 
 def real_minilm(folder: Path) -> None:

@@ -11,6 +11,7 @@ from star_jax.text.packing import Tokens
 
 FOLDER = Path(__file__).parents[1] / "golden"
 FAMILIES = ("tiny_mistral", "tiny_bert")
+OTHERS = ("tiny_t5", "tiny_llama", "tiny_qwen2", "tiny_qwen3", "tiny_e5")
 
 
 @cache

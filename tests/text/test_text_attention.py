@@ -1,5 +1,6 @@
 """Attention against loops."""
 
+
 import jax
 import numpy as np
 import pytest

@@ -12,9 +12,10 @@ from star_jax import trees
 from star_jax.config import InputError
 from star_jax.text.attention import Visibility
 from star_jax.text.bert import BertEncoder
-from star_jax.text.families import BertShape, MistralShape, TokenLimits, read_shape
+from star_jax.text.families import BertShape, MistralShape, T5Shape, TokenLimits, read_shape
 from star_jax.text.mistral import MistralEncoder
 from star_jax.text.pooling import Layers, PoolingConfig, Token, TokenPool
+from star_jax.text.t5 import T5Encoder
 from star_jax.text.tower import (
     TextTower,
     TowerConfig,
@@ -23,7 +24,7 @@ from star_jax.text.tower import (
     param_shapes,
     read_base,
 )
-from tests.text.fixtures import FAMILIES, FOLDER, arrays, rows_of
+from tests.text.fixtures import FAMILIES, FOLDER, OTHERS, arrays, rows_of
 
 
 @pytest.fixture(params=FAMILIES)
@@ -49,11 +50,14 @@ def apply(tower, params, tokens, mask) -> Any:
     return tower.apply({"params": params}, rows_of(tokens, mask))
 
 
+@pytest.mark.parametrize("family", FAMILIES + OTHERS)
 def test_states_are_those_of_transformers(family):
     golden = arrays(family)
     tower, params = load(family)
     if isinstance(tower.shape, BertShape):
         encoder = BertEncoder(tower.shape, "none", "xla", jnp.float32)
+    elif isinstance(tower.shape, T5Shape):
+        encoder = T5Encoder(tower.shape, "none", "xla", jnp.float32)
     else:
         encoder = MistralEncoder(tower.shape, "causal", "none", "xla", jnp.float32)
     real = golden["mask"]
@@ -284,14 +288,17 @@ def test_read_shape_of_bert():
     [
         (None, "config.json is missing, needed a Hugging Face model folder"),
         ("{", "config.json is not JSON"),
-        ('{"model_type": "gpt2"}', "model_type is 'gpt2', needed one of mistral, llama, bert"),
+        (
+            '{"model_type": "gpt2"}',
+            "model_type is 'gpt2', needed one of mistral, llama, qwen2, qwen3, bert, t5",
+        ),
         ("[]", "model_type is None"),
         ('{"model_type": "bert", "vocab_size": "x"}', "vocab_size is 'x', needed a positive"),
         ('{"model_type": "bert", "is_decoder": true}', "is_decoder is True, needed False"),
         ('{"model_type": "bert", "hidden_act": "tanh"}', "hidden_act is 'tanh', needed gelu"),
         (
-            '{"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}}',
-            "rope_type is 'llama3', needed 'default'",
+            '{"model_type": "t5", "feed_forward_proj": "relu"}',
+            "feed_forward_proj is 'relu', needed 'gated-gelu'",
         ),
         ('{"model_type": "mistral", "hidden_act": "relu"}', "hidden_act is 'relu', needed 'silu'"),
     ],
