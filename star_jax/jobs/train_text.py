@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from star_jax import artefacts, trees
 from star_jax.config import InputError, check_same, to_json
 from star_jax.parallel.mesh import MeshConfig, make_mesh
-from star_jax.parallel.rules import FSDP_RULES, put, shardings
+from star_jax.parallel.rules import FSDP_RULES
 from star_jax.pipeline.tables.read import TaskMeta, read_meta, read_pairs
 from star_jax.pipeline.text_loader import BatchBuilder, BatchShape, count_tokens, make_batches
 from star_jax.pipeline.text_model import CHECKPOINTS, KIND, MODEL, TextModelConfig, initial
@@ -166,7 +166,7 @@ def _train(
 ) -> tuple[Best, Plan | None, int]:
     model = model_config.build(packed=config.pack_length is not None)
     mesh = make_mesh(config.mesh)
-    trainable, frozen = initial(model_config, model, config.seed)
+    trainable, frozen = initial(model_config, model, config.seed, mesh)
     _note_begun(folder / JOB, config, tables)
     artefacts.write_text(folder / MODEL, to_json(model_config))
     checkpointer = Checkpointer(
@@ -180,7 +180,6 @@ def _train(
     )
     optimizer = make_optimizer(config.optimizer)
     state = create_state(trainable, optimizer, seed=config.seed, mesh=mesh, rules=FSDP_RULES)
-    frozen = put(frozen, shardings(frozen, mesh, FSDP_RULES))
     if not len(data.train.label):
         _log.warning("no training pair has texts on both sides: the text model stays as it began")
         checkpointer.save(state, {}, Best(0, 0.0))

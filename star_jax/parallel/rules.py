@@ -83,16 +83,20 @@ def put(tree: PyTree, where: PyTree) -> PyTree:
     """Host arrays to global device arrays; every process holds the same host arrays.
 
     Args:
-      tree: Host arrays, equal on all processes.
+      tree: Host arrays, equal on all processes; what lies in its place already stays.
       where: One sharding per leaf, or one for all.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, where)
     if isinstance(where, NamedSharding):
         where = jax.tree.map(lambda _: where, tree)
-    return jax.tree.map(
-        lambda a, s: jax.make_array_from_callback(a.shape, s, lambda index: a[index]), tree, where
-    )
+
+    def place(array: np.ndarray | jax.Array, where: NamedSharding) -> jax.Array:
+        if isinstance(array, jax.Array) and array.sharding == where:
+            return array
+        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+    return jax.tree.map(place, tree, where)
 
 
 def _largest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from star_jax import artefacts
 from star_jax.config import from_json
 from star_jax.parallel.mesh import MeshConfig, make_mesh
-from star_jax.parallel.rules import FSDP_RULES, put, shardings
+from star_jax.parallel.rules import FSDP_RULES, shardings
 from star_jax.shapes import PyTree
 from star_jax.text.bi_encoder import (
     BiEncoder,
@@ -64,9 +64,12 @@ class TrainedText(NamedTuple):
     meta: dict[str, Any]
 
 
-def initial(config: TextModelConfig, model: BiEncoder, seed: int) -> Split:
-    """Pretrained base, fresh adapters, fresh scorer."""
-    variables = init_variables(model, config.tower, jax.random.key(seed))
+def initial(config: TextModelConfig, model: BiEncoder, seed: int, mesh: Mesh) -> Split:
+    """Pretrained base on the mesh, fresh adapters, fresh scorer."""
+    tower = config.tower
+    if config.mode == "full":  # What trains is float32: no copy in another dtype beside it.
+        tower = replace(tower, param_dtype="float32")
+    variables = init_variables(model, tower, jax.random.key(seed), mesh)
     return Split(*trainable_split(variables, config.mode))
 
 
@@ -83,12 +86,11 @@ def open_trained(folder: Path, mesh: Mesh) -> TrainedText:
     meta = artefacts.read_manifest(folder, KIND).meta
     config = _config(folder)
     model = config.build()
-    trainable, frozen = initial(config, model, seed=0)
-    digest = tree_digest(frozen)
+    frozen = initial(config, model, 0, mesh).frozen
+    like = _like(_trainable_shapes(config, model), mesh)
     trainable = load_trained(
-        folder / CHECKPOINTS, meta["best_step"], _like(trainable, mesh), frozen_digest=digest
+        folder / CHECKPOINTS, meta["best_step"], like, frozen_digest=tree_digest(frozen)
     ).trainable
-    frozen = put(frozen, shardings(frozen, mesh, FSDP_RULES))
     return TrainedText(model, config.tower, {**frozen, **trainable}, meta)
 
 
@@ -97,8 +99,8 @@ def open_scorer(folder: Path) -> tuple[BiEncoder, PyTree]:
     meta = artefacts.read_manifest(folder, KIND).meta
     config = _config(folder)
     model = config.build()
-    shapes = jax.eval_shape(lambda: _trainable_of_random(config, model))
-    like = _like(shapes, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    like = _like(_trainable_shapes(config, model), mesh)
     trained = load_trained(folder / CHECKPOINTS, meta["best_step"], like, frozen_digest=None)
     return model, {"scorer": trained.trainable["scorer"]}
 
@@ -107,6 +109,10 @@ def _config(folder: Path) -> TextModelConfig:
     config = from_json(TextModelConfig, (folder / MODEL).read_text(encoding="utf-8"))
     # It was chosen for the machine that trained.
     return replace(config, tower=replace(config.tower, attention_backend="auto"))
+
+
+def _trainable_shapes(config: TextModelConfig, model: BiEncoder) -> PyTree:
+    return jax.eval_shape(lambda: _trainable_of_random(config, model))
 
 
 def _trainable_of_random(config: TextModelConfig, model: BiEncoder) -> PyTree:

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from star_jax.losses.contrastive import Component, Rows
@@ -96,10 +97,15 @@ def build_bi_encoder(
     )
 
 
-def init_variables(model: BiEncoder, tower: TowerConfig, key: PRNGKeyArray | Array) -> PyTree:
-    """Pretrained base, fresh the rest: {"params", "scorer"[, "lora"][, "pooler"]}."""
+def init_variables(
+    model: BiEncoder, tower: TowerConfig, key: PRNGKeyArray | Array, mesh: Mesh | None = None
+) -> PyTree:
+    """Pretrained base, fresh the rest: {"params", "scorer"[, "lora"][, "pooler"]}.
+
+    The base lies on the mesh, as `load_params` says; the rest is small.
+    """
     lora_key, scorer_key, pooler_key = jax.random.split(key, 3)
-    params = load_params(tower, model.tower)
+    params = load_params(tower, model.tower, mesh)
     variables = {"params": params, "scorer": init_scorer(model, scorer_key)}
     if pooler := init_pooler(model.tower, pooler_key):
         variables[POOLER] = pooler

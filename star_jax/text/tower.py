@@ -8,9 +8,12 @@ from typing import Literal, NamedTuple, TypeVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from star_jax.config import InputError
+from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.rules import FSDP_RULES, shardings
 from star_jax.shapes import PyTree
 from star_jax.text import hub, prompts, random_base, weights
 from star_jax.text.attention import Backend, Visibility
@@ -229,19 +232,33 @@ def build_tokenizer(config: TowerConfig) -> Tokenizer:
     return tokenizer
 
 
-def load_params(config: TowerConfig, tower: TextTower) -> PyTree:
-    """The base's weights as the tower's "params", on the host, in `param_dtype`: no pooler.
+def load_params(config: TowerConfig, tower: TextTower, mesh: Mesh | None = None) -> PyTree:
+    """The base's weights as the tower's "params", in `param_dtype`: no pooler.
+
+    Args:
+      config: Names the base.
+      tower: As `build_tower` returns it.
+      mesh: Large parameters are split over its `fsdp` axis; None: the first device holds all.
 
     Raises:
       InputError: A file is missing or corrupt, or tensors are missing, unknown or misshapen.
     """
     dtype = jnp.dtype(config.param_dtype)
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1]) if mesh is None else mesh
+    shapes = {"encoder": param_shapes(tower)["encoder"]}
+    where = shardings(shapes, mesh, FSDP_RULES)
     folder = read_base(config).folder
     if folder is None:
-        params = {"encoder": init_params(tower, jax.random.key(0))["encoder"]}
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    shapes = param_shapes(tower)["encoder"]
-    return {"encoder": weights.read_encoder(folder, tower.shape, shapes, dtype)}
+
+        def drawn() -> PyTree:
+            params = {"encoder": init_params(tower, jax.random.key(0))["encoder"]}
+            return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+        return jax.jit(drawn, out_shardings=where)()
+    like = jax.tree.map(
+        lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=to), shapes, where
+    )
+    return {"encoder": weights.read_encoder(folder, tower.shape, like["encoder"])}
 
 
 def init_params(tower: TextTower, key: Array) -> PyTree:

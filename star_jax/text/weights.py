@@ -1,17 +1,18 @@
-"""Pretrained weights: Hugging Face safetensors folders, read tensor by tensor into our tree."""
+"""Pretrained weights: Hugging Face safetensors folders, read piece by piece onto their devices."""
 
 import json
 import logging
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from star_jax.config import InputError
+from star_jax.parallel.pieces import PIECE_BYTES, Index, fill
 from star_jax.shapes import PyTree
 from star_jax.text import tensor_names
 from star_jax.text.families import Shape
@@ -21,31 +22,48 @@ log = logging.getLogger(__name__)
 _SHOWN = 5  # Names listed per kind of problem.
 
 
-def read_encoder(folder: Path, shape: Shape, shapes: PyTree, dtype: DTypeLike) -> PyTree:
-    """Reads an encoder's weights as numpy arrays.
+class _Tensor(NamedTuple):
+    """A tensor of an open file."""
+
+    folder: Path
+    file: Any
+    stored: str
+    """Its whole name there."""
+
+    def read(self, index: Index) -> np.ndarray:
+        """A part of it; the rest stays on disk."""
+        try:
+            return self.file.get_slice(self.stored)[index]
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{self.folder}: tensor {self.stored} cannot be read: {error}"
+            ) from error
+
+
+def read_encoder(
+    folder: Path, shape: Shape, like: PyTree, *, piece_bytes: int = PIECE_BYTES
+) -> PyTree:
+    """Reads an encoder's weights straight onto its devices, without a second copy on the host.
 
     Args:
       folder: Holds model.safetensors, or its shards and their index.
       shape: Of the base.
-      shapes: Tree of the encoder's parameters, by shape.
-      dtype: Of the arrays returned.
+      like: Tree of the encoder's parameters: shape, dtype and sharding of each.
+      piece_bytes: Read at a time, as in `pieces.fill`.
 
     Raises:
       InputError: A file is missing or corrupt, or tensors are missing, unknown or misshapen.
     """
-    leaves = cast("dict[str, Any]", flatten_dict(shapes, sep="/"))
+    leaves = cast("dict[str, Any]", flatten_dict(like, sep="/"))
     targets = dict(tensor_names.targets(shape, leaves))
-    arrays = {path: np.empty(leaf.shape, np.dtype(dtype)) for path, leaf in leaves.items()}
     with ExitStack() as stack:
         files = _open(folder, stack)
-        names = _match(folder, files, targets, leaves)
-        for name, (file, stored) in names.items():
-            target = targets[name]
-            value = _read(file, stored, folder)
-            value = value.T if target.path.endswith("/kernel") else value
-            array = arrays[target.path]
-            array[... if target.layer is None else target.layer] = value.astype(array.dtype)
-    log.info("weights: %d tensors from %s", len(names), folder)
+        tensors = _match(folder, files, targets, leaves)
+        rows: dict[str, dict[int | None, _Tensor]] = {path: {} for path in leaves}
+        for name, tensor in tensors.items():
+            rows[targets[name].path][targets[name].layer] = tensor
+        arrays = {path: _fill(path, leaf, rows[path], piece_bytes) for path, leaf in leaves.items()}
+    log.info("weights: %d tensors from %s", len(tensors), folder)
     return unflatten_dict(arrays, sep="/")
 
 
@@ -75,9 +93,9 @@ def _open(folder: Path, stack: ExitStack) -> list[Any]:
 
 def _match(
     folder: Path, files: list[Any], targets: dict[str, tensor_names.Target], leaves: dict[str, Any]
-) -> dict[str, tuple[Any, str]]:
-    """Name without prefix -> its file and full name; lists everything that does not fit."""
-    found: dict[str, tuple[Any, str]] = {}
+) -> dict[str, _Tensor]:
+    """Tensors by their names without prefix; lists everything that does not fit."""
+    found: dict[str, _Tensor] = {}
     unknown, misshapen = [], []
     for file in files:
         for stored in file.keys():  # noqa: SIM118 - no mapping, it has no iterator
@@ -91,7 +109,7 @@ def _match(
             needed = needed[::-1] if target.path.endswith("/kernel") else needed
             if got != needed:
                 misshapen.append(f"{stored} {list(got)} needed {list(needed)}")
-            found[name] = (file, stored)
+            found[name] = _Tensor(folder, file, stored)
     missing = [name for name in targets if name not in found]
     problems = [
         f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{', ...' * (len(names) > _SHOWN)})"
@@ -111,8 +129,26 @@ def _without_prefix(name: str) -> str:
     )
 
 
-def _read(file: Any, stored: str, folder: Path) -> np.ndarray:
-    try:
-        return file.get_tensor(stored)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder}: tensor {stored} cannot be read: {error}") from error
+def _fill(
+    path: str, like: jax.ShapeDtypeStruct, rows: dict[int | None, _Tensor], piece_bytes: int
+) -> jax.Array:
+    """One parameter.
+
+    Args:
+      path: Of the parameter; a kernel is stored transposed.
+      like: What it becomes.
+      rows: Its tensor under None, or one tensor for each row of the first dimension.
+      piece_bytes: Read at a time.
+    """
+    kernel, stacked = path.endswith("/kernel"), None not in rows
+    first = len(like.shape) - 1 if kernel else int(stacked)  # What tensors have as their rows.
+
+    def read(index: Index) -> np.ndarray:
+        layers = range(index[0].start, index[0].stop) if stacked else (None,)
+        part = index[1:] if stacked else index
+        piece = np.empty([i.stop - i.start for i in index], like.dtype)
+        for row, layer in zip(piece if stacked else piece[None], layers, strict=True):
+            row[...] = rows[layer].read(part[::-1]).T if kernel else rows[layer].read(part)
+        return piece
+
+    return fill(like, read, order=(0, first) if stacked else (first,), piece_bytes=piece_bytes)

@@ -19,6 +19,7 @@ from jax.tree_util import keystr
 
 from star_jax import artefacts
 from star_jax.config import InputError, check_same, to_json
+from star_jax.parallel.pieces import blocks
 from star_jax.shapes import PyTree
 from star_jax.train.state import TrainState, abstract
 
@@ -143,14 +144,12 @@ def load_trained(
 
 
 def tree_digest(tree: PyTree) -> str:
-    """The sha256 of all leaves with their paths, dtypes and shapes."""
+    """The sha256 of all leaves with their paths, dtypes and shapes, wherever they lie."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):
-        array = np.asarray(leaf)
-        sha.update(
-            f"{keystr(path, simple=True, separator='/')} {array.dtype} {array.shape}".encode()
-        )
-        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        sha.update(f"{keystr(path, simple=True, separator='/')} {leaf.dtype} {leaf.shape}".encode())
+        for block in blocks(leaf) if isinstance(leaf, jax.Array) else (leaf,):
+            sha.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
 
 

@@ -223,7 +223,7 @@ def test_the_other_modes_train_what_they_say(tmp_path, mode):
     train_text.run(config, workdir)
     opened = open_trained(workdir / "text", make_mesh(MeshConfig(data=1)))
     base = config.model(train_text.read_meta(workdir / "tables").tasks["apply"])
-    start = train_text.initial(base, base.build(), config.seed)
+    start = train_text.initial(base, base.build(), config.seed, make_mesh(MeshConfig()))
     moved = {
         name: any(
             not np.array_equal(a, b)

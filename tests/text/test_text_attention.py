@@ -1,6 +1,5 @@
 """Attention against loops."""
 
-
 import jax
 import numpy as np
 import pytest

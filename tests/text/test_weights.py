@@ -7,11 +7,17 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file, save_file
 
+from bench import text_loading
 from star_jax.config import InputError
+from star_jax.parallel import rules as parallel_rules
+from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.rules import FSDP_RULES, Rule, shardings
 from star_jax.text.families import TokenLimits
-from star_jax.text.tower import TowerConfig, build_tower, load_params
+from star_jax.text.tower import TowerConfig, build_tower, load_params, param_shapes
+from star_jax.text.weights import read_encoder
 from tests.text.fixtures import FAMILIES, FOLDER
 
 LIMITS = TokenLimits(job=40, profile=40, resume=40, other=40)
@@ -23,9 +29,21 @@ def folder(tmp_path):
     return shutil.copytree(FOLDER / "tiny_bert", tmp_path / "base")
 
 
-def load(folder, **changes):
+def load(folder, mesh=None, **changes):
     config = TowerConfig(base=str(folder), limits=LIMITS, **changes)
-    return load_params(config, build_tower(config))
+    return load_params(config, build_tower(config), mesh)
+
+
+def load_in_pieces(folder, mesh, rules):
+    """Some hundred bytes at a time: every leaf is cut, also within its layers."""
+    tower = build_tower(TowerConfig(base=str(folder), limits=LIMITS))
+    shapes = param_shapes(tower)["encoder"]
+    like = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        shardings(shapes, mesh, rules),
+    )
+    return {"encoder": read_encoder(folder, tower.shape, like, piece_bytes=1000)}, like
 
 
 def rewrite(folder, change):
@@ -51,6 +69,55 @@ def test_kernels_are_transposed_and_stacked(name):
         np.testing.assert_array_equal(
             layers["attention_in"]["q_proj"]["kernel"][i], stored[query.format(i)].T
         )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("split", [(1, 1, ()), (1, 8, (8,)), (4, 2, (2,))], ids=str)
+def test_any_mesh_and_any_pieces_give_the_same_weights(name, split):
+    data, fsdp, numbers = split
+    # The tiny leaves are below the size at which FSDP_RULES split: these rules split them.
+    rules = (
+        Rule(r".*(up_proj|q_proj)/kernel", PartitionSpec(None, None, "fsdp")),
+        Rule(r".*(down_proj|o_proj)/kernel", PartitionSpec(None, "fsdp")),
+        Rule(r"embed/.*", PartitionSpec("fsdp")),
+        Rule(r".*", PartitionSpec()),
+    )
+    mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp))
+    got, like = load_in_pieces(FOLDER / name, mesh, rules)
+    assert_equal(got, load(FOLDER / name))
+    jax.tree.map(assert_placed, got["encoder"], jax.tree.map(lambda leaf: leaf.sharding, like))
+    parts = {
+        len({str(shard.index) for shard in leaf.addressable_shards})
+        for leaf in jax.tree.leaves(got)
+    }
+    assert parts == {1, *numbers}
+
+
+def assert_placed(leaf, where):
+    assert leaf.sharding == where
+
+
+@pytest.mark.parametrize("base", ["random", "tiny_mistral"])
+def test_loading_places_by_the_rules(base, monkeypatch):
+    monkeypatch.setattr(parallel_rules, "_SMALL", 1)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    folder = base if base == "random" else FOLDER / base
+    got = load(folder, mesh)
+    jax.tree.map(assert_placed, got, shardings(got, mesh, FSDP_RULES))
+    assert {leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(got)} == {False}
+    assert_equal(got, load(folder))
+
+
+@pytest.mark.slow
+def test_memory_stays_within_a_tensor(tmp_path):
+    """50 MB in a process of its own, its memory seen from outside; the plain way is not within."""
+    largest = text_loading.write(tmp_path, text_loading.SMALL)
+    memory = text_loading.measure(tmp_path, "star", 1)
+    assert 49e6 < memory.arrays < 52e6
+    assert memory.load <= text_loading.BOUND * largest
+    plain = text_loading.measure(tmp_path, "plain", 1)
+    assert plain.load > text_loading.BOUND * largest
+    assert plain.hash == memory.hash
 
 
 @pytest.mark.parametrize("prefix", ["bert.", ""])

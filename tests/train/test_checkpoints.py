@@ -1,15 +1,18 @@
 import dataclasses
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from star_jax.config import InputError
+from star_jax.parallel import pieces
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import REPLICATED_RULES, Rule
+from star_jax.train import checkpoints
 from star_jax.train.checkpoints import (
     Best,
     Checkpointer,
@@ -127,6 +130,15 @@ def test_digest_depends_on_names_shapes_types_and_bytes():
     digests = [tree_digest(t) for t in (tree, *others)]
     assert len(set(digests)) == 6
     assert digests[0] == tree_digest(json.loads("{}") | tree)
+
+
+@pytest.mark.parametrize("split", [(), (None, "fsdp"), (None, None, "fsdp"), ("fsdp",)], ids=str)
+def test_digest_does_not_depend_on_where_leaves_lie(split, monkeypatch):
+    # In small blocks, the last ones of which overlap.
+    monkeypatch.setattr(checkpoints, "blocks", partial(pieces.blocks, block_bytes=3000))
+    leaf = np.random.default_rng(0).standard_normal((8, 16, 56)).astype(np.float32)
+    where = NamedSharding(make_mesh(MeshConfig(data=2, fsdp=4)), PartitionSpec(*split))
+    assert tree_digest({"a": jax.device_put(leaf, where)}) == tree_digest({"a": leaf})
 
 
 def test_the_model_alone_can_be_read(tmp_path):
