@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
-    except (InputError, OSError) as error:
+    except (InputError, OSError, FloatingPointError) as error:  # The last: training diverged.
         print(f"star: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

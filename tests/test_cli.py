@@ -125,6 +125,7 @@ def test_the_config_of_another_command_is_refused(calls, config_file, capsys):
         (OSError(28, "No space left on device", "/w/t"), "No space left on device: /w/t"),
         (PermissionError(13, "Permission denied"), "Permission denied"),
         (OSError("disk write failed"), "disk write failed"),
+        (FloatingPointError("loss is nan at step 3"), "loss is nan at step 3"),
     ],
 )
 def test_what_the_user_can_mend_ends_in_one_line(calls, config_file, capsys, error, line):

@@ -31,7 +31,7 @@ ONLY_IN = {  # Libraries that one place wraps for all others.
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 ALL_CODE = sorted(
     path
-    for folder in ("star_jax", "configs", "data", "tests", "launch")
+    for folder in ("star_jax", "configs", "data", "tests", "launch", "bench")
     for path in (ROOT / folder).rglob("*.py")
 )
 

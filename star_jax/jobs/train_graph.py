@@ -48,8 +48,8 @@ from star_jax.pipeline.graph_model import (
 from star_jax.pipeline.graph_negatives import UniformNegatives
 from star_jax.pipeline.graph_validation import GraphValidation
 from star_jax.pipeline.tables.read import TablesMeta, read_meta, read_pairs
-from star_jax.train.checkpoints import Best, Checkpointer, tree_digest
-from star_jax.train.loop import measure, train
+from star_jax.train.checkpoints import Checkpointer, tree_digest
+from star_jax.train.loop import Trained, measure, train
 from star_jax.train.optimizers import (
     OptimizerConfig,
     learning_rate,
@@ -163,14 +163,14 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
     )
     _note_begun(folder / JOB, config, inputs)
     artefacts.write_text(folder / MODEL, to_json(file))
-    best, plan, num_parameters = _train(config, workdir, file, store, meta)
+    trained, plan, num_parameters = _train(config, workdir, file, store, meta)
     summary = {
         "tasks": [task.name for task in tasks],
         "text": config.model.features.text,
-        "best_step": best.step,
-        "best_score": best.value,
-        "num_steps": plan.num_steps,
-        "num_epochs": plan.num_steps / plan.steps_per_epoch,
+        "best_step": trained.best.step,
+        "best_score": trained.best.value,
+        "num_steps": int(trained.state.step),
+        "num_epochs": int(trained.state.step) / plan.steps_per_epoch,
         "num_parameters": num_parameters,
         "embedding_size": config.model.encoder.dim,
     }
@@ -183,7 +183,7 @@ def _train(
     file: GraphModelFile,
     store: GraphStore,
     meta: TablesMeta,
-) -> tuple[Best, Plan, int]:
+) -> tuple[Trained, Plan, int]:
     folder = workdir / config.output
     mesh = make_mesh(config.mesh)
     model = file.build()
@@ -225,6 +225,7 @@ def _train(
         batches=batches,
         count=count_pairs,
         unit="pairs",
+        peak_flops=None,
         rate=_rate(config, plan),
         plan=plan,
         validate=validate,
@@ -233,7 +234,7 @@ def _train(
         ),
         reporter=Reporter(folder),
     )
-    return trained.best, plan, num_parameters
+    return trained, plan, num_parameters
 
 
 def _loss(config: GraphTrainConfig, model: GraphModel, meta: TablesMeta) -> StatefulLoss:

@@ -20,7 +20,8 @@ from star_jax.config import InputError, check_same, to_json
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES
 from star_jax.pipeline.tables.read import TaskMeta, read_meta, read_pairs
-from star_jax.pipeline.text_loader import BatchBuilder, BatchShape, count_tokens, make_batches
+from star_jax.pipeline.text_counts import TextCounts
+from star_jax.pipeline.text_loader import BatchBuilder, BatchShape, make_batches
 from star_jax.pipeline.text_model import CHECKPOINTS, KIND, MODEL, TextModelConfig, initial
 from star_jax.pipeline.text_pairs import PairRecords, pair_records, with_both_sides
 from star_jax.pipeline.text_records import TextRecords, text_records
@@ -33,6 +34,7 @@ from star_jax.text.scorer import ScorerConfig
 from star_jax.text.tower import TowerConfig, build_tokenizer
 from star_jax.train.checkpoints import Best, Checkpointer, tree_digest
 from star_jax.train.loop import Validate, measure, train
+from star_jax.train.meter import peak_flops
 from star_jax.train.optimizers import (
     OptimizerConfig,
     learning_rate,
@@ -72,6 +74,7 @@ class TextTrainConfig:
     validation_pairs: int = 2000  # Of the val pairs, whole groups.
     validation_tokens: int = 4096  # Of one batch of it on one device, padding included.
     validation_lengths: int = 3  # Padded lengths of its texts.
+    peak_flops: float | None = None  # Of one device, a second; None: its data sheet's, of bf16.
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -98,6 +101,13 @@ class TextTrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
+        if self.mode == "full" and self.tower.base_quantisation != "none":
+            raise ValueError(
+                "mode full trains the base, which tower.base_quantisation "
+                f"{self.tower.base_quantisation} freezes: needed mode lora or frozen"
+            )
+        if self.peak_flops is not None and self.peak_flops <= 0:
+            raise ValueError(f"peak_flops {self.peak_flops} must be > 0")
 
     def model(self, task: TaskMeta) -> TextModelConfig:
         """What decides the meaning of the variables; the task's class weights join the loss."""
@@ -211,15 +221,16 @@ def _train(
         frozen=frozen,
         step=step,
         batches=batches,
-        count=count_tokens,
+        count=TextCounts(model, config.mode),
         unit="tokens",
+        peak_flops=peak_flops(mesh.devices.flat, config.peak_flops),
         rate=_rate(config, plan),
         plan=plan,
         validate=validate,
         checkpointer=checkpointer,
         reporter=Reporter(folder),
     )
-    return trained.best, plan, plan.num_steps
+    return trained.best, plan, int(trained.state.step)
 
 
 def _validation(

@@ -46,6 +46,11 @@ class TextBatch(NamedTuple):
     """Rows find their negatives in their own pool; None is one pool for all."""
 
 
+def is_chunked(batch: TextBatch) -> bool:
+    """Whether the texts come in chunks that one loss sees together."""
+    return batch.texts[0].tokens.ndim == batch.mask.ndim + 2
+
+
 def row_axes(batch: TextBatch) -> TextBatch:
     """Which axis of each array of a batch, or of the chunks of one, counts rows."""
     pairs = 0 if batch.mask.ndim == 1 else 1  # Whole microbatches may be stacked as well.
@@ -178,8 +183,7 @@ def encode_batch(
         tables = [encode(model, variables, t, k) for t, k in zip(texts, keys, strict=True)]
         return jnp.concatenate(tables)
 
-    chunked = batch.texts[0].tokens.ndim == 3
-    if chunked:
+    if is_chunked(batch):
         num_chunks = batch.texts[0].tokens.shape[0]
         keys = None if dropout_key is None else jax.random.split(dropout_key, num_chunks)
         vectors = encode_chunks(encode_tables, (batch.texts, keys))

@@ -92,10 +92,19 @@ def adapted(config: LoraConfig) -> Iterator[None]:
 
 
 def merge_lora(params: PyTree, lora: PyTree, config: LoraConfig) -> PyTree:
-    """Base parameters with the adapters added into their kernels, in the kernels' dtype."""
+    """Base parameters with the adapters added into their kernels, in the kernels' dtype.
+
+    Raises:
+      ValueError: The base is quantised: a merged kernel would be another one.
+    """
     merged, adapters = _flatten(params), _flatten(lora)
     for path in [path.removesuffix("/a") for path in adapters if path.endswith("/a")]:
         kernel = merged[f"{path}/kernel"]
+        if not jnp.issubdtype(kernel.dtype, jnp.floating):
+            raise ValueError(
+                f"{path}/kernel is {kernel.dtype}, needed the base as it was read: "
+                "merge with tower.base_quantisation none"
+            )
         b = adapters[f"{path}/b"] * (config.alpha / config.rank)
         delta = jnp.matmul(adapters[f"{path}/a"], b, precision="highest")
         merged[f"{path}/kernel"] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)

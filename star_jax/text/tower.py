@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from star_jax.config import InputError
 from star_jax.parallel.mesh import MeshConfig, make_mesh
-from star_jax.parallel.rules import FSDP_RULES, shardings
+from star_jax.parallel.rules import FSDP_RULES, put, shardings
 from star_jax.shapes import PyTree
 from star_jax.text import hub, prompts, random_base, weights
 from star_jax.text.attention import Backend, Visibility
@@ -32,6 +32,7 @@ from star_jax.text.mistral import MistralEncoder
 from star_jax.text.packing import Tokens, spans
 from star_jax.text.pooler import Pooler
 from star_jax.text.pooling import PoolingConfig, TokenPool, token_pool, unit
+from star_jax.text.quantise import int8_kernels, quantise
 from star_jax.text.stack import Encoded, Remat
 from star_jax.text.t5 import T5Encoder
 from star_jax.text.tokenizer import Tokenizer
@@ -52,6 +53,8 @@ class TowerConfig:
       prompts: Version in `prompts.PROMPTS`; None is the family's.
       limits: Longest texts in tokens; None is the family's.
       param_dtype: Dtype in which the base is kept.
+      base_quantisation: `int8` keeps the kernels of linear maps in int8 and the rest in
+        `param_dtype`; such a base does not train. Needs qwix.
       compute_dtype: Dtype of its arithmetic; norms, softmax and pooling stay in float32.
       remat: What blocks recompute in the backward pass.
       attention_backend: Which implementation of attention runs; `auto` is the fastest that the
@@ -63,6 +66,7 @@ class TowerConfig:
     prompts: str | None = None
     limits: TokenLimits = field(default_factory=TokenLimits)
     param_dtype: Dtype = "float32"
+    base_quantisation: Literal["none", "int8"] = "none"
     compute_dtype: Dtype = "float32"
     remat: Remat = "none"
     attention_backend: BackendChoice = "auto"
@@ -120,7 +124,8 @@ class TextTower(nn.Module):
         visible = Visibility(where.mask, where.slot if packed else None)
         positions = where.position if packed else jnp.arange(row_length)[None]
         tap = None if pooling.layers == "last" else pool
-        encoded = self._encoder()(texts.tokens, visible, positions, tap)
+        with int8_kernels():
+            encoded = self._encoder()(texts.tokens, visible, positions, tap)
         pooler = Pooler(
             pooling, self.shape.num_layers, jnp.dtype(self.compute_dtype), name="pooler"
         )
@@ -233,7 +238,7 @@ def build_tokenizer(config: TowerConfig) -> Tokenizer:
 
 
 def load_params(config: TowerConfig, tower: TextTower, mesh: Mesh | None = None) -> PyTree:
-    """The base's weights as the tower's "params", in `param_dtype`: no pooler.
+    """The base's weights as the tower's "params", as the config keeps them: no pooler.
 
     Args:
       config: Names the base.
@@ -241,10 +246,19 @@ def load_params(config: TowerConfig, tower: TextTower, mesh: Mesh | None = None)
       mesh: Large parameters are split over its `fsdp` axis; None: the first device holds all.
 
     Raises:
-      InputError: A file is missing or corrupt, or tensors are missing, unknown or misshapen.
+      InputError: A file is missing or corrupt, tensors are missing, unknown or misshapen, or qwix
+        is needed and absent.
     """
-    dtype = jnp.dtype(config.param_dtype)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1]) if mesh is None else mesh
+    params = _read_params(config, tower, mesh)
+    if config.base_quantisation == "none":
+        return params
+    narrow = quantise(params)
+    return put(narrow, shardings(narrow, mesh, FSDP_RULES))
+
+
+def _read_params(config: TowerConfig, tower: TextTower, mesh: Mesh) -> PyTree:
+    dtype = jnp.dtype(config.param_dtype)
     shapes = {"encoder": param_shapes(tower)["encoder"]}
     where = shardings(shapes, mesh, FSDP_RULES)
     folder = read_base(config).folder

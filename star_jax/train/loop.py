@@ -3,20 +3,28 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr
 
 from star_jax.shapes import PyTree
 from star_jax.train.checkpoints import Best, Checkpointer
-from star_jax.train.plan import Plan, Timing
+from star_jax.train.meter import Arithmetic, Counts, Meter
+from star_jax.train.plan import Plan, Timing, stale
 from star_jax.train.reporter import Progress, Reporter
 from star_jax.train.state import TrainState
 from star_jax.train.step import Metrics, Step
 
+__all__ = ["Arithmetic", "Batches", "Counts", "Trained", "Validate", "measure", "train"]
+
 _MEASURED_STEPS = 4
+_GUARDED = ("loss", "gradient_norm")  # What must be finite.
 
 _log = logging.getLogger(__name__)
 
@@ -34,13 +42,6 @@ class Batches(Protocol):
 
     def set_state(self, state: dict[str, Any], /) -> None:
         """Goes to a position."""
-
-
-class Counts(NamedTuple):
-    """Sizes of one host batch."""
-
-    units: int  # What the rate counts: real tokens, pairs.
-    slots: int  # The same with padding.
 
 
 Validate = Callable[[TrainState], Mapping[str, float]]
@@ -63,6 +64,7 @@ def train(
     batches: Batches,
     count: Callable[[Any], Counts],
     unit: str,
+    peak_flops: float | None,
     rate: Callable[[int], float],
     plan: Plan,
     validate: Validate,
@@ -76,42 +78,41 @@ def train(
       state: Before the first step; given away.
       batches: Position and order decide the data of every step.
       unit: What `Counts.units` counts.
+      peak_flops: A second, of all devices together; None: not known.
       rate: Step, counted from 0 -> learning rate.
       validate: Called before the first step, every `plan.validate_every` steps, and at the end.
+
+    Raises:
+      FloatingPointError: A loss or a gradient norm is not finite. Its batch is saved, the state
+        after it is not.
     """
-    best = None
-    if restored := checkpointer.restore_last(state):
-        state, best = restored.state, restored.best
-        batches.set_state(restored.position)
+    state, best = _resume(checkpointer, state, batches)
     done = int(state.step)
     reporter.resume(done)
-    progress = Progress(name, float(plan.num_steps), unit)
-    progress.skip(float(done))
-    clock = _Clock()
     if best is None:
         best = _validate(validate, state, reporter, best)
         checkpointer.save(state, batches.get_state(), best)
+    progress = Progress(name, float(plan.num_steps), unit)
+    progress.skip(float(done))
+    reports = _Reports(reporter, progress, Meter(unit, peak_flops), count, unit)
+    saved_at = time.monotonic()
 
-    while done < plan.num_steps:
-        with clock.waiting():
-            batch = next(batches)
+    while done < plan.num_steps and not stale(plan, done, best.step):
+        batch, waited_s = _next(batches)
         learning_rate = rate(done)
         state, metrics = step(state, frozen, step.place(batch), learning_rate)
         done += 1
-        counts = count(batch)
-        values = _finite(metrics, done) | {
-            "learning_rate": learning_rate,
-            "padding": 1.0 - counts.units / counts.slots,
-            "data_wait": clock.waited_share(),
-        }
-        reporter.log(done, "train", values)
-        progress.advance(1.0, float(counts.units), note=_note(values))
-        validated = done % plan.validate_every == 0 or done == plan.num_steps
-        if validated:
-            best = _validate(validate, state, reporter, best)
-        if validated or clock.since_saved_s() > plan.checkpoint_s:
-            checkpointer.save(state, batches.get_state(), best)
-            clock.saved()
+        reports.begun(_Begun(done, batch, metrics, learning_rate, waited_s))
+        validating = done % plan.validate_every == 0 or done == plan.num_steps
+        if validating or time.monotonic() - saved_at > plan.checkpoint_s:
+            reports.finish()  # Before anything is saved: this step must be finite.
+            with reports.pausing():
+                if validating:
+                    best = _validate(validate, state, reporter, best)
+                checkpointer.save(state, batches.get_state(), best)
+            saved_at = time.monotonic()
+    if done < plan.num_steps:
+        _log.info("stopped at step %d: no validation was better than that of %d", done, best.step)
     reporter.close()
     return Trained(state, best)
 
@@ -140,6 +141,23 @@ def measure(
     return Timing(sum(seconds) / len(seconds), end - begun, end - start)
 
 
+def _resume(
+    checkpointer: Checkpointer, state: TrainState, batches: Batches
+) -> tuple[TrainState, Best | None]:
+    """Goes to the newest checkpoint, where there is one."""
+    restored = checkpointer.restore_last(state)
+    if restored is None:
+        return state, None
+    batches.set_state(restored.position)
+    return restored.state, restored.best
+
+
+def _next(batches: Batches) -> tuple[Any, float]:
+    """The next batch, and the seconds it was waited for."""
+    begun = time.monotonic()
+    return next(batches), time.monotonic() - begun
+
+
 def _validate(validate: Validate, state: TrainState, reporter: Reporter, best: Best | None) -> Best:
     step = int(state.step)
     metrics = validate(state)
@@ -149,43 +167,90 @@ def _validate(validate: Validate, state: TrainState, reporter: Reporter, best: B
     return Best(step, score) if best is None or score > best.value else best
 
 
-def _finite(metrics: Metrics, step: int) -> dict[str, float]:
-    """Fetches the metrics; a run that diverged stops instead of training on NaN."""
-    values = {name: float(value) for name, value in metrics.items()}
-    if not math.isfinite(values["loss"]):
+class _Begun(NamedTuple):
+    """A step that the devices were given."""
+
+    step: int
+    batch: Any
+    metrics: Metrics  # On the devices, perhaps not computed yet.
+    learning_rate: float
+    waited_s: float
+
+
+class _Reports:
+    """Reports every step while the devices do the next one: they never wait for the host."""
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        progress: Progress,
+        meter: Meter,
+        count: Callable[[Any], Counts],
+        unit: str,
+    ) -> None:
+        self._reporter, self._progress, self._meter = reporter, progress, meter
+        self._count, self._unit = count, unit
+        self._last: _Begun | None = None
+
+    def begun(self, step: _Begun) -> None:
+        """Reports the step before this one."""
+        self.finish()
+        self._last = step
+
+    def finish(self) -> None:
+        """Waits for the step that is not reported yet, and reports it."""
+        if self._last is None:
+            return
+        last, self._last = self._last, None
+        values = {name: float(value) for name, value in jax.device_get(dict(last.metrics)).items()}
+        _check_finite(values, last, self._reporter.folder)
+        counts = self._count(last.batch)
+        self._meter.advance(counts, last.waited_s)
+        values |= {
+            "learning_rate": last.learning_rate,
+            "padding": 1.0 - counts.units / counts.slots,
+        } | self._meter.figures()
+        self._progress.advance(1.0, float(counts.units), note=_note(values, self._unit))
+        values["eta_s"] = self._progress.left_s
+        self._reporter.log(last.step, "train", values)
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """What is done within does not slow the rates of training, but does the ETA."""
+        with self._meter.pausing(), self._progress.pausing():
+            yield
+
+
+def _check_finite(values: Mapping[str, float], step: _Begun, folder: Path) -> None:
+    """A run that diverged stops instead of training on NaN, with the batch that did it."""
+    wrong = [f"{n} is {values[n]}" for n in _GUARDED if not math.isfinite(values[n])]
+    if wrong:
+        path = folder / "nan" / f"step-{step.step:08d}.npz"
+        path.parent.mkdir(exist_ok=True)
+        leaves = jax.tree.leaves_with_path(step.batch)
+        np.savez(path, **{keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves})
         raise FloatingPointError(
-            f"loss is {values['loss']} at step {step}: lower the learning rate, or train in float32"
+            f"{' and '.join(wrong)} at step {step.step}; its batch is in {path}, the last "
+            "checkpoint is as it was; lower the learning rate, or train in float32"
         )
-    return values
 
 
-def _note(values: Mapping[str, float]) -> str:
-    padding, data_wait = 100 * values["padding"], 100 * values["data_wait"]
-    return f"loss {values['loss']:.4f}, padding {padding:.0f} %, data wait {data_wait:.0f} %"
-
-
-class _Clock:
-    """Time spent waiting for data, and since the last checkpoint."""
-
-    def __init__(self) -> None:
-        self._start = self._saved = time.monotonic()
-        self._waited_s = 0.0
-        self._begun = 0.0
-
-    def waiting(self) -> "_Clock":
-        return self
-
-    def __enter__(self) -> None:
-        self._begun = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._waited_s += time.monotonic() - self._begun
-
-    def waited_share(self) -> float:
-        return self._waited_s / max(time.monotonic() - self._start, 1e-9)
-
-    def saved(self) -> None:
-        self._saved = time.monotonic()
-
-    def since_saved_s(self) -> float:
-        return time.monotonic() - self._saved
+def _note(values: Mapping[str, float], unit: str) -> str:
+    """What a progress line says beside rate and ETA; what is not known is not said."""
+    shares = {
+        f"real {unit}": 1.0 - values["padding"],
+        "MFU": values.get("mfu"),
+        "HFU": values.get("hfu"),
+        "data wait": values.get("data_wait"),
+    }
+    memory = {
+        "peak memory": values.get("peak_device_bytes"),
+        "peak RSS": values.get("peak_rss_bytes"),
+    }
+    return ", ".join(
+        [
+            f"loss {values['loss']:.4f}",
+            *(f"{n} {100 * share:.0f} %" for n, share in shares.items() if share is not None),
+            *(f"{n} {size / 1e9:.2f} GB" for n, size in memory.items() if size is not None),
+        ]
+    )

@@ -28,6 +28,7 @@ class PlanConfig:
     validate_epochs: float = 0.1  # Validate this often,
     validation_share: float = 0.1  # but not more than this part of the measured time.
     checkpoint_s: float = 120.0  # Also save when the last checkpoint is this old.
+    patience: int | None = None  # Stop after so many validations without a better score.
 
     def __post_init__(self) -> None:
         if self.num_steps is not None and self.num_steps < 1:
@@ -40,6 +41,8 @@ class PlanConfig:
             raise ValueError(f"budget_s {self.budget_s} must be > 0")
         if not 0 < self.validation_share < 1:
             raise ValueError(f"validation_share {self.validation_share} must be in (0, 1)")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience {self.patience} must be >= 1")
 
 
 class Timing(NamedTuple):
@@ -57,6 +60,7 @@ class Plan(NamedTuple):
     validate_every: int
     steps_per_epoch: float
     checkpoint_s: float
+    patience: int | None
     timing: Timing | None
 
 
@@ -95,6 +99,20 @@ def settle(
     return plan
 
 
+def stale(plan: Plan, step: int, best_step: int) -> bool:
+    """Whether a run stops early: the patience is over.
+
+    It depends on steps alone, so a resumed run stops where an uninterrupted one does.
+
+    Args:
+      plan: Validations are at multiples of `validate_every`.
+      step: Updates done.
+      best_step: Where the best validation was.
+    """
+    without_gain = step // plan.validate_every - best_step // plan.validate_every
+    return plan.patience is not None and without_gain >= plan.patience
+
+
 def _make(config: PlanConfig, steps_per_epoch: float, measure: Callable[[], Timing]) -> Plan:
     validate_every = max(1, round(config.validate_epochs * steps_per_epoch))
     num_steps = config.num_steps or max(1, math.ceil(config.num_epochs * steps_per_epoch))
@@ -108,5 +126,10 @@ def _make(config: PlanConfig, steps_per_epoch: float, measure: Callable[[], Timi
         left_s = config.budget_s - timing.spent_s - timing.validation_s  # One at the end.
         num_steps = min(num_steps, max(1, int(left_s / per_step_s)))
     return Plan(
-        num_steps, min(validate_every, num_steps), steps_per_epoch, config.checkpoint_s, timing
+        num_steps,
+        min(validate_every, num_steps),
+        steps_per_epoch,
+        config.checkpoint_s,
+        config.patience,
+        timing,
     )

@@ -4,7 +4,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,15 +33,16 @@ class Progress:
           unit: What the spoken rate counts, e.g. "tokens".
         """
         self._name, self._total, self._unit = name, total, unit
-        self._done = 0.0
-        self._marks = [(time.monotonic(), 0.0, 0.0)]  # (Time, work done, units done).
+        self._done = self._paused_s = 0.0
+        # (Time, time without pauses, work done, units done).
+        self._marks = [(time.monotonic(), time.monotonic(), 0.0, 0.0)]
         self._spoken = self._marks[0][0]
 
     def advance(self, work: float, units: float, *, note: str = "") -> None:
         """Counts work that was done; speaks when the last line is some seconds old."""
         self._done += work
         now = time.monotonic()
-        self._marks.append((now, self._done, self._marks[-1][2] + units))
+        self._marks.append((now, now - self._paused_s, self._done, self._marks[-1][3] + units))
         while len(self._marks) > 2 and now - self._marks[0][0] > _MEMORY_S:
             self._marks.pop(0)
         if now - self._spoken >= _SPEAK_EVERY_S or self._done >= self._total:
@@ -50,30 +52,42 @@ class Progress:
     def skip(self, work: float) -> None:
         """Counts work that an earlier run did; it changes no rate."""
         self._done += work
-        self._marks = [(time.monotonic(), self._done, 0.0)]
+        now = time.monotonic()
+        self._marks = [(now, now - self._paused_s, self._done, 0.0)]
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """What is done within does not slow the rate, but does the remaining time."""
+        begun = time.monotonic()
+        yield
+        self._paused_s += time.monotonic() - begun
 
     @property
     def rate(self) -> float:
         """Units a second."""
-        return (self._marks[-1][2] - self._marks[0][2]) / self._seconds()
+        return self._grown(3) / max(self._grown(1), 1e-9)
+
+    @property
+    def left_s(self) -> float:
+        """Remaining time; infinite while nothing has been done."""
+        work_rate = self._grown(2) / max(self._grown(0), 1e-9)
+        return (self._total - self._done) / work_rate if work_rate > 0 else math.inf
 
     def line(self, note: str) -> str:
         """The progress in one line."""
-        work_rate = (self._marks[-1][1] - self._marks[0][1]) / self._seconds()
-        left_s = (self._total - self._done) / work_rate if work_rate > 0 else math.inf
         part = 100.0 * self._done / max(self._total, 1e-9)
         parts = [f"{self._name} {part:.0f} %", f"{self.rate:,.0f} {self._unit}/s"]
-        return ", ".join([*parts, f"ETA {clock(left_s)}", *([note] if note else [])])
+        return ", ".join([*parts, f"ETA {clock(self.left_s)}", *([note] if note else [])])
 
-    def _seconds(self) -> float:
-        return max(self._marks[-1][0] - self._marks[0][0], 1e-9)
+    def _grown(self, column: int) -> float:
+        return self._marks[-1][column] - self._marks[0][column]
 
 
 class Reporter:
     """Metrics of one run; a resumed run goes on in the same files."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / METRICS
         self._board: SummaryWriter | None = None
@@ -88,7 +102,7 @@ class Reporter:
         self._earlier_s = json.loads(kept[-1])["time_s"] if kept else 0.0
         from tensorboardX import SummaryWriter  # It looks for torch, which no command waits for.
 
-        self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of one step.

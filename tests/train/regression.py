@@ -14,7 +14,7 @@ import numpy as np
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES
 from star_jax.train.checkpoints import Checkpointer, tree_digest
-from star_jax.train.loop import Counts, Trained, train
+from star_jax.train.loop import Arithmetic, Counts, Trained, train
 from star_jax.train.optimizers import OptimizerConfig, learning_rate, make_optimizer
 from star_jax.train.plan import Plan
 from star_jax.train.reporter import Reporter
@@ -35,6 +35,7 @@ class Batch(NamedTuple):
 class Job:
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=0.05, clip_norm=0.0)
     num_steps: int = 12
+    patience: int | None = None
 
 
 class Batches:
@@ -76,7 +77,11 @@ def one_device():
     return make_mesh(MeshConfig(data=1), jax.devices()[:1])
 
 
-def run(folder: Path, job: Job, *, batches=None, save_hook=None) -> Trained:
+def _validate(state):
+    return {"score": -float(jnp.sum(jnp.square(state.trainable["layer"]["kernel"] - 0.5)))}
+
+
+def run(folder: Path, job: Job, *, batches=None, save_hook=None, validate=None) -> Trained:
     """Trains; validation is the distance to the solution."""
     mesh, optimizer = one_device(), make_optimizer(job.optimizer)
     state = create_state(params(), optimizer, seed=0, mesh=mesh, rules=FSDP_RULES)
@@ -91,13 +96,14 @@ def run(folder: Path, job: Job, *, batches=None, save_hook=None) -> Trained:
         frozen=frozen(),
         step=make_step(loss_fn, optimizer, state=state, mesh=mesh),
         batches=batches or Batches(),
-        count=lambda batch: Counts(int(batch.mask.sum()), ROWS),
+        count=lambda batch: Counts(
+            int(batch.mask.sum()), ROWS, Arithmetic(8.0 * ROWS, 16.0 * ROWS)
+        ),
         unit="rows",
         rate=lambda step: learning_rate(job.optimizer, step, num_steps=job.num_steps, warmup=2),
-        plan=Plan(job.num_steps, 4, 4.0, 1e9, None),
-        validate=lambda state: {
-            "score": -float(jnp.sum(jnp.square(state.trainable["layer"]["kernel"] - 0.5)))
-        },
+        peak_flops=1e6,
+        plan=Plan(job.num_steps, 4, 4.0, 1e9, job.patience, None),
+        validate=validate or _validate,
         checkpointer=checkpointer,
         reporter=Reporter(folder),
     )

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from star_jax.config import InputError
-from star_jax.train.plan import PlanConfig, Timing, settle
+from star_jax.train.plan import Plan, PlanConfig, Timing, settle, stale
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,9 +70,20 @@ def test_another_config_is_refused(tmp_path):
         ({"num_steps": 0}, "num_steps 0 must be >= 1"),
         ({"num_epochs": 0.0}, "num_epochs 0.0, validate_epochs 0.1 must be > 0"),
         ({"budget_s": -1.0}, "budget_s -1.0 must be > 0"),
+        ({"patience": 0}, "patience 0 must be >= 1"),
         ({"validation_share": 1.0}, "validation_share 1.0 must be in"),
     ],
 )
 def test_bad_values_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         PlanConfig(**fields)
+
+
+@pytest.mark.parametrize("patience", [None, 1, 3])
+def test_stale_counts_the_validations_since_the_best(patience):
+    settled = Plan(40, 4, 10.0, 1e9, patience, None)
+    for best in (0, 8):
+        for step in range(best, 40):
+            validations = [s for s in range(best + 1, step + 1) if s % 4 == 0]
+            expected = patience is not None and len(validations) >= patience
+            assert stale(settled, step, best) == expected

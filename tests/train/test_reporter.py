@@ -25,6 +25,15 @@ def test_rate_and_remaining_time(now):
     assert progress.line("x") == "export 40 %, 500 tokens/s, ETA 0:00:30, x"
 
 
+def test_a_pause_slows_the_remaining_time_but_not_the_rate(now):
+    progress = Progress("train", 100.0, "tokens")
+    now.value += 5.0
+    with progress.pausing():
+        now.value += 5.0
+    progress.advance(20.0, 5_000.0)
+    assert (progress.rate, progress.left_s) == (1_000.0, 40.0)
+
+
 def test_speaks_at_intervals_and_at_the_end(now, caplog):
     caplog.set_level("INFO")
     progress = Progress("export", 30.0, "texts")
