@@ -137,6 +137,11 @@ def file_digest(path: Path) -> str:
     return sha.hexdigest()
 
 
+def content_digest(content: bytes) -> str:
+    """The sha256 of what is in memory, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a small file so that readers see the old content or the new, never a part."""
     partial = path.with_name(f".{path.name}.partial")

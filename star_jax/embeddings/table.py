@@ -2,19 +2,26 @@
 
 One folder per node type, `rows-00000.parquet` and `vectors-00000.npy` for shard 0; the artefact
 that holds the folders carries the manifest. Row order is the writer's: text tables are in the
-order of `text_id`, so that row i is the text i.
+order of `text_id`, so that row i is the text i. Narrower vectors of the same rows stand beside
+them, `int8-00000.npy` and so on, with the ranges they were quantised by in `ranges.npy` of the
+artefact; `keys-00000.npy` names the content that each vector was made from.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Float32, Int32, Int64, Shaped
 
 from star_jax.config import InputError
+from star_jax.embeddings.quantise import Precision, check_ranges, dequantise
 from star_jax.shapes import NO_TIME
+
+RANGES = "ranges.npy"  # Of all node types together: they share one space.
 
 _SCHEMA = pa.schema(
     [
@@ -26,13 +33,60 @@ _SCHEMA = pa.schema(
 )
 
 
-class EmbeddingTable(NamedTuple):
-    """Rows of one node type."""
+class TableRows(NamedTuple):
+    """Rows of one node type, without their vectors."""
 
     entity: Int32[np.ndarray, " N"]  # Index of the node.
     text_id: Int32[np.ndarray, " N"]  # -1: the vector comes from no single text.
     t: Int64[np.ndarray, " N"]  # The vector holds from then on; NO_TIME: always.
-    vectors: Float[np.ndarray, "N E"]
+
+
+class EmbeddingTable(NamedTuple):
+    """Rows of one node type."""
+
+    entity: Int32[np.ndarray, " N"]  # As in `TableRows`.
+    text_id: Int32[np.ndarray, " N"]
+    t: Int64[np.ndarray, " N"]
+    vectors: Shaped[np.ndarray, "N E"]  # Of floats, or codes of a narrower precision.
+
+
+class ArrayWriter:
+    """Appends blocks of rows to an npy file whose size is known beforehand."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        """Opens the file; no more than a block is ever held in memory."""
+        self._path, self._shape, self._dtype, self._rows = path, shape, dtype, 0
+        self._file = path.open("wb")
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(self._file, header | {"shape": shape})
+
+    def append(self, block: Shaped[np.ndarray, "*_"]) -> None:
+        """Writes the next rows."""
+        if block.dtype != self._dtype or block.shape[1:] != self._shape[1:]:
+            raise ValueError(
+                f"{self._path} got rows of {block.dtype} {block.shape[1:]}, "
+                f"needed {self._dtype} {self._shape[1:]}"
+            )
+        self._file.write(np.ascontiguousarray(block).tobytes())
+        self._rows += len(block)
+
+    def close(self, *, complete: bool) -> None:
+        """Closes the file; checks that it holds what its header says if it is complete."""
+        self._file.close()
+        if complete and self._rows != self._shape[0]:
+            raise ValueError(f"{self._path} got {self._rows} rows, needed {self._shape[0]}")
+
+
+@contextmanager
+def writing_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Iterator[ArrayWriter]:
+    """Yields a writer of an npy file, block after block."""
+    writer = ArrayWriter(path, shape, dtype)
+    try:
+        yield writer
+    except BaseException:
+        writer.close(complete=False)
+        raise
+    writer.close(complete=True)
 
 
 def write_shard(folder: Path, shard: int, ids: list[str], table: EmbeddingTable) -> None:
@@ -47,52 +101,103 @@ def write_shard(folder: Path, shard: int, ids: list[str], table: EmbeddingTable)
     lengths = {"ids": len(ids)} | {name: len(column) for name, column in table._asdict().items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"columns of one shard differ in length: {lengths}")
+    write_rows(folder, shard, ids, TableRows(*table[:-1]))
+    np.save(array_path(folder, shard, "float32"), np.ascontiguousarray(table.vectors))
+
+
+def write_rows(folder: Path, shard: int, ids: list[str], rows: TableRows) -> None:
+    """Writes one shard without its vectors; as `write_shard`."""
     folder.mkdir(parents=True, exist_ok=True)
-    time = pa.array(table.t, mask=table.t == NO_TIME)
-    rows = pa.table([pa.array(ids, pa.string()), table.entity, table.text_id, time], schema=_SCHEMA)
-    pq.write_table(rows, folder / f"rows-{shard:05d}.parquet")
-    np.save(folder / f"vectors-{shard:05d}.npy", np.ascontiguousarray(table.vectors))
+    time = pa.array(rows.t, mask=rows.t == NO_TIME)
+    columns = [pa.array(ids, pa.string()), rows.entity, rows.text_id, time]
+    pq.write_table(pa.table(columns, schema=_SCHEMA), folder / f"rows-{shard:05d}.parquet")
 
 
-def read_table(folder: Path, node_type: str) -> EmbeddingTable:
+def array_path(folder: Path, shard: int, precision: Precision) -> Path:
+    """Where the vectors of a shard of a node type are."""
+    name = "vectors" if precision == "float32" else precision
+    return folder / f"{name}-{shard:05d}.npy"
+
+
+def keys_path(folder: Path, shard: int) -> Path:
+    """Where the content keys of a shard of a node type are."""
+    return folder / f"keys-{shard:05d}.npy"
+
+
+def read_table(
+    folder: Path,
+    node_type: str,
+    *,
+    precision: Precision = "float32",
+    dequantised: bool = False,
+) -> EmbeddingTable:
     """Reads all shards of a node type; the vectors of a single shard stay on disk until used.
 
     Args:
       folder: The artefact, e.g. `W/text_embeddings`.
       node_type: Which table of it.
+      precision: Which of the vectors.
+      dequantised: Gives float32 made from the codes of int8 or uint8.
 
     Raises:
-      InputError: The node type has no table here, or a shard is broken.
+      InputError: The node type has no table here, not in this precision, or a shard is broken.
     """
-    shards = sorted((folder / node_type).glob("rows-*.parquet"))
-    if not shards:
-        raise InputError(f"{folder} has no table of node type {node_type!r}")
+    shards = _shards(folder, node_type)
     rows = [pq.read_table(path) for path in shards]
-    vectors = [_vectors(path, len(table)) for path, table in zip(shards, rows, strict=True)]
+    found = [
+        _vectors(array_path(path.parent, shard, precision), path, len(table))
+        for shard, (path, table) in enumerate(zip(shards, rows, strict=True))
+    ]
+    vectors = found[0] if len(found) == 1 else np.concatenate(found)
     joined = pa.concat_tables(rows)
     time = joined["t"].combine_chunks()
     return EmbeddingTable(
         entity=joined["entity"].to_numpy(),
         text_id=joined["text_id"].to_numpy(),
         t=time.fill_null(NO_TIME).to_numpy(zero_copy_only=False),
-        vectors=vectors[0] if len(vectors) == 1 else np.concatenate(vectors),
+        vectors=dequantise(vectors, precision, read_ranges(folder / RANGES, vectors.shape[1]))
+        if dequantised
+        else vectors,
     )
 
 
 def read_ids(folder: Path, node_type: str) -> list[str]:
     """The entities' own ids, in the order of `read_table`."""
-    shards = sorted((folder / node_type).glob("rows-*.parquet"))
-    if not shards:
-        raise InputError(f"{folder} has no table of node type {node_type!r}")
     return [
-        name for path in shards for name in pq.read_table(path, columns=["id"])["id"].to_pylist()
+        name
+        for path in _shards(folder, node_type)
+        for name in pq.read_table(path, columns=["id"])["id"].to_pylist()
     ]
 
 
-def _vectors(rows_path: Path, num_rows: int) -> np.ndarray:
-    path = rows_path.with_name(rows_path.name.replace("rows-", "vectors-")).with_suffix(".npy")
+def read_ranges(path: Path, size: int) -> Float32[np.ndarray, "2 E"]:
+    """The ranges that vectors of a size were, or are to be, quantised by.
+
+    Raises:
+      InputError: The file is missing or holds something else.
+    """
     if not path.is_file():
-        raise InputError(f"{path} is missing, needed beside {rows_path.name}")
+        raise InputError(f"{path} is missing, needed for int8 and uint8")
+    ranges = np.load(path)
+    check_ranges(ranges, size, path)
+    return ranges
+
+
+def _shards(folder: Path, node_type: str) -> list[Path]:
+    shards = sorted((folder / node_type).glob("rows-*.parquet"))
+    if not shards:
+        raise InputError(f"{folder} has no table of node type {node_type!r}")
+    return shards
+
+
+def _vectors(path: Path, rows_path: Path, num_rows: int) -> Shaped[np.ndarray, "N E"]:
+    if not path.is_file():
+        beside = rows_path.with_suffix(".npy").name.replace("rows-", "*-")
+        others = sorted(other.name for other in path.parent.glob(beside))
+        raise InputError(
+            f"{path} is missing, needed beside {rows_path.name}; "
+            f"there are {', '.join(others) or 'no vectors'}"
+        )
     vectors = np.load(path, mmap_mode="r")
     if vectors.ndim != 2 or len(vectors) != num_rows:
         raise InputError(

@@ -52,10 +52,28 @@ def calibration(
       num_bins: Bins of equal mass; at most one per distinct prediction is used.
     """
     weights = np.where(labels, 1.0, np.exp(-prior_shift))
-    shifted = np.asarray(logits, np.float64) + prior_shift
-    bins = reliability_bins(labels, special.expit(shifted), weights, num_bins)
-    signed = np.where(labels, shifted, -shifted)
-    intercept, slope = _logistic_fit(labels, shifted, weights)
+    return weighted_calibration(
+        labels, np.asarray(logits, np.float64) + prior_shift, weights, num_bins
+    )
+
+
+def weighted_calibration(
+    labels: Bool[np.ndarray, " B"],
+    logits: Float[np.ndarray, " B"],
+    weights: Float[np.ndarray, " B"],
+    num_bins: int,
+) -> Calibration:
+    """Measures calibration at the rate that the examples have with these weights.
+
+    Args:
+      labels: True for positives.
+      logits: Predictions at that rate.
+      weights: Of the examples, as `rate_weights` gives them.
+      num_bins: As in `calibration`.
+    """
+    bins = reliability_bins(labels, special.expit(logits), weights, num_bins)
+    signed = np.where(labels, logits, -logits)
+    intercept, slope = logistic_fit(labels, logits, weights)
     return Calibration(
         expected_error=float(bins.mass @ np.abs(bins.predicted - bins.observed)),
         log_loss=float(-(weights @ special.log_expit(signed)) / weights.sum()),
@@ -63,6 +81,24 @@ def calibration(
         intercept=intercept,
         bins=bins,
     )
+
+
+def prior_shift(prior: float, positive_rate: float) -> float:
+    """What turns logits learned at one share of positives into those at another.
+
+    Args:
+      prior: The true share of positives.
+      positive_rate: The share among the training pairs, as sampled and weighted.
+    """
+    return float(special.logit(prior) - special.logit(positive_rate))
+
+
+def rate_weights(labels: Bool[np.ndarray, " B"], prior: float) -> Float[np.ndarray, " B"]:
+    """Weights under which a share `prior` of the examples is positive; positives count once."""
+    num_positives = int(labels.sum())
+    num_negatives = len(labels) - num_positives
+    negative = num_positives / max(num_negatives, 1) * (1 - prior) / prior
+    return np.where(labels, 1.0, negative)
 
 
 def reliability_bins(
@@ -86,7 +122,7 @@ def reliability_bins(
     )
 
 
-def _logistic_fit(
+def logistic_fit(
     labels: Bool[np.ndarray, " B"],
     logits: Float[np.ndarray, " B"],
     weights: Float[np.ndarray, " B"],

@@ -26,6 +26,7 @@ from star_jax.pipeline.tables.read import (
     read_pairs,
     read_ranking,
 )
+from star_jax.pipeline.text_calibration import read_calibration
 from star_jax.pipeline.text_scoring import TextPairScorer
 
 KIND = "evaluation"
@@ -133,6 +134,7 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
                 content["tasks"][task][split] = measured
                 if at == (main_task, "test"):
                     content |= _closer_look(config, tables, meta, scored)
+                    content["calibration"][TEXT] |= _calibrated(config, workdir, scored)
         text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
         artefacts.write_text(folder / "metrics.json", text)
         artefacts.set_meta(folder, {"dataset": meta.dataset, "main_task": main_task})
@@ -230,6 +232,15 @@ def _closer_look(
         "calibration": measurements.calibration_of(scored, models, measure),
         "cohorts": measurements.cohorts_of(scored, models, columns, measure),
     }
+
+
+def _calibrated(config: EvaluateConfig, workdir: Path, scored: Scored) -> dict[str, Any]:
+    """The text model's probabilities as its export says they are to be read."""
+    found = read_calibration(workdir / "text_embeddings")
+    if found is None:
+        _log.info("the export of the text model has no calibration: its logits are shown as such")
+        return {}
+    return {"calibrated": measurements.calibrated_of(scored, TEXT, found, config.measure)}
 
 
 def _strict(name: str) -> str:

@@ -1,27 +1,42 @@
 """`star export-text`: a vector for every text, from the best checkpoint of `train-text`.
 
 Reads `W/tables` and `W/text`, writes `W/text_embeddings`: one table per node type with texts,
-whose row i is the vector of text i. Different texts are encoded once each, in parts that are
-stored under `W/.text_vectors` until all are there, so that an interrupted export goes on.
+whose row i is the vector of text i. Different texts are encoded once each, and none whose vector
+is in an earlier export by the same model. The rest goes in parts that are stored under
+`W/.text_vectors` until all are there: an interrupted export goes on, and several processes share
+one (`worker`); the last of them to finish writes the tables.
 """
 
 import dataclasses
+import functools
 import json
 import logging
-import shutil
+import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Int64
 
 from star_jax import artefacts
 from star_jax.config import to_json
-from star_jax.embeddings.table import EmbeddingTable, write_shard
+from star_jax.embeddings.quantise import PRECISIONS, RANGED, Precision
+from star_jax.embeddings.reuse import MISSING, KnownVectors, VectorFiles
 from star_jax.parallel.mesh import MeshConfig, make_mesh
-from star_jax.pipeline.tables.read import read_nodes, read_texts
+from star_jax.pipeline.ahead import behind
+from star_jax.pipeline.text_calibration import FILE as CALIBRATION
 from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths
 from star_jax.pipeline.text_model import TrainedText, open_trained
+from star_jax.pipeline.text_parts import Parts, WorkerConfig, alone, clear
 from star_jax.pipeline.text_records import TextRecords, text_records
+from star_jax.pipeline.text_tables import (
+    TextVectors,
+    choose_ranges,
+    write_text_calibration,
+    write_text_tables,
+)
+from star_jax.text.tokenizer import Tokenizer
 from star_jax.text.tower import build_tokenizer, read_base
 from star_jax.train.reporter import Progress
 
@@ -32,119 +47,252 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextExportConfig:
-    """How texts are encoded in bulk; no field changes a vector by more than rounding."""
+    """How texts are encoded in bulk; no field changes a float32 vector by more than rounding.
+
+    Attributes:
+      mesh: Devices of this process.
+      worker: Which of several processes this one is.
+      batch_tokens: Of one forward pass on one device, padding included.
+      num_lengths: Padded lengths: more pad less, and compile longer.
+      part_texts: Different texts that are stored at a time; at most these are redone.
+      shard_rows: Rows of one file of a table.
+      reuse: Another export whose vectors are taken where model and text are the same;
+        `W/text_embeddings` always is one.
+      precision: Which vectors are written; the graph half needs float32.
+      ranges: A `ranges.npy` to quantise by, e.g. of an earlier export. None: those of a sample.
+      ranges_texts: Different texts of that sample.
+      prior: True share of positives among the pairs that are scored.
+      platt_pairs: Val pairs that a line is fitted on, after the shift; 0: no line.
+    """
 
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    batch_tokens: int = 4096  # Of one forward pass on one device, padding included.
-    num_lengths: int = 6  # Padded lengths: more pad less, and compile longer.
-    part_texts: int = 8192  # Different texts that are stored at a time; at most these are redone.
-    shard_rows: int = 1 << 20  # Rows of one file of a table.
+    worker: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
+    batch_tokens: int = 4096
+    num_lengths: int = 6
+    part_texts: int = 8192
+    shard_rows: int = 1 << 20
+    reuse: Path | None = None
+    precision: tuple[Precision, ...] = ("float32",)
+    ranges: Path | None = None
+    ranges_texts: int = 10_000
+    prior: float = 1 / 17  # One apply among sixteen skips.
+    platt_pairs: int = 20_000
 
     def __post_init__(self) -> None:
-        for name in ("batch_tokens", "num_lengths", "part_texts", "shard_rows"):
+        for name in ("batch_tokens", "num_lengths", "part_texts", "shard_rows", "ranges_texts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
+        if self.platt_pairs < 0:
+            raise ValueError(f"platt_pairs {self.platt_pairs} must be >= 0")
+        if not 0 < self.prior < 1:
+            raise ValueError(f"prior {self.prior} must be a share between 0 and 1 such as 0.06")
+        if not self.precision or len(set(self.precision)) != len(self.precision):
+            raise ValueError(
+                f"precision {self.precision} must name one or more of {PRECISIONS}, each once"
+            )
+        if self.ranges is not None and not set(self.precision) & set(RANGED):
+            raise ValueError(f"ranges {self.ranges} is for {RANGED}, precision {self.precision}")
+
+
+class _Export(NamedTuple):
+    """What an export is made from."""
+
+    workdir: Path
+    trained: TrainedText
+    records: TextRecords
+    vectors_key: dict[str, Any]  # All that decides the vector of given token ids.
+    made_from: dict[str, Any]  # All that decides the artefact.
+
+    @property
+    def folder(self) -> Path:
+        return self.workdir / KIND
+
+    @property
+    def scratch(self) -> Path:
+        return self.workdir / ".text_vectors"
+
+    def is_complete(self) -> bool:
+        """Whether the artefact is there, made from the same."""
+        if not (self.folder / artefacts.MANIFEST).is_file():
+            return False
+        return artefacts.read_manifest(self.folder, KIND).meta.get("made_from") == self.made_from
 
 
 def run(config: TextExportConfig, workdir: Path) -> None:
-    """Encodes what is not there yet, then writes all tables at once."""
-    mesh = make_mesh(config.mesh)
-    text_digest = artefacts.digest(workdir / "text")
-    trained = open_trained(workdir / "text", mesh)
-    tokenizer = build_tokenizer(trained.tower)
-    records = text_records(workdir, tokenizer)
-    parts = workdir / ".text_vectors"
-    key = {
-        "model": text_digest,
-        "tokens": artefacts.digest(workdir / "text_tokens"),
-        "config": json.loads(to_json(config)),
-    }
+    """Encodes this process's share of what is not there yet; the last one writes all tables."""
+    mesh = make_mesh(config.mesh, jax.local_devices())  # Processes compute apart.
+    export = _open(config, workdir, open_trained(workdir / "text", mesh))
+    if export.is_complete():
+        _log.info("%s is complete already", export.folder)
+        with alone(export.scratch):
+            clear(export.scratch)
+        return
+    records, model = export.records, export.trained.model
+    known = KnownVectors(_reusable(config, export), KIND)
+    place = known.find(records.keys)
+    missing = np.flatnonzero(place == MISSING)
+    parts = Parts(
+        export.scratch,
+        {
+            "vectors": export.vectors_key,
+            "tokens": export.made_from["tokens"],
+            "missing": artefacts.content_digest(missing.tobytes()),
+            "plan": [config.part_texts, config.num_lengths, config.batch_tokens],
+        },
+        missing,
+        records.lengths[missing],
+        part_texts=config.part_texts,
+        size=model.tower.embedding_size,
+    )
+    _log.info(
+        "%d different texts: %d skipped by hash, %d to encode in %d parts",
+        *(len(records), len(records) - len(missing), len(missing), len(parts.records)),
+    )
     encoder = BulkEncoder(
-        trained.model,
+        model,
         records,
         mesh,
-        lengths=bulk_lengths(records.lengths, config.num_lengths),
+        lengths=bulk_lengths(records.lengths[missing], config.num_lengths),
         batch_tokens=config.batch_tokens,
     )
-    vectors = _encode(trained, encoder, records, parts, key, config.part_texts)
-    base = read_base(trained.tower)
-    meta = {
-        "model": text_digest,
-        "tower": json.loads(to_json(trained.tower)),
-        "prompts": base.prompts,
-        "pooling": json.loads(to_json(base.pooling)),
-        "limits": vars(base.limits),
-        "tokenizer": tokenizer.digest,
-        "dtype": "float32",
-        "embedding_size": vectors.shape[1],
-        "num_texts": {name: len(rows) for name, rows in records.records.items()},
-        "num_records": len(records),
+    _encode(export, encoder, parts, *config.worker.share())
+    with alone(export.scratch):
+        if export.is_complete():
+            _log.info("another process has written %s", export.folder)
+        elif parts.to_do():
+            _log.info(
+                "%d parts are still to come from other processes: the last one to finish writes "
+                "%s; run any of them again when one has failed",
+                *(len(parts.to_do()), export.folder),
+            )
+            return
+        else:
+            _write(config, export, _gather(known, parts, place))
+        clear(export.scratch)
+
+
+def _open(config: TextExportConfig, workdir: Path, trained: TrainedText) -> _Export:
+    tokenizer = build_tokenizer(trained.tower)
+    with alone(workdir / ".text_vectors"):
+        records = text_records(workdir, tokenizer)
+    settings = json.loads(to_json(config))
+    made_from = {
+        "model": artefacts.digest(workdir / "text"),
+        "tokens": artefacts.digest(workdir / "text_tokens"),
+        "ranges": config.ranges and artefacts.file_digest(config.ranges),
+    } | {
+        name: settings[name]
+        for name in ("shard_rows", "precision", "ranges_texts", "prior", "platt_pairs")
     }
-    with artefacts.writing(workdir / "text_embeddings", KIND) as partial:
-        for node_type in records.records:
-            _write_table(workdir, partial, node_type, records, vectors, config.shard_rows)
-        artefacts.set_meta(partial, meta)
-    shutil.rmtree(parts)
-    _log.info("wrote %s", ", ".join(f"{n} {t}" for t, n in meta["num_texts"].items()) or "nothing")
+    return _Export(workdir, trained, records, _vectors_key(trained, tokenizer), made_from)
 
 
-def _encode(
-    trained: TrainedText,
-    encoder: BulkEncoder,
-    records: TextRecords,
-    folder: Path,
-    key: dict[str, object],
-    part_texts: int,
-) -> Float32[np.ndarray, "R E"]:
-    """Vectors of all records; parts of an earlier, interrupted export with the same key stay."""
-    _keep_parts_of(folder, key)
-    order = np.argsort(records.lengths, kind="stable")  # Parts of equal lengths pad least.
-    vectors = np.empty((len(records), encoder.embedding_size), np.float32)
-    progress = Progress("export-text", float(records.lengths.sum()), "tokens")
-    for number, start in enumerate(range(0, len(order), part_texts)):
-        chosen = order[start : start + part_texts]
-        path = folder / f"part-{number:05d}.npy"
-        if path.is_file():
-            vectors[chosen] = np.load(path)
-            progress.skip(float(records.lengths[chosen].sum()))
-            continue
-        vectors[chosen] = encoder(
-            trained.variables,
-            chosen,
-            lambda texts, tokens: progress.advance(float(tokens), float(tokens)),
-        )
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, vectors[chosen])
-        partial.replace(path)
-    return vectors
+def _vectors_key(trained: TrainedText, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Whatever may change the vector of given token ids, but the devices."""
+    base = read_base(trained.tower)
+    tower = json.loads(to_json(trained.tower))
+    del tower["base"]  # A path; its weights and its tokenizer are named by digest.
+    lora = trained.model.lora
+    return {
+        "weights": trained.weights,
+        "tokenizer": tokenizer.digest,
+        "prompts": base.prompts,
+        "limits": vars(base.limits),
+        "pooling": json.loads(to_json(base.pooling)),
+        "tower": tower,
+        "lora": None if lora is None else json.loads(to_json(lora)),
+    }
 
 
-def _keep_parts_of(folder: Path, key: dict[str, object]) -> None:
-    """Empties the folder unless its parts were made by the same model from the same tokens."""
-    file = folder / "key.json"
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == key:
-        _log.info("going on with the parts in %s", folder)
+def _reusable(config: TextExportConfig, export: _Export) -> list[Path]:
+    """Earlier exports by the same model; says of the others what differs."""
+    own = export.folder if (export.folder / artefacts.MANIFEST).is_file() else None
+    found = []
+    for folder in dict.fromkeys(path.resolve() for path in (own, config.reuse) if path):
+        meta = artefacts.read_manifest(folder, KIND).meta
+        made_with = meta.get("vectors", {})  # Older ones do not say.
+        changed = [n for n, value in export.vectors_key.items() if made_with.get(n) != value]
+        if changed:
+            _log.warning(
+                "%s differs in %s: none of its vectors is taken", folder, ", ".join(changed)
+            )
+        else:
+            found.append(folder)
+    return found
+
+
+def _encode(export: _Export, encoder: BulkEncoder, parts: Parts, index: int, count: int) -> None:
+    """The parts of one process that are not there; stored in a thread beside the device."""
+    own = range(index, len(parts.records), count)
+    to_do = sorted(set(own) & set(parts.to_do()))
+    if not to_do:
         return
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    artefacts.write_text(file, json.dumps(key))
+    num_tokens = {n: float(export.records.lengths[parts.records[n]].sum()) for n in own}
+    progress = Progress("export-text", sum(num_tokens.values()), "tokens")
+    if len(to_do) < len(own):
+        _log.info("going on with the parts in %s", parts.folder)
+        progress.skip(sum(num_tokens[n] for n in own if n not in to_do))
+    counts, start = encoder.counts, time.monotonic()
+
+    def on_batch(_: int, tokens: int) -> None:
+        wait = 100 * counts.data_wait_s / max(time.monotonic() - start, 1e-9)
+        progress.advance(float(tokens), float(tokens), note=f"data wait {wait:.1f} %")
+
+    with behind() as storing:
+        made = encoder.parts(export.trained.variables, (parts.records[n] for n in to_do), on_batch)
+        for number, vectors in zip(to_do, made, strict=True):
+            storing(functools.partial(parts.write, number, vectors))
+    seconds = time.monotonic() - start
+    _log.info(
+        "worker %d of %d encoded %d texts in %.1f s: %.0f tokens/s, %.1f %% padding; waited for "
+        "data %.1f %%, for storage %.1f %% of the time",
+        *(index, count, counts.num_texts, seconds, counts.num_tokens / seconds),
+        100 * (1 - counts.num_tokens / counts.num_slots),
+        100 * counts.data_wait_s / seconds,
+        100 * storing.waited_s / seconds,
+    )
 
 
-def _write_table(
-    workdir: Path,
-    folder: Path,
-    node_type: str,
-    records: TextRecords,
-    vectors: Float32[np.ndarray, "R E"],
-    shard_rows: int,
-) -> None:
-    texts = read_texts(workdir / "tables", node_type)
-    names = read_nodes(workdir / "tables", node_type)["id"].to_numpy()
-    rows = records.records[node_type]
-    for shard, start in enumerate(range(0, max(len(rows), 1), shard_rows)):
-        part = slice(start, start + shard_rows)
-        table = EmbeddingTable(
-            texts.entity[part], texts.text_id[part], texts.t[part], vectors[rows[part]]
+def _gather(known: KnownVectors, parts: Parts, place: Int64[np.ndarray, " R"]) -> TextVectors:
+    """Where the vector of every record is; checks the bytes of those that are reused."""
+    parts.check()
+    known.check(place[place != MISSING])
+    num_rows = [*known.num_rows, *(len(records) for records in parts.records)]
+    files = VectorFiles([*known.paths, *parts.paths], num_rows, parts.size)
+    place = place.copy()
+    place[parts.order] = sum(known.num_rows) + np.arange(len(parts.order))
+    return TextVectors(files, place)
+
+
+def _write(config: TextExportConfig, export: _Export, vectors: TextVectors) -> None:
+    workdir, records, trained = export.workdir, export.records, export.trained
+    ranged = set(config.precision) & set(RANGED) and len(records)
+    with artefacts.writing(export.folder, KIND) as partial:
+        ranges = (
+            choose_ranges(partial, vectors, config.ranges, config.ranges_texts) if ranged else None
         )
-        write_shard(folder / node_type, shard, names[texts.entity[part]].tolist(), table)
+        write_text_tables(
+            workdir,
+            partial,
+            records,
+            vectors,
+            precisions=config.precision,
+            ranges=ranges,
+            shard_rows=config.shard_rows,
+        )
+        calibration = write_text_calibration(
+            workdir, partial, trained, records, vectors, config.prior, config.platt_pairs
+        )
+        meta = {
+            "model": export.made_from["model"],
+            "vectors": export.vectors_key,
+            "tower": json.loads(to_json(trained.tower)),
+            "precision": list(config.precision),
+            "embedding_size": vectors.size,
+            "num_texts": {name: len(rows) for name, rows in records.records.items()},
+            "num_records": len(records),
+            CALIBRATION.removesuffix(".json"): calibration,
+            "made_from": export.made_from,
+        }
+        artefacts.set_meta(partial, meta)
+    _log.info("wrote %s", ", ".join(f"{n} {t}" for t, n in meta["num_texts"].items()) or "nothing")

@@ -20,6 +20,7 @@ from star_jax.config import InputError, check_same, to_json
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES
 from star_jax.pipeline.tables.read import TaskMeta, read_meta, read_pairs
+from star_jax.pipeline.text_calibration import positive_rate
 from star_jax.pipeline.text_counts import TextCounts
 from star_jax.pipeline.text_loader import BatchBuilder, BatchShape, make_batches
 from star_jax.pipeline.text_model import CHECKPOINTS, KIND, MODEL, TextModelConfig, initial
@@ -167,6 +168,7 @@ def run(config: TextTrainConfig, workdir: Path) -> None:
         "num_epochs": reached / plan.steps_per_epoch if plan else 0.0,
         "num_train_pairs": len(data.train.label),
         "trained": plan is not None,
+        "positive_rate": _positive_rate(config, data.train, task),
     }
     artefacts.seal(folder, KIND, meta)
 
@@ -283,6 +285,12 @@ def _rate(config: TextTrainConfig, plan: Plan) -> Callable[[int], float]:
     return lambda step: learning_rate(
         config.optimizer, step, num_steps=plan.num_steps, warmup=warmup
     )
+
+
+def _positive_rate(config: TextTrainConfig, pairs: PairRecords, task: TaskMeta) -> float | None:
+    """Of which the scorer's logits are the log-odds; None where nothing was trained."""
+    weight = config.model(task).objective.positive_weight
+    return positive_rate(pairs, config.num_negatives, weight) if len(pairs.label) else None
 
 
 def _check_begun(path: Path, config: TextTrainConfig, tables: str) -> None:

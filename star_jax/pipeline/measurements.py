@@ -7,11 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from star_jax.evaluation.calibration import NATURAL_PRIOR_SHIFT, calibration
+from star_jax.evaluation.calibration import (
+    NATURAL_PRIOR_SHIFT,
+    Calibration,
+    calibration,
+    rate_weights,
+    weighted_calibration,
+)
 from star_jax.evaluation.cohorts import CohortTable, cohort_table, crosses
 from star_jax.evaluation.metrics import kinds, pair_intervals, pair_metrics, rounded, rows_of
 from star_jax.evaluation.significance import Difference, auc_difference, holm, mean_difference
 from star_jax.pipeline.scored import Scored
+from star_jax.pipeline.text_calibration import TextCalibration
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +119,18 @@ def calibration_of(
     }
 
 
+def calibrated_of(
+    scored: Scored, method: str, calibration: TextCalibration, config: MeasureConfig
+) -> dict[str, Any]:
+    """As one rate of `calibration_of`: calibrated predictions at the prior they are meant for."""
+    rows = rows_of(scored.pairs, kinds(scored.pairs)[0])
+    labels = scored.pairs.label[rows]
+    logits = calibration.logits(scored.scores[method][rows])
+    weights = rate_weights(labels, calibration.prior)
+    found = weighted_calibration(labels, logits, weights, config.calibration_bins)
+    return {"prior": calibration.prior} | _calibration_json(calibration.shift, found)
+
+
 def cohorts_of(
     scored: Scored,
     methods: Sequence[str],
@@ -151,6 +170,10 @@ def _calibration(
     scored: Scored, name: str, rows: np.ndarray, shift: float, num_bins: int
 ) -> dict[str, Any]:
     found = calibration(scored.pairs.label[rows], scored.scores[name][rows], shift, num_bins)
+    return _calibration_json(shift, found)
+
+
+def _calibration_json(shift: float, found: Calibration) -> dict[str, Any]:
     return {
         "prior_shift": shift,
         "ece": _number(found.expected_error),

@@ -62,6 +62,7 @@ class TrainedText(NamedTuple):
     tower: TowerConfig
     variables: PyTree
     meta: dict[str, Any]
+    weights: str  # Digest of all parameters that decide a vector: base and adapters.
 
 
 def initial(config: TextModelConfig, model: BiEncoder, seed: int, mesh: Mesh) -> Split:
@@ -87,11 +88,14 @@ def open_trained(folder: Path, mesh: Mesh) -> TrainedText:
     config = _config(folder)
     model = config.build()
     frozen = initial(config, model, 0, mesh).frozen
+    digest = tree_digest(frozen)
     like = _like(_trainable_shapes(config, model), mesh)
     trainable = load_trained(
-        folder / CHECKPOINTS, meta["best_step"], like, frozen_digest=tree_digest(frozen)
+        folder / CHECKPOINTS, meta["best_step"], like, frozen_digest=digest
     ).trainable
-    return TrainedText(model, config.tower, {**frozen, **trainable}, meta)
+    encoder = {name: tree for name, tree in trainable.items() if name != "scorer"}
+    weights = f"{digest}-{tree_digest(encoder)}"
+    return TrainedText(model, config.tower, {**frozen, **trainable}, meta, weights)
 
 
 def open_scorer(folder: Path) -> tuple[BiEncoder, PyTree]:
@@ -118,8 +122,9 @@ def _trainable_shapes(config: TextModelConfig, model: BiEncoder) -> PyTree:
 def _trainable_of_random(config: TextModelConfig, model: BiEncoder) -> PyTree:
     key = jax.random.key(0)
     shapes = param_shapes(model.tower)
-    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    variables = {"params": params, "scorer": init_scorer(model, key)}
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    params = {"encoder": zeros.pop("encoder")}
+    variables = {"params": params, "scorer": init_scorer(model, key), **zeros}  # Learned pooling.
     if config.mode == "lora":
         variables[COLLECTION] = init_lora(key, params, config.lora)
     return trainable_split(variables, config.mode)[0]

@@ -1,7 +1,8 @@
 """All texts as token ids, made once: identical ones are one ArrayRecord, whoever wrote them.
 
 The artefact holds `tokens-00000.array_record` (int32 ids of one text per record), `lengths.npy`
-(per record) and, per node type, `records/<type>.npy`: text_id -> record.
+and `keys.npy` (per record; a key is the hash of the ids) and, per node type, `records/<type>.npy`:
+text_id -> record.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
-from jaxtyping import Int32
+from jaxtyping import Int32, Shaped
 
 from star_jax import artefacts
 from star_jax.pipeline.tables.read import read_meta, read_texts
@@ -24,6 +25,7 @@ from star_jax.train.reporter import Progress
 KIND = "text_tokens"
 _SHARD_RECORDS = 1 << 20
 _CHUNK_TEXTS = 4096  # Tokenised at a time.
+_LAYOUT = 2  # Of the files; an artefact of another one is made anew.
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ class TextRecords:
         """
         meta = artefacts.read_manifest(folder, KIND).meta
         self.lengths: Int32[np.ndarray, " R"] = np.load(folder / "lengths.npy")
+        self.keys: Shaped[np.ndarray, " R"] = np.load(folder / "keys.npy")  # 16 bytes each.
         self.records: dict[str, Int32[np.ndarray, " N"]] = {
             node_type: np.load(folder / "records" / f"{node_type}.npy")
             for node_type in meta["node_types"]
@@ -80,11 +83,15 @@ def text_records(workdir: Path, tokenizer: Tokenizer) -> TextRecords:
     tables, folder = workdir / "tables", workdir / "text_tokens"
     meta = read_meta(tables)
     node_types = [name for name, node in meta.node_types.items() if node.has_texts]
-    made_from = {"tables": artefacts.digest(tables), "tokenizer": tokenizer.digest}
+    made_from = {
+        "tables": artefacts.digest(tables),
+        "tokenizer": tokenizer.digest,
+        "layout": _LAYOUT,
+    }
     if (folder / artefacts.MANIFEST).is_file():
         if artefacts.read_manifest(folder, KIND).meta["made_from"] == made_from:
             return TextRecords(folder)
-        _log.info("%s was made from other tables or another tokenizer: making it anew", folder)
+        _log.info("%s was made from other tables, tokenizer or layout: making it anew", folder)
     with artefacts.writing(folder, KIND) as partial:
         described = _write(tables, node_types, tokenizer, partial)
         artefacts.set_meta(partial, described | {"made_from": made_from})
@@ -120,6 +127,7 @@ def _write(
             np.save(folder / "records" / f"{node_type}.npy", records)
             num_texts += len(keys)
     np.save(folder / "lengths.npy", np.array(lengths, np.int32))
+    np.save(folder / "keys.npy", np.array(list(record_of), "S16"))
     truncation = {kind: vars(counts) for kind, counts in tokenizer.truncation.items()}
     for kind, counts in tokenizer.truncation.items():
         _log.info(

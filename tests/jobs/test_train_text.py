@@ -19,7 +19,7 @@ from star_jax.jobs.export_text import TextExportConfig
 from star_jax.jobs.train_text import TextTrainConfig
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.tables.read import read_pairs, read_ranking, read_texts
-from star_jax.pipeline.text_encoding import BulkEncoder
+from star_jax.pipeline.text_calibration import fit_calibration, read_calibration
 from star_jax.pipeline.text_model import open_trained
 from star_jax.pipeline.text_scoring import TextPairScorer
 from star_jax.text.bi_encoder import encode
@@ -101,11 +101,30 @@ def test_a_row_per_text_in_order_with_its_vector(trained, encoder):
     jobs = read_table(trained / "text_embeddings", "job").vectors
     np.testing.assert_array_equal(jobs[3], jobs[7])
     np.testing.assert_allclose(np.linalg.norm(jobs, axis=1), 1.0, rtol=1e-5)
-    assert len(list((trained / "text_embeddings" / "member").iterdir())) == 2 * 3
+    assert len(list((trained / "text_embeddings" / "member").iterdir())) == 3 * 3
     manifest = artefacts.read_manifest(trained / "text_embeddings", "text_embeddings").meta
     assert manifest["model"] == artefacts.digest(trained / "text")
     assert manifest["num_texts"] == {"member": 48, "job": 16}
     assert not (trained / ".text_vectors").exists()
+    assert len({manifest["embedding_size"], jobs.shape[1]}) == 1
+
+
+def test_the_export_says_what_a_logit_means(trained):
+    """Class weights 1 and 2 at one negative per positive: two of three were positive (SPEC 2)."""
+    rate = meta(trained)["positive_rate"]
+    assert rate == pytest.approx(2 / 3)
+    found = read_calibration(trained / "text_embeddings")
+    assert found is not None
+    assert found.shift == pytest.approx(np.log(1 / 16) - np.log(2))
+    manifest = artefacts.read_manifest(trained / "text_embeddings", "text_embeddings").meta
+    assert manifest["calibration"]["shift"] == found.shift
+    pairs = read_pairs(trained / "tables", "apply", "val")
+    uniform = (pairs.label == 1) | (pairs.negative == "uniform")
+    logits = TextPairScorer(trained).score(pairs)[uniform]
+    expected = fit_calibration(pairs.label[uniform] == 1, logits, prior=1 / 17, positive_rate=rate)
+    assert found.num_pairs in (0, uniform.sum())
+    assert found.slope == pytest.approx(expected.slope, rel=1e-3)
+    assert found.intercept == pytest.approx(expected.intercept, rel=1e-3, abs=1e-3)
 
 
 def test_scores_are_the_scorer_on_the_table(trained):
@@ -154,39 +173,6 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(trained):
     assert artefacts.digest(trained / "text") == before
     with pytest.raises(InputError, match=r"plan.num_steps: 40 -> 41"):
         train_text.run(tiny_text.config(num_steps=41), trained)
-
-
-def test_an_interrupted_export_goes_on(trained, tmp_path, monkeypatch):
-    workdir = Path(shutil.copytree(trained, tmp_path / "copy"))
-    expected = read_table(workdir / "text_embeddings", "job").vectors
-    shutil.rmtree(workdir / "text_embeddings")
-    encode_part, encoded = BulkEncoder.__call__, []
-
-    def failing(self, variables, records, on_batch):
-        if len(encoded) == 1:
-            raise KeyboardInterrupt
-        encoded.append(len(records))
-        return encode_part(self, variables, records, on_batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BulkEncoder, "__call__", failing)
-        with pytest.raises(KeyboardInterrupt):
-            export_text.run(EXPORT, workdir)
-    assert not (workdir / "text_embeddings").exists()
-    rest = []
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            BulkEncoder,
-            "__call__",
-            lambda self, v, records, b: [
-                rest.append(len(records)),
-                encode_part(self, v, records, b),
-            ][1],
-        )
-        export_text.run(EXPORT, workdir)
-    assert encoded == [16]
-    assert sum(rest) == 31 - 16
-    np.testing.assert_array_equal(read_table(workdir / "text_embeddings", "job").vectors, expected)
 
 
 def test_a_flipped_byte_of_the_checkpoint_is_refused_by_name(trained, tmp_path):
@@ -268,11 +254,8 @@ def test_other_tables_are_refused(tmp_path):
 def test_bad_configs_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         tiny_text.config(**fields)
-    with pytest.raises(ValueError, match="part_texts 0 must be >= 1"):
-        TextExportConfig(part_texts=0)
 
 
 def test_configs_round_trip():
     config = tiny_text.config(plan=PlanConfig(), tower=TowerConfig())
     assert from_json(TextTrainConfig, to_json(config)) == config
-    assert from_json(TextExportConfig, to_json(EXPORT)) == EXPORT

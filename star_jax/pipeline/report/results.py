@@ -84,7 +84,8 @@ def diagnostics(content: ReportContent) -> str:
         numbers,
         note="Slope 1 and intercept 0 are calibrated; a slope below 1 is overconfident. "
         f"Shifted: as the pairs would be with {math.exp(-shift):.3g} negatives for each "
-        f"of these; {shift:+.3f} is added to every logit.",
+        f"of these; {shift:+.3f} is added to every logit. Calibrated, where it is shown: by the "
+        "export's calibration.json, fitted on the validation split, at its own rate.",
     )
 
 
