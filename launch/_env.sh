@@ -76,12 +76,28 @@ install_locked() {
   [[ $DRY_RUN == true ]] || printf '%s\n' "$content" >"$stamp"
 }
 
+# constraints LOCK: writes the lock's versions without their hashes, and prints the file's path.
+constraints() {
+  local file=$VENV/.constraints.txt
+  [[ $DRY_RUN == true ]] || sed -nE 's/^([A-Za-z0-9_.-]+==[^\\]*).*/\1/p' "$ROOT/$1" >"$file"
+  printf '%s' "$file"
+}
+
 # install_beside LOCK ARGS...: installs more, at the lock's versions where it names one.
 install_beside() {
-  local lock=$ROOT/$1 constraints=$VENV/.constraints.txt
-  shift
-  [[ $DRY_RUN == true ]] || sed -nE 's/^([A-Za-z0-9_.-]+==[^\\]*).*/\1/p' "$lock" >"$constraints"
-  install --constraint "$constraints" "$@"
+  local file
+  file=$(constraints "$1")
+  install --constraint "$file" "${@:2}"
+}
+
+# install_beside_by_pip LOCK ARGS...: the same by pip even where uv is present: only pip heeds the
+# machine's pip settings, and with them a CPU build of torch instead of one with 2 GB of CUDA.
+install_beside_by_pip() {
+  local file
+  file=$(constraints "$1")
+  "$PYTHON" -m pip --version >/dev/null 2>&1 || install pip # An environment made by uv has none.
+  run "$PYTHON" -m pip install --quiet --disable-pip-version-check \
+    --constraint "$file" "${@:2}"
 }
 
 # launch REQUIREMENTS ARGS...: what the launchers of accelerators share. Reads

@@ -23,6 +23,7 @@ _MADE_BY = {  # Kinds, and the names of folders in the working directory that di
     "text_model": "star train-text",
     "text": "star train-text",
     "text_embeddings": "star export-text",
+    "model_export": "star export-model",
     "graph": "star build-graph",
     "graph_model": "star train-graph",
     "graph_only_model": "star run",

@@ -34,6 +34,12 @@ COMMANDS = {
     "export-text": Command(
         "export_text", "tables/ text/", "text_embeddings/", "write a vector for every text"
     ),
+    "export-model": Command(
+        "export_model",
+        "tables/ text/",
+        "model_export/",
+        "write the text model for PEFT, transformers, sentence-transformers; verified",
+    ),
     "build-graph": Command("build_graph", "tables/", "graph/", "build the memory-mapped graph"),
     "train-graph": Command(
         "train_graph",

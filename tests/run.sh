@@ -25,13 +25,17 @@ case ${1:-} in
     ;;
 esac
 
-install_locked requirements-dev.lock
 for extra in ${extras//,/ }; do
   grep -q "^$extra = \[" "$ROOT/pyproject.toml" || fail "extra $extra is not in pyproject.toml"
 done
-if [[ -n $extras ]]; then
-  install_beside requirements-dev.lock --editable "${ROOT}[$extras]"
-fi
+install_locked requirements-dev.lock
+for extra in ${extras//,/ }; do
+  if [[ $extra == interop ]]; then
+    install_beside_by_pip requirements-dev.lock -r "$ROOT/requirements-interop.txt"
+  else
+    install_beside requirements-dev.lock --editable "${ROOT}[$extra]"
+  fi
+done
 
 cd "$ROOT"
 export STAR_EXTRAS=$extras

@@ -214,6 +214,10 @@ def test_bad_base_models(star, texts, base, case):
     ("command", "needs"),
     [
         (("train-text", TINY_TEXT), "tables .*run `star import` first"),
+        (
+            ("export-model", ROOT / "configs/export_model/all_formats.py"),
+            "text .*run `star train-text` first",
+        ),
         (("build-graph", ROOT / "configs/run/tiny.py"), "tables .*run `star import` first"),
         (("train-graph", TINY_GRAPH), "tables .*run `star import` first"),
         (("export-text", ROOT / "configs/run/tiny.py"), "run `star .*` first"),

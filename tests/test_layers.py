@@ -26,7 +26,9 @@ ONLY_IN = {  # Libraries that one place wraps for all others.
     "grain": ("star_jax/pipeline/",),
     "tensorflow_datasets": ("star_jax/pipeline/", "data/"),
     "tensorflow": (),
-    "torch": (),
+    "torch": ("star_jax/pipeline/interop.py",),
+    "peft": ("star_jax/pipeline/interop.py",),
+    "sentence_transformers": ("star_jax/pipeline/interop.py",),
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 ALL_CODE = sorted(

@@ -95,6 +95,18 @@ def test_installs_by_uv_where_it_is_present(clone, tmp_path, uv):
     assert ("-m pip install" in done.stdout) != bool(uv)
 
 
+def test_the_interop_extra_comes_by_pip_under_the_locks_versions(clone, tmp_path):
+    install = "DRY_RUN=true; install_beside_by_pip requirements-dev.lock -r interop.txt"
+    done = _run(
+        *("bash", "-c", f"source '{clone}/launch/_env.sh'; {install}"),
+        path=_fake_bin(tmp_path / "bin", python3=_PYTHON, uv="exit 0"),
+    )
+    *_, last = done.stdout.splitlines()
+    assert re.match(r"\S*/a\\ clone/\.venv/bin/python -m pip install ", last)
+    assert re.search(r"--constraint \S+\\ clone/\.venv/\.constraints\.txt -r interop\.txt $", last)
+    assert "--extras interop" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("programs", "message"),
     [
@@ -143,6 +155,7 @@ def _lines(name):
 def test_pyproject_needs_what_requirements_txt_lists():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["dependencies"] == _lines("requirements.txt")
+    assert project["optional-dependencies"]["interop"] == _lines("requirements-interop.txt")
 
 
 @pytest.mark.parametrize("lock", LOCKS)

@@ -74,6 +74,13 @@ def initial(config: TextModelConfig, model: BiEncoder, seed: int, mesh: Mesh) ->
     return Split(*trainable_split(variables, config.mode))
 
 
+def read_config(folder: Path) -> TextModelConfig:
+    """What the variables of `W/text` mean."""
+    config = from_json(TextModelConfig, (folder / MODEL).read_text(encoding="utf-8"))
+    # The attention's back end was chosen for the machine that trained.
+    return replace(config, tower=replace(config.tower, attention_backend="auto"))
+
+
 def open_trained(folder: Path, mesh: Mesh) -> TrainedText:
     """The best checkpoint of a finished `train-text` on its base, placed on a mesh.
 
@@ -85,7 +92,7 @@ def open_trained(folder: Path, mesh: Mesh) -> TrainedText:
       InputError: Training has not finished, the files changed, or the base is another one.
     """
     meta = artefacts.read_manifest(folder, KIND).meta
-    config = _config(folder)
+    config = read_config(folder)
     model = config.build()
     frozen = initial(config, model, 0, mesh).frozen
     digest = tree_digest(frozen)
@@ -101,18 +108,12 @@ def open_trained(folder: Path, mesh: Mesh) -> TrainedText:
 def open_scorer(folder: Path) -> tuple[BiEncoder, PyTree]:
     """The trained scorer alone, as {"scorer"}; the base's weights are not read."""
     meta = artefacts.read_manifest(folder, KIND).meta
-    config = _config(folder)
+    config = read_config(folder)
     model = config.build()
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     like = _like(_trainable_shapes(config, model), mesh)
     trained = load_trained(folder / CHECKPOINTS, meta["best_step"], like, frozen_digest=None)
     return model, {"scorer": trained.trainable["scorer"]}
-
-
-def _config(folder: Path) -> TextModelConfig:
-    config = from_json(TextModelConfig, (folder / MODEL).read_text(encoding="utf-8"))
-    # It was chosen for the machine that trained.
-    return replace(config, tower=replace(config.tower, attention_backend="auto"))
 
 
 def _trainable_shapes(config: TextModelConfig, model: BiEncoder) -> PyTree:

@@ -25,8 +25,8 @@ from star_jax.embeddings.table import (
 )
 from star_jax.pipeline.tables.read import read_meta, read_nodes, read_pairs, read_texts
 from star_jax.pipeline.text_calibration import fit_calibration, val_rows, write_calibration
-from star_jax.pipeline.text_pairs import PairRecords, pair_records
 from star_jax.pipeline.text_model import TrainedText
+from star_jax.pipeline.text_pairs import PairRecords, pair_records
 from star_jax.pipeline.text_records import TextRecords
 from star_jax.pipeline.text_scoring import PairLogits, PairRows
 
@@ -160,8 +160,9 @@ def write_text_calibration(
     )
     write_calibration(folder, calibration)
     _log.info(
-        "at a prior of %.4f: logits %+.4f, then times %.4f %+.4f (%d val pairs)",
-        *(prior, calibration.shift, calibration.slope, calibration.intercept),
+        "rate %.4f to prior %.4f: logits %+.4f, then times %.4f %+.4f (%d val pairs)",
+        *(calibration.positive_rate, calibration.prior),
+        *(calibration.shift, calibration.slope, calibration.intercept),
         calibration.num_pairs,
     )
     return json.loads(to_json(calibration))

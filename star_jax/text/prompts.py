@@ -7,7 +7,7 @@ descriptors"). A version is never edited, only added: its text is part of what a
 import html
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from star_jax.config import InputError
@@ -35,6 +35,9 @@ PROMPTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 
+ROLES: Mapping[str, str] = MappingProxyType({"query": "profile", "document": "job"})
+"""Which kinds libraries of sentence embeddings mean by their two roles."""
+
 _TAGS = (
     "a abbr article b big blockquote body br center code dd div dl dt em font footer h1 h2 h3 h4 "
     "h5 h6 head header hr html i img li link meta nav ol p pre script section small span strong "
@@ -54,6 +57,18 @@ def prompt(version: str, kind: str) -> str:
         raise InputError(f"prompts {version!r} is unknown, needed one of {', '.join(PROMPTS)}")
     prompts = PROMPTS[version]
     return prompts.get(kind, prompts[OTHER]).format(kind=kind.replace("_", " "))
+
+
+def named_prompts(version: str, kinds: Iterable[str]) -> dict[str, str]:
+    """Prompts by the names that a caller may use: the kinds, and the two roles.
+
+    Args:
+      version: Of the prompts.
+      kinds: Kinds beside job, profile and resume.
+    """
+    names = dict.fromkeys(["job", "profile", "resume", *kinds])
+    of_kinds = {name: prompt(version, name) for name in names}
+    return of_kinds | {role: prompt(version, kind) for role, kind in ROLES.items()}
 
 
 def clean(text: str) -> str:

@@ -93,6 +93,14 @@ class Target(NamedTuple):
     """Row of a stacked leaf; None is the whole leaf."""
 
 
+def bare(stored: str) -> str:
+    """The name without prefix of a tensor as a file calls it, in today's spelling."""
+    name = stored.removeprefix("model.").removeprefix("bert.")
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+        "LayerNorm.beta", "LayerNorm.bias"
+    )
+
+
 def targets(shape: Shape, leaves: dict[str, Any]) -> Iterator[tuple[str, Target]]:
     """Every tensor that must be there, by its name without prefix."""
     names = _NAMES[type(shape)]

@@ -36,6 +36,9 @@ class Tokenizer:
       pad_id: For the loader's padding; never look for it, masks say what is real.
       vocab_size: Ids are below it.
       digest: Changes when the same text could get other ids.
+      prefix: Special ids before a text.
+      suffix: Special ids after it.
+      appended_eos: The end that the file's template lacks; None where it has one of its own.
       truncation: Counts per kind.
     """
 
@@ -54,14 +57,15 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         self._prompts, self._limits = prompts, limits
-        self._prefix, self._suffix = self._special_ids()
-        if eos_id is not None and not self._suffix:
-            self._suffix = (eos_id,)
+        self.prefix, self.suffix = self._special_ids()
+        self.appended_eos = None if self.suffix else eos_id
+        if self.appended_eos is not None:
+            self.suffix = (self.appended_eos,)
         self.pad_id: int = (json.loads(text).get("padding") or {}).get("pad_id", 0)
         self.vocab_size = self._tokenizer.get_vocab_size()
         self.truncation: dict[str, Truncation] = defaultdict(Truncation)
         content = hashlib.sha256(text.encode()).hexdigest()
-        parts = [content, prompts, vars(limits), self._prefix, self._suffix]
+        parts = [content, prompts, vars(limits), self.prefix, self.suffix]
         self.digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @classmethod
@@ -93,10 +97,22 @@ class Tokenizer:
           texts: As users wrote them.
           kind: Chooses prompt and limit: `job`, `profile`, `resume`, or a node type.
         """
-        before = prompt(self._prompts, kind)
-        room = self._limits.of(kind) - len(self._prefix) - len(self._suffix)
-        prefix, suffix = list(self._prefix), list(self._suffix)
-        counts = self.truncation[kind]
+        before, limit = prompt(self._prompts, kind), self._limits.of(kind)
+        return self.encode_after(before, texts, limit, self.truncation[kind])
+
+    def encode_after(
+        self, before: str, texts: Sequence[str], limit: int, counts: Truncation
+    ) -> list[Int[np.ndarray, " L"]]:
+        """As `encode`, with any words before the texts.
+
+        Args:
+          before: The prompt.
+          texts: As users wrote them.
+          limit: Longest result, special tokens included.
+          counts: What the limit cuts off is added to them.
+        """
+        room = limit - len(self.prefix) - len(self.suffix)
+        prefix, suffix = list(self.prefix), list(self.suffix)
         encodings = self._tokenizer.encode_batch_fast(
             [before + clean(text) for text in texts], add_special_tokens=False
         )
@@ -110,6 +126,12 @@ class Tokenizer:
                 counts.num_dropped += len(ids) - room
             rows.append(np.array(prefix + ids[:room] + suffix, np.int32))
         return rows
+
+    def token(self, token_id: int) -> str:
+        """The token of an id."""
+        token = self._tokenizer.id_to_token(token_id)
+        assert token is not None  # Ids come from this tokenizer or from its model's config.
+        return token
 
     def _special_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What the file's template puts before and after a text."""

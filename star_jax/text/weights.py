@@ -99,7 +99,7 @@ def _match(
     unknown, misshapen = [], []
     for file in files:
         for stored in file.keys():  # noqa: SIM118 - no mapping, it has no iterator
-            name = _without_prefix(stored)
+            name = tensor_names.bare(stored)
             if name not in targets:
                 unknown += [] if tensor_names.UNUSED.fullmatch(name) else [stored]
                 continue
@@ -119,14 +119,6 @@ def _match(
     if problems:
         raise InputError(f"{folder}: tensors that do not fit config.json: {'; '.join(problems)}")
     return found
-
-
-def _without_prefix(name: str) -> str:
-    """The tensor's name in the bare encoder, in today's spelling."""
-    name = name.removeprefix("model.").removeprefix("bert.")
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-        "LayerNorm.beta", "LayerNorm.bias"
-    )
 
 
 def _fill(

@@ -77,7 +77,7 @@ def test_the_line_is_found_again_whatever_the_rate_of_the_val_pairs(rate):
     at_prior = sampled(40_000, 1.6, 0.4, rate)[2] + np.log(1 / 16) - np.log(rate / (1 - rate))
     slope, intercept = np.polyfit(shifted, at_prior, 1)
     assert found.slope == pytest.approx(slope, rel=0.03)
-    assert found.intercept == pytest.approx(intercept, abs=0.05)
+    assert found.intercept == pytest.approx(intercept, abs=0.15)
     np.testing.assert_allclose(found.logits(logits), at_prior, atol=0.3)
     assert roc_auc(labels, found.logits(logits)) == pytest.approx(roc_auc(labels, logits), abs=1e-9)
 
