@@ -2,7 +2,10 @@
 # Runs a config on the NVIDIA GPUs of one host (A100, H100, H200).
 #
 #   launch/gpu_a100.sh CONFIG [--workdir W] [--dry-run] [--a.b value ...]
+#   launch/gpu_a100.sh configs/run/recommended.py --tables.source DATA_DIR
 #
+# CONFIG is one of the presets, configs/run/recommended.py or faithful.py (the paper without
+# additions), or your own.
 # W defaults to runs/<name of the config> in the repository. The same command again resumes.
 # --dry-run prints the environment and the commands.
 set -euo pipefail

@@ -2,7 +2,10 @@
 # Runs a config on the chips of one Cloud TPU host.
 #
 #   launch/tpu.sh CONFIG [--workdir W] [--dry-run] [--a.b value ...]
+#   launch/tpu.sh configs/run/recommended.py --tables.source DATA_DIR
 #
+# CONFIG is one of the presets, configs/run/recommended.py or faithful.py (the paper without
+# additions), or your own.
 # W defaults to runs/<name of the config> in the repository. The same command again resumes.
 # --dry-run prints the environment and the commands.
 set -euo pipefail

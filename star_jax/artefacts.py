@@ -53,12 +53,16 @@ def writing(folder: Path, kind: str) -> Iterator[Path]:
     partial = folder.with_name(f".{folder.name}.partial")
     old = folder.with_name(f".{folder.name}.old")
     _remove(partial)
+    made = [parent for parent in partial.parents if not parent.exists()]
     partial.mkdir(parents=True)
     try:
         yield partial
         seal(partial, kind, _take_meta(partial))
-    except BaseException:  # Also on Ctrl-C: nothing half-written stays behind.
+    except BaseException:  # Also on Ctrl-C: nothing half-written and no empty folder stays behind.
         _remove(partial)
+        for parent in made:  # The inner ones first.
+            if not any(parent.iterdir()):
+                parent.rmdir()
         raise
     _remove(old)
     if folder.exists():
@@ -129,6 +133,23 @@ def digest(folder: Path) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Reads an object that a stage left behind.
+
+    Raises:
+      InputError: It is damaged, or lacks one of the keys.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is damaged ({reason}); {_anew(path)}") from error
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise InputError(f"{path} is damaged (it has no {', '.join(missing)}); {_anew(path)}")
+    return content
+
+
 def file_digest(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     sha = hashlib.sha256()
@@ -155,6 +176,10 @@ def write_text(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
         raise
     partial.replace(path)
+
+
+def _anew(path: Path) -> str:
+    return f"remove {path.parent} and do its stage anew"
 
 
 def _remedy(name: str) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import io
 import json
+import math
 import re
 import runpy
 import traceback
@@ -21,6 +22,8 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 C = TypeVar("C")
+
+_NUM_SEEDS = 2**31  # JAX cuts longer ones short without a word.
 
 
 class InputError(ValueError):
@@ -35,15 +38,7 @@ def load_config(path: Path) -> Any:
     """
     if not path.is_file():
         raise InputError(f"config {path} does not exist, needed a Python file with get_config()")
-    # These are what a mistake in a config file raises; the message points at its line.
-    names: dict[str, Any] = {}
-    try:
-        names = runpy.run_path(str(path))
-        config = names["get_config"]() if "get_config" in names else None
-    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"config {_line_of(error, path)}: {_one_line(error, names)}") from error
-    if "get_config" not in names:
-        raise InputError(f"config {path} has no get_config()")
+    config = call_in_file(path, "get_config", "config")
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise InputError(
             f"config {path}: get_config() returned {type(config).__name__}, needed a config"
@@ -52,6 +47,27 @@ def load_config(path: Path) -> Any:
         return from_json(type(config), to_json(config))
     except ValueError as error:
         raise InputError(f"config {path}: {error}") from error
+
+
+def call_in_file(path: Path, function: str, what: str) -> Any:
+    """Runs a Python file of the user and calls one of its functions.
+
+    Args:
+      path: The file.
+      function: Its name.
+      what: The file is, for the message.
+
+    Raises:
+      InputError: There is no such function, or the file or the function raised: with its line.
+    """
+    names: dict[str, Any] = {}
+    try:
+        names = runpy.run_path(str(path))
+        if function in names:
+            return names[function]()
+    except (Exception, SystemExit) as error:  # User code may raise anything.
+        raise InputError(f"{what} {_line_of(error, path)}: {_one_line(error, names)}") from error
+    raise InputError(f"{what} {path} has no {function}()")
 
 
 def override(config: C, args: Sequence[str]) -> C:
@@ -81,6 +97,7 @@ def override(config: C, args: Sequence[str]) -> C:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = _parse(name, hint, words)
+        _check_numbers(f"--{name}", node[leaf])
     return _replace(config, changes, "")
 
 
@@ -102,6 +119,8 @@ def from_json(cls: type[C], text: str) -> C:
     except ValidationError as error:
         raise InputError(_first_error(error)) from error
     read = _flatten(json.loads(text))
+    for path, value in read.items():
+        _check_numbers(path, value)
     known = _flatten(json.loads(to_json(config)))
     for path in read:
         if path not in known:
@@ -179,6 +198,19 @@ def _parse(path: str, hint: Any, words: list[str]) -> Any:
         raise InputError(f"--{path} got {got!r}, needed {_type_name(hint)}") from error
 
 
+def _check_numbers(path: str, value: Any) -> None:
+    """Refuses what passes for a number: NaN and infinities, and seeds that no generator takes."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{path} {value}, needed a finite number")
+    is_seed = path.removeprefix("--").rsplit(".", 1)[-1] == "seed"
+    if is_seed and isinstance(value, int) and not 0 <= value < _NUM_SEEDS:
+        raise InputError(f"{path} {value}, needed 0 to {_NUM_SEEDS - 1}")
+    inner = value.items() if isinstance(value, dict) else ()
+    inner = enumerate(value) if isinstance(value, list | tuple) else inner
+    for name, each in inner:
+        _check_numbers(f"{path}.{name}", each)
+
+
 def _replace(config: C, changes: Mapping[str, Any], prefix: str) -> C:
     nested = {
         name: _replace(getattr(config, name), value, f"{prefix}{name}.")
@@ -245,18 +277,23 @@ def _first_error(error: ValidationError) -> str:
     return f"{path} got {got!r}: {message}"
 
 
-def _line_of(error: Exception, path: Path) -> str:
+def _line_of(error: BaseException, path: Path) -> str:
+    """The last line of the file that ran, also where it called something that failed."""
     if isinstance(error, SyntaxError):
         return f"{error.filename or path}:{error.lineno}"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     return f"{path}:{lines[-1]}" if lines else str(path)
 
 
-def _one_line(error: Exception, names: Mapping[str, Any]) -> str:
+def _one_line(error: BaseException, names: Mapping[str, Any]) -> str:
     """The message, with the nearest field where a config has no field of the name given."""
     text = " ".join(str(error).split())
     unknown = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
     if isinstance(error, TypeError) and unknown and dataclasses.is_dataclass(names.get(unknown[1])):
         known = {field.name: None for field in dataclasses.fields(names[unknown[1]])}
         return f"{unknown[1]} has no field {unknown[2]}{_did_you_mean(unknown[2], known)}"
-    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = isinstance(error, InputError) or (frames and frames[-1].name == "__post_init__")
+    if isinstance(error, ValueError) and ours:  # A check of a config: its message says it all.
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -20,6 +20,7 @@ def search(
     needles: Sequence[str],
     *,
     decoders: Sequence[TokenDecoder] = (),
+    decoded: set[str] | None = None,
 ) -> dict[str, set[str]]:
     """Files (relative) in which each needle occurs, ignoring case.
 
@@ -31,11 +32,15 @@ def search(
       folder: Everything below it is searched.
       needles: Strings to look for.
       decoders: Turn token ids into text.
+      decoded: Gets the kinds of files that were decoded: "parquet", "npy", "array_record",
+        "checkpoint", "gz".
     """
     found: dict[str, set[str]] = {needle: set() for needle in needles}
     for path in sorted(folder.rglob("*")):
         if not path.is_file():
             continue
+        if decoded is not None and (kind := _kind(path)):
+            decoded.add(kind)
         for text in _strings(path, decoders):
             low = text.lower()
             for needle in needles:
@@ -44,22 +49,31 @@ def search(
     return found
 
 
+def _kind(path: Path) -> str:
+    """How a file is decoded; empty for one that is searched as it is."""
+    if path.name == "_CHECKPOINT_METADATA":
+        return "checkpoint"
+    kind = path.suffix.removeprefix(".")
+    return kind if kind in ("parquet", "npy", "array_record", "gz") else ""
+
+
 def _strings(path: Path, decoders: Sequence[TokenDecoder]) -> Iterator[str]:
     yield path.name
     yield _text(path.read_bytes())
-    if path.suffix == ".parquet":
+    kind = _kind(path)
+    if kind == "parquet":
         for column in pq.read_table(path).columns:
             yield from _column(column, decoders)
-    elif path.suffix == ".npy":
+    elif kind == "npy":
         yield from _array(np.load(path, mmap_mode="r"), decoders)
-    elif path.suffix == ".array_record":
+    elif kind == "array_record":
         for record in _records(path):
             yield _text(record)
             if len(record) % 4 == 0:
                 yield from _tokens(np.frombuffer(record, np.int32), decoders)
-    elif path.name == "_CHECKPOINT_METADATA":
+    elif kind == "checkpoint":
         yield from _checkpoint(path.parent, decoders)
-    elif path.suffix == ".gz":
+    elif kind == "gz":
         yield _text(gzip.decompress(path.read_bytes()))
 
 
@@ -95,8 +109,10 @@ def _checkpoint(folder: Path, decoders: Sequence[TokenDecoder]) -> Iterator[str]
 
 
 def _tokens(ids: np.ndarray, decoders: Sequence[TokenDecoder]) -> Iterator[str]:
-    if len(ids) and ids.min() >= 0:
-        yield from (decode(ids) for decode in decoders)
+    """Negative numbers are padding."""
+    real = ids[ids >= 0]
+    if len(real):
+        yield from (decode(real) for decode in decoders)
 
 
 def _records(path: Path) -> Iterator[bytes]:

@@ -33,12 +33,12 @@ def _import_config(folder, source):
     return config
 
 
-def _snapshot(folder):
+def snapshot(folder):
     """Every file below a folder with its content."""
     return {p: p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
 
-def _check(outcome, message):
+def check(outcome, message):
     assert outcome.code == 2, outcome.err
     assert len(outcome.errors) == 1, outcome.err
     assert outcome.err.endswith(f"{outcome.errors[0]}\n")
@@ -141,6 +141,10 @@ TABLES = {
         ),
         "schema.json.*time_unit",
     ),
+    "file for a folder": (
+        lambda folder: (shutil.rmtree(folder), folder.write_text("id\n1\n", encoding="utf-8")),
+        "source .*data is a file, needed the folder that it lies in",
+    ),
     "no folder": (shutil.rmtree, "source .*data does not exist"),
 }
 
@@ -149,9 +153,29 @@ TABLES = {
 def test_bad_tables(star, data, tmp_path, case):
     bend, message = TABLES[case]
     bend(data)
+    outcome = star("import", _import_config(tmp_path, data), "--workdir", tmp_path / "new/w")
+    check(outcome, message)
+    assert not (tmp_path / "new").exists()
+
+
+CSV_FILES = {
+    "a cell too many": (b"id,name\n0,a\n1,b,c\n", "Line: 3 Expected Number of Columns: 2 Found: 3"),
+    "a cell too few": (b"id,name\n0,a\n1\n", "Line: 3 Expected Number of Columns: 2 Found: 1"),
+    "an open quote": (b'id,name\n0,"a\n1,b\n', "Line: 2 Value with unterminated quote"),
+    "Latin-1": ("id,name\n0,Münster\n".encode("latin-1"), "not utf-8 encoded"),
+}
+
+
+@pytest.mark.parametrize("case", CSV_FILES)
+def test_bad_csv(star, data, tmp_path, case):
+    content, message = CSV_FILES[case]
+    (data / "skill.csv").write_bytes(content)
+    schema = data / "schema.json"
+    text = schema.read_text("utf-8").replace("skill.parquet", "skill.csv", 1)
+    schema.write_text(text.replace("job_skill.csv", "job_skill.parquet"), encoding="utf-8")
     outcome = star("import", _import_config(tmp_path, data), "--workdir", tmp_path / "w")
-    _check(outcome, message)
-    assert not any((tmp_path / "w").rglob("*"))
+    check(outcome, f"unreadable file in skill.csv.*{message}")
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.fixture
@@ -187,10 +211,27 @@ def _larger_vocabulary(folder):
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
+def _config_says(**values):
+    def bend(folder):
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(config | values), encoding="utf-8")
+
+    return bend
+
+
 BASES = {
     "corrupt safetensors": (_flip_header, r"model\.safetensors"),
     "truncated safetensors": (_cut_short("model.safetensors"), r"model\.safetensors"),
     "wrong tokenizer": (_larger_vocabulary, r"tokenizer\.json has \d+ ids, config\.json says"),
+    "tokenizer of a smaller model": (
+        _config_says(vocab_size=30522),
+        r"tokenizer\.json has 73 ids, config\.json says 30522: .*up to 511 fewer",
+    ),
+    "tokenizer with another end": (
+        _config_says(sep_token_id=1),
+        r"config\.json: sep_token_id is 1, tokenizer\.json has 3: they are of different models",
+    ),
     "corrupt tokenizer": (_cut_short("tokenizer.json"), r"tokenizer\.json"),
     "unknown family": (
         lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}', "utf-8"),
@@ -205,7 +246,7 @@ def test_bad_base_models(star, texts, base, case):
     bend, message = BASES[case]
     bend(base)
     outcome = star("train-text", TINY_TEXT, "--workdir", texts, *ONE_DEVICE, "--tower.base", base)
-    _check(outcome, message)
+    check(outcome, message)
     assert not list(texts.rglob("*.partial"))
     assert not (texts / "text" / "manifest.json").exists()
 
@@ -229,34 +270,34 @@ def test_bad_base_models(star, texts, base, case):
 )
 def test_stages_name_the_one_before(star, tmp_path, command, needs):
     outcome = star(*command, "--workdir", tmp_path / "w")
-    _check(outcome, needs)
+    check(outcome, needs)
     assert not any((tmp_path / "w").rglob("*"))
 
 
 def test_a_damaged_artefact_is_named(star, texts):
     path = next((texts / "tables" / "texts").glob("*.parquet"))
     path.write_bytes(path.read_bytes()[:-8])
-    before = _snapshot(texts)
+    before = snapshot(texts)
     outcome = star("train-text", TINY_TEXT, "--workdir", texts, *ONE_DEVICE)
-    _check(outcome, rf"{path.name} has \d+ bytes, needed \d+ \(as written\); remove")
-    assert _snapshot(texts) == before
+    check(outcome, rf"{path.name} has \d+ bytes, needed \d+ \(as written\); remove")
+    assert snapshot(texts) == before
 
 
 @pytest.mark.slow
 def test_another_config_or_other_tables_on_resume(star, texts):
     assert star("train-text", TINY_TEXT, "--workdir", texts, *ONE_DEVICE).code == 0
-    before = _snapshot(texts)
+    before = snapshot(texts)
     outcome = star("train-text", TINY_TEXT, "--workdir", texts, *ONE_DEVICE, "--lora.rank", 4)
-    _check(outcome, r"begun with another config \(lora.rank: 2 -> 4\); give the old values")
-    assert _snapshot(texts) == before
+    check(outcome, r"begun with another config \(lora.rank: 2 -> 4\); give the old values")
+    assert snapshot(texts) == before
     write_tables(texts / "tables", num_groups=30)
-    _check(
+    check(
         star("train-text", TINY_TEXT, "--workdir", texts, *ONE_DEVICE), "text was trained on tables"
     )
 
 
 @contextlib.contextmanager
-def _full_disk(limit_bytes):
+def full_disk(limit_bytes):
     """Writes beyond the limit fail as on a full disk, for root too; also those of pytest."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
@@ -269,21 +310,24 @@ def _full_disk(limit_bytes):
 @pytest.mark.parametrize("limit_bytes", [0, 512, 2048])
 def test_a_full_disk_while_importing(star, data, tmp_path, limit_bytes):
     config = _import_config(tmp_path, data)
-    with _full_disk(limit_bytes):
+    with full_disk(limit_bytes):
         outcome = star("import", config, "--workdir", tmp_path / "w")
-    _check(outcome, r"File too large|No space left")
-    assert not any((tmp_path / "w").rglob("*"))
+    check(outcome, r"File too large|No space left")
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit_bytes", [0, 4096, 16384])
 def test_a_full_disk_while_training(star, texts, limit_bytes):
-    before = _snapshot(texts / "tables")
-    with _full_disk(limit_bytes):
+    before = snapshot(texts)
+    with full_disk(limit_bytes):
         outcome = star("train-text", TINY_TEXT, "--workdir", texts, *ONE_DEVICE)
-    _check(outcome, r"File too large|No space left")
+    check(outcome, r"File too large|No space left")
     assert not (texts / "text" / "manifest.json").exists()
-    assert _snapshot(texts / "tables") == before
+    after = snapshot(texts)
+    assert {path: after[path] for path in before} == before
+    in_place = ("text", "text_tokens")  # Complete, or resumed from any state.
+    assert {path.relative_to(texts).parts[0] for path in set(after) - set(before)} <= {*in_place}
     assert star("train-text", TINY_TEXT, "--workdir", texts, *ONE_DEVICE).code == 0
 
 
@@ -294,8 +338,8 @@ def test_a_workdir_that_cannot_be_written(star, data, tmp_path):
     else:
         (tmp_path / "closed").mkdir(mode=0o555)
         folder = tmp_path / "closed" / "w"
-    _check(star("import", config, "--workdir", folder), re.escape(str(folder.parent)))
-    _check(star("import", config, "--workdir", config), r"import\.py")
+    check(star("import", config, "--workdir", folder), re.escape(str(folder.parent)))
+    check(star("import", config, "--workdir", config), r"import\.py")
 
 
 @pytest.mark.parametrize(
@@ -311,9 +355,13 @@ def test_a_workdir_that_cannot_be_written(star, data, tmp_path):
         (("--lora.targets", "("), "--lora.targets .*no pattern"),
         (("--lora.targets", "nothing"), "lora.targets 'nothing' matches none of"),
         (("--tower.limits.job", "5000"), "limits.job 5000 is above the 2048 positions"),
+        (("--optimizer.learning_rate=nan",), "--optimizer.learning_rate nan, needed a finite"),
+        (("--plan.budget_s=nan",), "--plan.budget_s nan, needed a finite number"),
+        (("--lora.alpha=nan",), "--lora.alpha nan, needed a finite number"),
+        (("--seed=-1",), "--seed -1, needed 0 to 2147483647"),
         (("--mesh.fsdp", "16"), "mesh data 1 x fsdp 16 does not fit the 8 cpu devices"),
     ],
 )
 def test_bad_config_values(star, texts, change, message):
-    _check(star("train-text", TINY_TEXT, "--workdir", texts, *ONE_DEVICE, *change), message)
+    check(star("train-text", TINY_TEXT, "--workdir", texts, *ONE_DEVICE, *change), message)
     assert not (texts / "text" / "manifest.json").exists()

@@ -23,6 +23,7 @@ class Inner:
     rank: int = 8
     alpha: float = 32.0
     targets: tuple[str, ...] = ("q", "k")
+    seed: int = 1
 
     def __post_init__(self):
         if self.alpha < self.rank:
@@ -38,6 +39,8 @@ class Outer:
     mode: Literal["fast", "slow"] = "fast"
     source: Path | None = None
     shuffle: bool = True
+    seed: int = 0
+    pairs: tuple[float, ...] = ()
 
 
 @pytest.mark.parametrize(
@@ -76,6 +79,13 @@ def test_override_sets_typed_fields(args, expected):
         (["--lora.rank", "64"], "--lora.rank 64: alpha 32.0 is below rank 64"),
         (["--rate", "1", "--rate", "2"], "--rate is given twice"),
         (["3"], "'3' is no option, needed --a.b value"),
+        (["--lora.alpha=nan"], "--lora.alpha nan, needed a finite number"),
+        (["--rate=inf"], "--rate inf, needed a finite number"),
+        (["--rate", "-inf"], "--rate -inf, needed a finite number"),
+        (["--pairs", "2.0", "nan"], "--pairs.1 nan, needed a finite number"),
+        (["--seed=-1"], "--seed -1, needed 0 to 2147483647"),
+        (["--seed", "2147483648"], "--seed 2147483648, needed 0 to 2147483647"),
+        (["--lora.seed", "-7"], "--lora.seed -7, needed 0 to 2147483647"),
     ],
 )
 def test_override_errors_are_one_line(args, message, capfd):
@@ -100,6 +110,10 @@ def test_json_round_trip(config):
         ('"rank": 8', '"rank": 99', "lora: alpha 32.0 is below rank 99"),
         ('"rate": 0.0001', '"rates": 0.0001', "rates is unknown; the nearest field is rate"),
         ('"rate": 0.0001,', "", "rate is missing, needed by Outer"),
+        ('"alpha": 32.0', '"alpha": NaN', "lora.alpha nan, needed a finite number"),
+        ('"rate": 0.0001', '"rate": Infinity', "rate inf, needed a finite number"),
+        ('"pairs": []', '"pairs": [1.0, NaN]', "pairs.1 nan, needed a finite number"),
+        ('"seed": 1', '"seed": -1', "lora.seed -1, needed 0 to 2147483647"),
         ('"fast"', '"quick"', "mode got 'quick': needed 'fast' or 'slow'"),
     ],
 )
@@ -120,6 +134,7 @@ def test_difference_names_paths():
         "extra.rank: (absent) -> 8",
         "extra.alpha: (absent) -> 32.0",
         'extra.targets: (absent) -> ["q", "k"]',
+        "extra.seed: (absent) -> 1",
     }
     assert difference(to_json(a), to_json(Outer())) == []
 
@@ -134,8 +149,8 @@ def test_fields_lists_full_paths():
     assert fields(Outer())["lora.rank"] == 8
     assert "lora" not in fields(Outer())
     assert set(fields(Outer())) == {
-        *("lora.rank", "lora.alpha", "lora.targets"),
-        *("extra", "rate", "steps", "mode", "source", "shuffle"),
+        *("lora.rank", "lora.alpha", "lora.targets", "lora.seed"),
+        *("extra", "rate", "steps", "mode", "source", "shuffle", "seed", "pairs"),
     }
 
 
@@ -170,7 +185,25 @@ def test_load_config_runs_the_file(tmp_path):
             "def get_config():\n    return Inner(rank=64)\n",
             "mine.py:3: alpha 32.0 is below rank 64",
         ),
+        (
+            "import os\nos.stat('/nowhere')\n",
+            "mine.py:3: FileNotFoundError: [Errno 2] No such file",
+        ),
+        ("def get_config():\n    return {}['a']\n", "mine.py:3: KeyError: 'a'"),
+        ("def get_config():\n    return 1 // 0\n", "mine.py:3: ZeroDivisionError: integer div"),
+        ("def get_config():\n    assert False\n", "mine.py:3: AssertionError"),
+        ("raise RuntimeError('two\\nlines')\n", "mine.py:2: RuntimeError: two lines"),
+        ("import sys\nsys.exit(3)\n", "mine.py:3: SystemExit: 3"),
+        ("def get_config():\n    return int('x')\n", "mine.py:3: ValueError: invalid literal for"),
+        (
+            "def helper():\n    raise OSError('inner')\ndef get_config():\n    return helper()\n",
+            "mine.py:3: OSError: inner",
+        ),
         ("def get_config():\n    return 3\n", "get_config() returned int, needed a config"),
+        (
+            "def get_config():\n    return Outer(lora=Inner(alpha=float('nan')))\n",
+            "mine.py: lora.alpha nan, needed a finite number",
+        ),
         (
             "def get_config():\n    return Outer(rate='x')\n",
             "mine.py: rate got 'x': needed a valid",

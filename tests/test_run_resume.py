@@ -87,7 +87,14 @@ def _vectors(workdir):
 def test_who_opted_out_is_in_no_artefact_and_who_stayed_is(undisturbed):
     decode = tokenizers.Tokenizer.from_str(TOKENIZER).decode
     out, stays = (undisturbed.words[name] for name in (mini.OUT_ID, mini.IN_ID))
-    found = search(undisturbed.workdir, [*out, *stays], decoders=[lambda ids: decode(ids.tolist())])
+    decoded: set[str] = set()
+    found = search(
+        undisturbed.workdir,
+        [*out, *stays],
+        decoders=[lambda ids: decode(ids.tolist())],
+        decoded=decoded,
+    )
+    assert decoded >= {"checkpoint", "array_record", "parquet", "npy"}
     assert not {needle: files for needle, files in found.items() if files and needle in out}
     folders = {file.split("/")[0] for file in found[mini.IN_ID]}
     assert folders >= {"tables", "text_embeddings", "graph_embeddings", "graph_only_embeddings"}

@@ -70,7 +70,7 @@ def _fake_bin(folder, **programs):
     ],
 )
 def test_dry_run_prints_and_does_nothing(clone, tmp_path, script, expected):
-    config = clone / "configs" / "run" / "quickstart.py"
+    config = clone / "configs" / "run" / "recommended.py"
     done = _run(
         *(clone / "launch" / script, config, "--dry-run", "--workdir", "my runs", "--a.b", "1 2"),
         path=_fake_bin(tmp_path / "bin", python3=_PYTHON),
@@ -80,7 +80,7 @@ def test_dry_run_prints_and_does_nothing(clone, tmp_path, script, expected):
     lines = done.stdout.splitlines()
     for pattern in [*expected, "--require-hashes -r .*/requirements.lock", "-m venv .*/.venv"]:
         assert re.search(pattern, done.stdout), pattern
-    assert lines[-1].endswith("quickstart.py --workdir my\\ runs --a.b 1\\ 2 ")
+    assert lines[-1].endswith("recommended.py --workdir my\\ runs --a.b 1\\ 2 ")
     assert not (clone / ".venv").exists()
     assert not (tmp_path / "my runs").exists()
 

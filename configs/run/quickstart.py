@@ -6,22 +6,15 @@ or, where star_jax is installed:
     star run configs/run/quickstart.py --workdir runs/mine --tables.source data/mine
 
 The text half adapts all-MiniLM-L6-v2 (fetched from the package index) by LoRA for ten minutes; the
-graph half trains for five, twice: with the text vectors and without. Widths, fan-outs and learning
-rates were chosen on the validation splits of two real sets and serve all sets.
+graph half trains for five, twice: with the text vectors and without. It is the preset of
+configs/run/recommended.py with a small base, narrow layers, fewer neighbours and budgets. Widths,
+fan-outs and learning rates were chosen on the validation splits of two real sets and serve all.
 """
 
 import dataclasses
 
-from star_jax.graph.decoders import DecoderConfig
-from star_jax.graph.encoder import GraphEncoderConfig
-from star_jax.graph.model import GraphModelConfig
+from configs.run import recommended
 from star_jax.graph.samplers.fanouts import FanoutConfig
-from star_jax.jobs.build_graph import GraphBuildConfig
-from star_jax.jobs.evaluate import EvaluateConfig
-from star_jax.jobs.export_graph import GraphExportConfig
-from star_jax.jobs.export_text import TextExportConfig
-from star_jax.jobs.import_tables import ImportConfig
-from star_jax.jobs.report import ReportConfig
 from star_jax.jobs.run import RunConfig
 from star_jax.jobs.train_graph import GraphTrainConfig
 from star_jax.jobs.train_text import TextTrainConfig
@@ -33,7 +26,15 @@ from star_jax.train.plan import PlanConfig
 
 def get_config() -> RunConfig:
     """Returns the preset `recommended`, as wide and as long as two cores can carry."""
-    text = TextTrainConfig(
+    config = recommended.get_config()
+    return dataclasses.replace(
+        config, train_text=_train_text(), train_graph=_narrower(config.train_graph)
+    )
+
+
+def _train_text() -> TextTrainConfig:
+    """Another base, so that nothing of the large one's choices is left."""
+    return TextTrainConfig(
         tower=TowerConfig(limits=TokenLimits(job=64, profile=64, resume=64, other=32)),
         # A new head beside adapted weights: it learns faster.
         optimizer=OptimizerConfig(
@@ -41,23 +42,17 @@ def get_config() -> RunConfig:
         ),
         plan=PlanConfig(budget_s=600.0),
     )
-    graph = GraphTrainConfig(
-        model=GraphModelConfig(
-            encoder=GraphEncoderConfig(dim=64, multiplier=2, dropout=0.3),
-            decoder=DecoderConfig(dropout=0.5),
-        ),
+
+
+def _narrower(graph: GraphTrainConfig) -> GraphTrainConfig:
+    encoder = dataclasses.replace(graph.model.encoder, dim=64, multiplier=2)
+    return dataclasses.replace(
+        graph,
+        model=dataclasses.replace(graph.model, encoder=encoder),
         fanouts=FanoutConfig(total=(64, 6)),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
         plan=PlanConfig(num_epochs=10.0, budget_s=300.0),
-    )
-    return RunConfig(
-        tables=ImportConfig(),
-        train_text=text,
-        export_text=TextExportConfig(),
-        build_graph=GraphBuildConfig(),
-        train_graph=graph,
-        export_graph=GraphExportConfig(),
-        evaluate=EvaluateConfig(),
-        report=ReportConfig(),
+        batch_size=512,
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -51,7 +52,7 @@ class BuildOptions:
     text_kinds: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.memory_limit_gib < 0.1:
+        if not self.memory_limit_gib >= 0.1:
             raise ValueError(f"memory_limit_gib is {self.memory_limit_gib}, needed at least 0.1")
         if self.num_threads < 1:
             raise ValueError(f"num_threads is {self.num_threads}, needed at least 1")
@@ -60,7 +61,12 @@ class BuildOptions:
 
 
 def build(
-    output: Path, schema: GraphSchema, tables: GraphTables, time_unit: str, options: BuildOptions
+    output: Path,
+    schema: GraphSchema,
+    tables: GraphTables,
+    time_unit: str,
+    options: BuildOptions,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> GraphMeta:
     """Fills an empty folder with a graph and sets its meta data.
 
@@ -70,6 +76,7 @@ def build(
       tables: Where the tables are.
       time_unit: "unix_s" or "ordinal".
       options: How to build.
+      advance: Told how many edges were written; every edge is written in both directions.
 
     Raises:
       InputError: A table contradicts the schema, or a limit is too low.
@@ -90,19 +97,13 @@ def build(
             for name, path in tables.texts.items()
         }
         num_texts = {
-            name: build_texts(
-                connection,
-                output / "nodes" / name / "texts",
-                tables.texts[name],
-                kind,
-                schema.nodes[name].count,
-            )
+            name: build_texts(connection, folder, tables.texts[name], kind, count)
             for name, kind in text_kind.items()
+            for folder, count in [(output / "nodes" / name / "texts", schema.nodes[name].count)]
         }
+        files = (tables.edges, tables.nodes)
         sizes = [
-            build_adjacency(
-                connection, output / "edges" / name, name, schema, tables.edges, tables.nodes
-            )
+            build_adjacency(connection, output / "edges" / name, name, schema, *files, advance)
             for name in schema.nodes
         ]
     meta = GraphMeta(

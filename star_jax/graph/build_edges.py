@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +66,7 @@ def build_adjacency(
     schema: GraphSchema,
     edges: Mapping[str, Path],
     nodes: Mapping[str, Path],
+    advance: Callable[[int], None],
 ) -> AdjacencySizes:
     """Writes the arrays of `store.Adjacency` for one receiver type.
 
@@ -104,6 +105,7 @@ def build_adjacency(
     with ColumnFiles(folder, dtypes, total) as files:
         for columns in batches(connection, " UNION ALL ".join(queries) + _ORDER) if queries else ():
             files.append(columns)
+            advance(len(columns["receiver"]))
             np.add.at(degrees, (columns["receiver"], columns["relation"]), 1)
     _write_bounds(folder, degrees)
     scratch.unlink(missing_ok=True)  # The map lives until the function ends.

@@ -7,6 +7,7 @@ from pathlib import Path
 from star_jax import artefacts
 from star_jax.graph.build import BuildOptions, GraphTables, build
 from star_jax.graph.schema import EdgeType, GraphSchema, NodeType
+from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import TablesMeta, read_meta
 
 _log = logging.getLogger(__name__)
@@ -23,9 +24,15 @@ def run(config: GraphBuildConfig, workdir: Path) -> None:
     """Builds the graph of all node and edge types that were imported."""
     tables = workdir / "tables"
     meta = read_meta(tables)
+    work = Work("build-graph", 2 * sum(edge.count for edge in meta.edge_types), "edges")
     with artefacts.writing(workdir / "graph", "graph") as output:
         built = build(
-            output, schema_of(meta), files_of(meta, tables), meta.time_unit, config.options
+            output,
+            schema_of(meta),
+            files_of(meta, tables),
+            meta.time_unit,
+            config.options,
+            work.advance,
         )
     for node_type, columns in built.dense_stats.items():
         for column, (mean, deviation) in columns.items():

@@ -48,6 +48,8 @@ def run(config: ImportConfig, workdir: Path) -> None:
     Raises:
       InputError: Something is wrong with the input; nothing is written.
     """
+    if config.source is not None and config.source.is_file():
+        raise InputError(f"source {config.source} is a file, needed the folder that it lies in")
     if config.source is not None and not config.source.is_dir():
         raise InputError(
             f"source {config.source} does not exist, needed a folder with tables (--source)"

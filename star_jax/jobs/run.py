@@ -110,7 +110,7 @@ def _prepare(stage: Stage, output: Path, record: dict[str, Any], title: str) -> 
     path = output / artefacts.STAGE
     if not path.is_file():
         return True
-    old = json.loads(path.read_text(encoding="utf-8"))
+    old = _read_record(path)
     if old["state"] == "running":
         if old["inputs"] == record["inputs"]:
             _log.info("%s: going on where it was interrupted", title)
@@ -160,11 +160,16 @@ def _do(stage: Stage, workdir: Path, record: dict[str, Any], title: str) -> None
     _log.info("%s: done in %.1f s", title, seconds)
 
 
+def _read_record(path: Path) -> dict[str, Any]:
+    record = artefacts.read_json(path, "state", "config", "inputs", "seconds")
+    return record if record["state"] == "running" else artefacts.read_json(path, "output")
+
+
 def _seconds_before(path: Path) -> float:
     """Seconds that an interrupted stage had taken when it last went on."""
     if not path.is_file():
         return 0.0
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = _read_record(path)
     return record["seconds"] if record["state"] == "running" else 0.0
 
 

@@ -120,7 +120,7 @@ class GraphTrainConfig:
         for name in ("num_negatives", "batch_size", "validation_pairs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
-        if self.positive_weight <= 0:
+        if not self.positive_weight > 0:
             raise ValueError(f"positive_weight {self.positive_weight} must be > 0")
 
 
@@ -326,7 +326,7 @@ def _check_begun(path: Path, config: GraphTrainConfig, inputs: dict[str, str]) -
       InputError: With the difference.
     """
     if path.is_file():
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        begun = artefacts.read_json(path, "config", "inputs")
         check_same(json.dumps(begun["config"]), config, path.parent)
         for name, digest in inputs.items():
             if begun["inputs"][name] != digest:

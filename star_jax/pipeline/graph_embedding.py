@@ -21,6 +21,7 @@ from star_jax.graph.samplers.calibrate import SeedBatch, calibrate
 from star_jax.graph.samplers.uniform import NO_EXCLUSION, sample
 from star_jax.graph.store import SPLIT_BITS, TIMED_BIT, GraphStore, TextVersions
 from star_jax.pipeline.graph_loader import Sampling
+from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import SPLIT_CODES
 from star_jax.shapes import NO_TIME, PyTree
 
@@ -107,6 +108,7 @@ class Embedder:
             budget = self._budgets[kind]
             size = budget.block(node_type, 0)[1]
             made, num_cut = [], 0
+            work = Work(f"sampling around {node_type} {role}s", len(seeds.node), "nodes")
             for part in _parts(len(seeds.node), size):
                 batch = _seed_batch(seeds, part)
                 subgraph, stats = sample(
@@ -122,6 +124,7 @@ class Embedder:
                 )
                 made.append((len(batch.seeds), subgraph))
                 num_cut += stats.num_dropped
+                work.advance(len(batch.seeds))
             if not num_cut:
                 return made
             self._budgets[kind] = _larger(budget, node_type)
@@ -131,9 +134,15 @@ class Embedder:
     ) -> Budget:
         num_seeds = min(_MOST_SEEDS, 1 << max(3, (len(seeds.node) - 1).bit_length()))
         parts = list(_parts(len(seeds.node), num_seeds))
+        work = Work(f"measuring samples of {node_type} {role}s", len(parts), "batches")
+
+        def seeds_of(number: int) -> SeedBatch:
+            work.advance(min(number, 1))  # The one before is done.
+            return _seed_batch(seeds, parts[number])
+
         return calibrate(
             store,
-            lambda number: _seed_batch(seeds, parts[number]),
+            seeds_of,
             self._sampling.of(role),
             seed_type=node_type,
             num_seeds=num_seeds,
@@ -148,9 +157,11 @@ class Embedder:
     ) -> SeedVectors:
         """Vectors of prepared seeds, in their order."""
         made = []
+        work = Work(f"embedding {node_type} {role}s", sum(size for size, _ in prepared), "nodes")
         for size, subgraph in prepared:
             vectors = self._embed(variables, subgraph, role, node_type)
             made.append(SeedVectors(*(np.asarray(part)[:size] for part in vectors)))
+            work.advance(size)
         return SeedVectors(*(np.concatenate(parts) for parts in zip(*made, strict=True)))
 
 
@@ -176,12 +187,14 @@ class PairDecoder:
         num_pairs = len(sender_row)
         block = min(_BLOCK_PAIRS, 8 * math.ceil(max(num_pairs, 1) / 8))
         logits = np.empty(num_pairs, np.float32)
+        work = Work("scoring by graph", num_pairs, "pairs")
         for part in _parts(num_pairs, block):
             rows = [
                 np.pad(row[part], (0, block - len(row[part]))) for row in (sender_row, receiver_row)
             ]
             found = self._decode(variables, senders.take(rows[0]), receivers.take(rows[1]))
             logits[part] = np.asarray(found)[: len(logits[part])]
+            work.advance(len(logits[part]))
         return logits
 
     def grid(

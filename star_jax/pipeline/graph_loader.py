@@ -19,6 +19,7 @@ from star_jax.graph.model import GraphBatch, LinkTask, Role
 from star_jax.graph.samplers.calibrate import SeedBatch, calibrate
 from star_jax.graph.samplers.uniform import Exclusion, Fanouts, sample, sampling_key
 from star_jax.graph.store import GraphStore
+from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import SPLIT_CODES, PairTable
 from star_jax.shapes import check_int32
 from star_jax.train.loop import Counts
@@ -209,11 +210,19 @@ class PairSampler:
           num_pairs: The most pairs of a batch.
           num_batches: How many to look at.
         """
+        total = len(_ROLES) * num_batches
+        work = Work(f"measuring samples of {self._task.name}", total, "batches")
+
+        def seeds_of(number: int, role: Role) -> SeedBatch:
+            seeds = self._seeds(role, make_pairs(number))
+            work.advance(1)
+            return seeds
+
         return RoleBudgets(
             *(
                 calibrate(
                     self._store,
-                    lambda number, role=role: self._seeds(role, make_pairs(number)),
+                    lambda number, role=role: seeds_of(number, role),
                     self._sampling.of(role),
                     seed_type=getattr(self._task, role),
                     num_seeds=num_seeds,

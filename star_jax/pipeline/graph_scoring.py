@@ -23,6 +23,7 @@ from star_jax.pipeline.graph_embedding import (
 )
 from star_jax.pipeline.graph_loader import Groups, PairSampler, Sampling
 from star_jax.pipeline.graph_model import open_trained
+from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import PairTable, Ranking
 from star_jax.shapes import PyTree
 
@@ -139,11 +140,13 @@ class TimeScoring:
             num_batches=len(batches),
         )
         found = []
+        work = Work("scoring by graph under strict time", len(pairs.label), "pairs")
         for number, chosen in enumerate(batches):
             part = groups.take(chosen)
             batch, num_cut = self._sampler(part, budgets, num_pairs, number)
             assert num_cut == 0  # The calibration drew with the same keys.
             found.append(np.asarray(self._logits(variables, batch))[: len(part.group)])
+            work.advance(len(part.group))
         logits = np.empty(len(pairs.label), np.float32)
         logits[groups.order] = np.concatenate(found)
         return logits

@@ -38,7 +38,7 @@ class MeasureConfig:
             raise ValueError(f"calibration_bins {self.calibration_bins} must be >= 1")
         if self.min_cohort_members < 2:
             raise ValueError(f"min_cohort_members {self.min_cohort_members} must be >= 2")
-        if self.max_cohort_gap < 0:
+        if not self.max_cohort_gap >= 0:
             raise ValueError(f"max_cohort_gap {self.max_cohort_gap} must be >= 0")
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from star_jax.evaluation.metrics import LabelledPairs
 from star_jax.evaluation.ranking import QueryMetrics, query_metrics
+from star_jax.pipeline.progress import Work
 from star_jax.pipeline.reference_methods import Method
 from star_jax.pipeline.tables.read import PairTable, Ranking, TaskMeta
 
@@ -34,16 +35,16 @@ def score_split(
     """Runs every method on the pairs, and on the queries where there are any."""
     scores: dict[str, np.ndarray] = {}
     queries: dict[str, QueryMetrics] = {}
+    work = Work("scoring", len(methods), "methods")
     for name, method in methods.items():
         _log.info("scoring %d pairs: %s", len(pairs.sender), name)
         scores[name] = method.score(pairs).astype(np.float64)
-        if ranking is None:
-            continue
-        grid = method.score_grid(ranking)
-        if grid is not None:
+        grid = None if ranking is None else method.score_grid(ranking)
+        if ranking is not None and grid is not None:
             queries[name] = query_metrics(
                 grid.astype(np.float64), ranking.candidates, ranking.relevant, ranking.excluded
             )
+        work.advance(1)
     return Scored(labelled(pairs, task), scores, queries)
 
 

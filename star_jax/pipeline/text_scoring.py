@@ -12,6 +12,7 @@ from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.embeddings.table import read_table
 from star_jax.losses.contrastive import Component
+from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import PairTable, Ranking, read_meta
 from star_jax.pipeline.text_model import open_scorer
 from star_jax.shapes import PyTree
@@ -63,6 +64,7 @@ class PairLogits:
         """
         num_pairs = len(rows.document)
         found = np.empty(num_pairs, np.float32)
+        work = Work("scoring by text", num_pairs, "pairs")
         for start in range(0, num_pairs, _BLOCK_PAIRS):
             block = [row[start : start + _BLOCK_PAIRS] for row in rows]
             size = len(block[0])
@@ -71,6 +73,7 @@ class PairLogits:
             vectors = [_take(table, row) for table, row in zip(tables, padded, strict=True)]
             result = self._logits(variables, *vectors, tuple(map(jnp.asarray, padded)))
             found[start : start + size] = np.asarray(result)[:size]
+            work.advance(size)
         return found
 
 
@@ -105,6 +108,7 @@ class TextPairScorer:
         documents, requests = self._sides(task)
         grid = np.empty((num_queries, num_candidates), np.float32)
         step = max(1, _BLOCK_PAIRS // max(num_candidates, 1))
+        work = Work("ranking by text", num_queries, "queries")
         for start in range(0, num_queries, step):
             queries = slice(start, start + step)
             size = len(ranking.sender[queries])
@@ -115,6 +119,7 @@ class TextPairScorer:
             )
             logits = self._logits(self._variables, documents, requests, rows)
             grid[queries] = logits.reshape(size, num_candidates)
+            work.advance(size)
         return grid
 
     def _sides(self, task: str) -> tuple[Float32[np.ndarray, "N E"], Float32[np.ndarray, "M E"]]:

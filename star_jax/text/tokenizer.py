@@ -15,6 +15,11 @@ from star_jax.config import InputError
 from star_jax.text.families import TokenLimits
 from star_jax.text.prompts import clean, prompt
 
+# Embedding tables have rows without a token, so that their number suits the devices: 28 of them in
+# Flan-T5, 399 in Qwen2.5-7B.
+_VOCABULARY_MULTIPLE = 8
+_MOST_PADDING = 511
+
 
 @dataclass
 class Truncation:
@@ -58,6 +63,7 @@ class Tokenizer:
         self._tokenizer.encode_special_tokens = True
         self._prompts, self._limits = prompts, limits
         self.prefix, self.suffix = self._special_ids()
+        self._template = self.prefix, self.suffix
         self.appended_eos = None if self.suffix else eos_id
         if self.appended_eos is not None:
             self.suffix = (self.appended_eos,)
@@ -89,6 +95,34 @@ class Tokenizer:
                 raise
             reason = " ".join(str(error).split())
             raise InputError(f"{file} is no tokenizer that can be read: {reason}") from error
+
+    def check_config(self, folder: Path, vocab_size: int) -> None:
+        """Compares with the config.json beside the file, as far as both speak of the same.
+
+        Raises:
+          InputError: The two are of different models.
+        """
+        padding = vocab_size - self.vocab_size
+        padded = vocab_size % _VOCABULARY_MULTIPLE == 0 and 0 < padding <= _MOST_PADDING
+        if padding and not padded:
+            raise InputError(
+                f"{folder}/tokenizer.json has {self.vocab_size} ids, config.json says "
+                f"{vocab_size}: they are of different models (needed as many, or up to "
+                f"{_MOST_PADDING} fewer than a multiple of {_VOCABULARY_MULTIPLE})"
+            )
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        first, last = (
+            part[end] if part else None for part, end in zip(self._template, (0, -1), strict=True)
+        )
+        named = {"bos": first, "cls": first, "eos": last, "sep": last}
+        for name, own in named.items():
+            said = config.get(f"{name}_token_id")
+            known = said if isinstance(said, list) else [said]
+            if own is not None and said is not None and own not in known:
+                raise InputError(
+                    f"{folder}/config.json: {name}_token_id is {said}, tokenizer.json has {own}: "
+                    "they are of different models"
+                )
 
     def encode(self, texts: Sequence[str], kind: str) -> list[Int[np.ndarray, " L"]]:
         """Ids of each text: prompt and text, cut on the right, between the special tokens.

@@ -220,7 +220,7 @@ def build_tokenizer(config: TowerConfig) -> Tokenizer:
     """The base's tokenizer with the config's prompts and limits.
 
     Raises:
-      InputError: It is missing or corrupt, or has more ids than the base.
+      InputError: It is missing or corrupt, or of another model than the base.
     """
     base = read_base(config)
     eos_id = None if isinstance(base.shape, BertShape) else base.shape.eos_id
@@ -229,11 +229,7 @@ def build_tokenizer(config: TowerConfig) -> Tokenizer:
             random_base.TOKENIZER, prompts=base.prompts, limits=base.limits, eos_id=eos_id
         )
     tokenizer = Tokenizer.read(base.folder, prompts=base.prompts, limits=base.limits, eos_id=eos_id)
-    if tokenizer.vocab_size > base.shape.vocab_size:
-        raise InputError(
-            f"{base.folder}/tokenizer.json has {tokenizer.vocab_size} ids, config.json says "
-            f"{base.shape.vocab_size}: they are of different models"
-        )
+    tokenizer.check_config(base.folder, base.shape.vocab_size)
     return tokenizer
 
 

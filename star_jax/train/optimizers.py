@@ -35,8 +35,14 @@ class OptimizerConfig:
     rate_multipliers: tuple[tuple[str, float], ...] = ()  # (Parameter pattern, factor).
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
+        if not self.learning_rate > 0:
             raise ValueError(f"learning_rate {self.learning_rate} must be > 0")
+        for name in ("weight_decay", "clip_norm"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} {getattr(self, name)} must be >= 0")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be in [0, 1)")
         if not 0 <= self.final_fraction <= 1:
             raise ValueError(f"final_fraction {self.final_fraction} must be in [0, 1]")
         if not 0 <= self.max_warmup_fraction <= 1:

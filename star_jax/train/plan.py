@@ -33,16 +33,18 @@ class PlanConfig:
     def __post_init__(self) -> None:
         if self.num_steps is not None and self.num_steps < 1:
             raise ValueError(f"num_steps {self.num_steps} must be >= 1")
-        if self.num_epochs <= 0 or self.validate_epochs <= 0:
+        if not (self.num_epochs > 0 and self.validate_epochs > 0):
             raise ValueError(
                 f"num_epochs {self.num_epochs}, validate_epochs {self.validate_epochs} must be > 0"
             )
-        if self.budget_s is not None and self.budget_s <= 0:
+        if self.budget_s is not None and not self.budget_s > 0:
             raise ValueError(f"budget_s {self.budget_s} must be > 0")
         if not 0 < self.validation_share < 1:
             raise ValueError(f"validation_share {self.validation_share} must be in (0, 1)")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience {self.patience} must be >= 1")
+        if not self.checkpoint_s >= 0:
+            raise ValueError(f"checkpoint_s {self.checkpoint_s} must be >= 0")
 
 
 class Timing(NamedTuple):
@@ -82,7 +84,7 @@ def settle(
       measure: Times a few steps and a validation; called only when a budget needs it.
     """
     if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = artefacts.read_json(path, "config", *Plan._fields)
         check_same(json.dumps(stored["config"]), job, path)
         timing = Timing(*stored["timing"]) if stored["timing"] else None
         return Plan(**{name: stored[name] for name in Plan._fields[:-1]}, timing=timing)

@@ -1,5 +1,6 @@
 """The rules of `star run`: skip, do anew, go on, stop. The stages are small stand-ins."""
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -133,6 +134,29 @@ def test_a_damaged_output_stops_the_run(jobs, tmp_path):
     jobs.run(TwoConfig(), tmp_path)
     (tmp_path / "first" / "data").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match=r"first/data has 0 bytes, needed 1"):
+        jobs.run(TwoConfig(), tmp_path)
+
+
+@pytest.mark.parametrize("state", ["done", "running"])
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda text: text[: len(text) // 2], "Unterminated|Expecting|delimiter"),
+        (lambda text: "", "Expecting value"),
+        (lambda text: "[]", "it has no state, config, inputs, seconds"),
+        (lambda text: text.replace('"inputs"', '"input"'), "it has no inputs"),
+        (lambda text: "\udcff", "can't decode"),
+    ],
+)
+def test_a_damaged_record_is_named(jobs, tmp_path, state, damage, reason):
+    jobs.stop_second = state == "running"
+    with contextlib.suppress(StoppedError):
+        jobs.run(TwoConfig(), tmp_path)
+    path = tmp_path / "second" / artefacts.STAGE
+    text = path.read_text(encoding="utf-8")
+    assert f'"state": "{state}"' in text
+    path.write_bytes(damage(text).encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=rf"second/stage.json is damaged \(.*({reason}).*; remove"):
         jobs.run(TwoConfig(), tmp_path)
 
 

@@ -46,7 +46,7 @@ def write(workdir: Path) -> Path:
             )
             if split != "train":
                 _write_ranking(partial / "rank" / "apply", split, chosen, texts)
-        artefacts.set_meta(partial, _meta())
+        artefacts.set_meta(partial, _meta(partial))
     with artefacts.writing(workdir / "text_embeddings", "text_embeddings") as partial:
         for name, (entity, t) in texts.items():
             vectors = rng.normal(size=(len(entity), TEXT_SIZE)).astype(np.float32)
@@ -222,7 +222,7 @@ def _write(path, columns):
     pq.write_table(pa.table(columns), path)
 
 
-def _meta():
+def _meta(folder):
     def node(name):
         return {
             "count": COUNTS[name],
@@ -239,7 +239,7 @@ def _meta():
             "relation": relation,
             "receiver": receiver,
             "kind": kind,
-            "count": 0,
+            "count": pq.read_metadata(folder / "edges" / f"{key}.parquet").num_rows,
             "has_time": kind == "interaction",
             "has_split": kind == "interaction",
         }

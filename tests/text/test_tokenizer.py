@@ -141,3 +141,33 @@ def test_a_tokenizer_of_another_model(tmp_path):
     limits = TokenLimits(job=9, profile=9, resume=9, other=9)
     with pytest.raises(InputError, match=r"tokenizer.json has \d+ ids, config.json says 9"):
         build_tokenizer(TowerConfig(base=str(folder), limits=limits))
+
+
+@pytest.mark.parametrize(
+    ("family", "vocab_size", "config", "message"),
+    [
+        ("tiny_bert", 73, {}, None),
+        ("tiny_bert", 128, {}, None),  # Padded to a multiple of 128.
+        ("tiny_bert", 80, {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3}, None),
+        ("tiny_bert", 72, {}, "has 73 ids, config.json says 72"),
+        ("tiny_bert", 74, {}, "has 73 ids, config.json says 74"),
+        ("tiny_bert", 592, {}, "has 73 ids, config.json says 592"),
+        ("tiny_bert", 73, {"cls_token_id": 101}, "cls_token_id is 101, tokenizer.json has 2"),
+        ("tiny_bert", 73, {"sep_token_id": 102}, "sep_token_id is 102, tokenizer.json has 3"),
+        ("tiny_bert", 73, {"pad_token_id": 5}, None),  # Padding is masked, whatever it is.
+        ("tiny_bert", 73, {"eos_token_id": 7}, "eos_token_id is 7, tokenizer.json has 3"),
+        ("tiny_bert", 73, {"eos_token_id": [7, 3]}, None),
+        ("tiny_mistral", 99, {"bos_token_id": 1, "eos_token_id": 9}, None),  # Its file names none.
+        ("tiny_mistral", 99, {"bos_token_id": 3}, "bos_token_id is 3, tokenizer.json has 1"),
+    ],
+)
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, family, vocab_size, config, message):
+    shutil.copy(FOLDER / family / "tokenizer.json", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    limits = TokenLimits(job=8, profile=8, resume=8, other=8)
+    tokenizer = Tokenizer.read(tmp_path, prompts="none", limits=limits, eos_id=2)
+    if message is None:
+        tokenizer.check_config(tmp_path, vocab_size)
+    else:
+        with pytest.raises(InputError, match=message):
+            tokenizer.check_config(tmp_path, vocab_size)

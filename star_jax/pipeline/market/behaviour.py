@@ -15,7 +15,7 @@ from star_jax.pipeline.market.truth import (
     true_logit,
     with_mean,
 )
-from star_jax.pipeline.market.world import DAY_S, NUM_DAYS, START, Offer, World, stream
+from star_jax.pipeline.market.world import DAY_S, NUM_DAYS, START, TEXT, Offer, World, stream
 
 SESSION_JOBS = 20  # Shown in one session.
 ACTIONS = ("APPLY", "APPLY_CONTACTED", "SAVE", "SKIP", "DISMISS")
@@ -25,6 +25,7 @@ _SKIPS_PER_APPLY = 2.0  # Of the many that were shown in vain, so many are logge
 _DISMISSES_PER_APPLY = 0.5
 _APPLY_RATE = 0.04  # Of the jobs shown, unless the market is too small for it.
 _PAIRS_MET = 0.35  # Share of all (member, job) pairs that even a tiny market can show.
+_VISIT_ACTIVITY = 2.0  # Who visits once has most of a stay's sessions in that time.
 _GLANCE_S = 45  # From one shown job to the next.
 _CHUNK = 1 << 20
 
@@ -129,13 +130,17 @@ def job_events(
 
 
 def inmails(config: MarketConfig, world: World) -> tuple[InMails, Weights]:
-    """Hire projects write to members who look right; replies follow the planted logit."""
+    """Hire projects write to members who look right; replies follow the planted logit.
+
+    They find members by their attributes, so that those without any get no message.
+    """
     rng = stream(config, "inmails")
     edges = counts(config).edges
     members, projects = world.members, world.hire_projects
     num_members, num_projects = len(members.field), len(projects.recruiter)
     target = edges["hire_project__inmail__member"]
     tried = np.unique(rng.integers(num_members * num_projects, size=12 * target))
+    tried = tried[members.speaks[tried % num_members] != TEXT]
     project, member = tried // num_members, tried % num_members
     earliest = np.maximum(members.joined[member], START) + DAY_S
     time = earliest + (rng.random(len(tried)) * (START + NUM_DAYS * DAY_S - earliest)).astype(int)
@@ -207,14 +212,14 @@ def _shown_in_sessions(rng: np.random.Generator, world: World, num: int) -> Show
 
 
 def _sessions(rng: np.random.Generator, world: World, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Member and day of each session; days are whole ones after joining."""
+    """Member and day of each session."""
     members = world.members
-    joined_day = np.maximum((members.joined - START) // DAY_S + 1, 0)
-    present = np.maximum(NUM_DAYS - joined_day, 0)
-    # Newcomers look around more than their short stay would give them.
+    present = np.maximum(members.last_day - members.first_day, 0)
+    # Who comes for a short time looks around more than that time would give them.
     weight = members.activity * np.sqrt(present) * (1 + 0.3 * members.urgency)
+    weight = np.where(members.speaks == TEXT, _VISIT_ACTIVITY * weight, weight)
     member = rng.choice(len(weight), size=num, p=weight / weight.sum())
-    day = joined_day[member] + np.floor(rng.random(num) * present[member]).astype(np.int64)
+    day = members.first_day[member] + np.floor(rng.random(num) * present[member]).astype(np.int64)
     return member, day
 
 

@@ -62,7 +62,8 @@ class MarketConfig:
       resume_share: Share of members with a resume.
       opt_out_share: Share of members who do not consent to being used.
       structure_share: Share of members whose texts say nothing, but whose edges do.
-      text_share: Share of members whose texts speak, but who have no attribute edges.
+      text_share: Share of members whose texts say all that decides, and who have neither attribute
+        edges nor, for most, a history: they come once, for two weeks.
     """
 
     size: Literal["tiny", "small", "medium"] | int = "small"
@@ -89,7 +90,7 @@ class MarketConfig:
             share = getattr(self, f"{name}_share")
             if not 0 <= share <= 1:
                 raise ValueError(f"market {name}_share {share}, needed 0 to 1")
-        if self.structure_share + self.text_share > 0.5:
+        if not self.structure_share + self.text_share <= 0.5:
             raise ValueError(
                 f"market structure_share {self.structure_share} + text_share {self.text_share}, "
                 "needed at most 0.5: the other members carry the edges"

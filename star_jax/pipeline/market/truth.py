@@ -1,7 +1,9 @@
 """The planted truth: who applies, replies and is contacted, as logistic functions of the world.
 
-Nothing else decides. Members are shown open jobs uniformly, so the true logit orders the pairs of
-a positive and its uniform negatives as well as anything can.
+Members of whom texts say most (`TEXT`) ask for the right field where others ask for the right
+culture, so that all that decides for them stands in their texts. Nothing else decides. Members are
+shown open jobs uniformly, so the true logit orders the pairs of a positive and its uniform
+negatives as well as anything can.
 """
 
 from typing import NamedTuple
@@ -10,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from star_jax.pipeline.market.places import CITY_COUNTRY
-from star_jax.pipeline.market.world import Members, Offer, same_area
+from star_jax.pipeline.market.world import TEXT, Members, Offer, same_area
 
 _COUNTRY = np.array(CITY_COUNTRY)
 _MAIN = 0.85  # What the main field of work counts; the second one counts the rest.
@@ -45,10 +47,12 @@ def true_logit(
     after = (time > members.moved[member]).astype(np.int64)
     city, seniority = members.city[member, after], members.seniority[member, after]
     gap = np.abs(seniority - offer.seniority[row])
+    field = _field_match(members, member, offer, row)
+    culture = members.culture[member] == offer.culture[row]
     return (
         weights.intercept
-        + weights.field * _field_match(members, member, offer, row)
-        + weights.culture * (members.culture[member] == offer.culture[row])
+        + weights.field * field
+        + weights.culture * np.where(members.speaks[member] == TEXT, field, culture)
         + weights.place * _place_match(city, offer, row)
         + weights.seniority * np.maximum(0.0, 1.0 - gap / 2.0)
         + weights.urgency * members.urgency[member] / 2.0

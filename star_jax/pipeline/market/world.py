@@ -22,6 +22,7 @@ TEST_FROM = START + 214 * DAY_S
 NEVER = np.iinfo(np.int64).max
 NUM_CULTURES = 3
 PLAIN, STRUCTURE, TEXT = 0, 1, 2  # What says most about a member.
+VISIT_DAYS = 14  # Those of whom texts say most come once, for so long.
 
 _TITLES_PER_FIELD = NUM_TITLES // len(FIELDS)
 _SENIORITY_SHARES = (0.15, 0.28, 0.30, 0.17, 0.10)
@@ -64,6 +65,8 @@ class Members(NamedTuple):
     seniority: Int[np.ndarray, "N 2"]
     moved: Int[np.ndarray, " N"]  # When; NEVER for most.
     joined: Int[np.ndarray, " N"]
+    first_day: Int[np.ndarray, " N"]  # Looks at jobs from this day on,
+    last_day: Int[np.ndarray, " N"]  # and before this one.
     position: Int[np.ndarray, " N"]
     activity: Float[np.ndarray, " N"]  # Sessions, up to a factor.
     gender: Int[np.ndarray, " N"]
@@ -171,6 +174,7 @@ def _members(config: MarketConfig, num: int, companies: Companies, positions: Po
     num_text = round(num * config.text_share)
     speaks[order[:num_structure]] = STRUCTURE
     speaks[order[num_structure : num_structure + num_text]] = TEXT
+    first_day, last_day = _stays(config, joined, speaks)
     return Members(
         field=field,
         second_field=second,
@@ -179,6 +183,8 @@ def _members(config: MarketConfig, num: int, companies: Companies, positions: Po
         seniority=np.stack([seniority, promoted], 1),
         moved=np.where(moves, moved, NEVER),
         joined=joined,
+        first_day=first_day,
+        last_day=last_day,
         position=position,
         activity=rng.lognormal(0.0, 0.8, num),
         gender=rng.integers(2, size=num),
@@ -187,6 +193,20 @@ def _members(config: MarketConfig, num: int, companies: Companies, positions: Po
         consent=rng.permutation(num) >= round(num * config.opt_out_share),
         has_resume=rng.random(num) < config.resume_share,
     )
+
+
+def _stays(
+    config: MarketConfig, joined: np.ndarray, speaks: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whole days after joining; all of them, or one visit at some time."""
+    first = np.maximum((joined - START) // DAY_S + 1, 0)
+    wait = stream(config, "visits").random(len(joined)) * np.maximum(
+        NUM_DAYS - VISIT_DAYS - first, 0
+    )
+    visit = first + np.floor(wait).astype(np.int64)
+    visits = speaks == TEXT
+    last = np.minimum(np.where(visits, visit + VISIT_DAYS, NUM_DAYS), NUM_DAYS)
+    return np.where(visits, visit, first), last
 
 
 def _jobs(

@@ -94,7 +94,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
 def read_stages(workdir: Path) -> list[StageRecord]:
     """The finished stages in the order they ran; none without `star run`."""
     records = [
-        json.loads(path.read_text(encoding="utf-8"))
+        artefacts.read_json(path, "state", "stage", "seconds", "config")
         for path in workdir.glob(f"*/{artefacts.STAGE}")
     ]
     done = sorted((r for r in records if r["state"] == "done"), key=lambda r: r["finished"])

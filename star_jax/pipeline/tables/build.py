@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.database import Database, quoted
 from star_jax.pipeline.tables.edges import finish_edges, stage_edges
 from star_jax.pipeline.tables.events import stage_events
@@ -56,6 +57,7 @@ def build(data: Path, schema: Schema, folder: Path, *, seed: int, fix: bool) -> 
     findings = Findings(schema.allowed)
     scratch = folder / ".scratch"
     scratch.mkdir()
+    work = Work("import", _num_reads(schema) + _num_writes(schema), "tables")
     db = Database(
         data,
         scratch,
@@ -63,6 +65,7 @@ def build(data: Path, schema: Schema, folder: Path, *, seed: int, fix: bool) -> 
         unix_time=schema.time_unit == "unix_s",
         personal_data=schema.personal_data,
         fix=fix,
+        opens=lambda _: work.advance(1),
     )
     try:
         reference = _reference(data, schema, findings)
@@ -78,10 +81,23 @@ def build(data: Path, schema: Schema, folder: Path, *, seed: int, fix: bool) -> 
         outcomes = {task.name: read_outcomes(db, schema, task, 1) for task in schema.tasks}
         _check_splits(schema, outcomes, findings)
         findings.stop_if_any()
-        return _write(db, schema, folder, outcomes, reference, seed)
+        return _write(db, schema, folder, outcomes, reference, seed, work)
     finally:
         db.close()
         shutil.rmtree(scratch)
+
+
+def _num_reads(schema: Schema) -> int:
+    """How many tables are read."""
+    sources = (schema.nodes, schema.texts, schema.events, schema.edges)
+    pairs = sum(len(SPLITS) for task in schema.tasks if task.pairs is not None)
+    ranked = sum(2 * len(RANKED_SPLITS) for task in schema.tasks if task.ranking is not None)
+    return sum(map(len, sources)) + pairs + ranked
+
+
+def _num_writes(schema: Schema) -> int:
+    """How many tables are written: a task's pairs, node types, edge types, texts."""
+    return len(schema.tasks) * len(SPLITS) + len(schema.nodes) + len(schema.edge_names) + 1
 
 
 def _reference(data: Path, schema: Schema, findings: Findings) -> dict[str, Any] | None:
@@ -106,7 +122,7 @@ def _check_splits(schema: Schema, outcomes: dict[str, Outcomes], findings: Findi
             if not (outcomes[task.name].code == SPLIT_CODES[split]).any():
                 findings.problem(
                     "empty split",
-                    f"task {task.name}",
+                    f"{split} of task {task.name}",
                     f"at least one event with label 1 in {split}",
                 )
 
@@ -118,14 +134,18 @@ def _write(
     outcomes: dict[str, Outcomes],
     reference: dict[str, Any] | None,
     seed: int,
+    work: Work,
 ) -> TablesMeta:
     tasks = {
-        task.name: _write_task(db, schema, task, outcomes[task.name], folder, seed)
+        task.name: _write_task(db, schema, task, outcomes[task.name], folder, seed, work)
         for task in schema.tasks
     }
     nodes = write_nodes(db, schema, folder)
+    work.advance(len(nodes))
     edges = write_edges(db, schema, folder)
+    work.advance(len(edges))
     write_texts(db, schema, folder)
+    work.advance(1)
     for name in schema.ignored_files:
         db.findings.note(f"{name} is not imported")
     return TablesMeta(
@@ -141,7 +161,13 @@ def _write(
 
 
 def _write_task(
-    db: Database, schema: Schema, task: TaskSource, positives: Outcomes, folder: Path, seed: int
+    db: Database,
+    schema: Schema,
+    task: TaskSource,
+    positives: Outcomes,
+    folder: Path,
+    seed: int,
+    work: Work,
 ) -> TaskMeta:
     lookup = text_lookup(db, schema, task)
     table = quoted(node_table(task.receiver))
@@ -165,6 +191,7 @@ def _write_task(
             pairs = fixed_pairs(db, task, split, lookup, positives)
         write_pairs(pairs, folder / "pairs" / task.name / f"{split}.parquet")
         counts[split] = _count(pairs)
+        work.advance(1)
         if split != "train":
             kinds |= set(counts[split]) - {"positives"}
     for split in RANKED_SPLITS:

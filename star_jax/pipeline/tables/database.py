@@ -1,6 +1,6 @@
 """One DuckDB per import: every source becomes a table of typed, checked columns, out of core."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -8,6 +8,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from star_jax.pipeline.tables.files import file_sql, reason
 from star_jax.pipeline.tables.findings import Findings
 from star_jax.pipeline.tables.personal import check_columns
 from star_jax.shapes import NO_TIME
@@ -49,7 +50,9 @@ class Database:
         unix_time: bool,
         personal_data: Sequence[str] = (),
         fix: bool = False,
+        opens: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._opens = opens  # Told of every file before it is read.
         self.data = data
         self.findings = findings
         self.broken: set[str] = set()  # Tables whose rows are unknown: no check refers to them.
@@ -61,6 +64,8 @@ class Database:
         self._con = duckdb.connect(":memory:")
         self._con.execute("SET temp_directory = ?", [str(scratch)])
         self._con.execute("SET enable_progress_bar = false")
+        # It believes Parquet's statistics, which leave NaN out, and so takes isnan() for false.
+        self._con.execute("SET disabled_optimizers = 'statistics_propagation'")
 
     def close(self) -> None:
         """Frees the tables."""
@@ -146,6 +151,7 @@ class Database:
           names_personal: The rows are people or the like: a plain `name` is personal data here.
           unique_rows: `--fix` removes exact copies of a row.
         """
+        self._opens(file)
         relation = self._open(file)
         types = self._describe(relation, file) if relation else None
         if types is None:
@@ -196,8 +202,7 @@ class Database:
         return {name: kind for name, kind, *_ in described if name != "row"}
 
     def _unreadable(self, file: str, error: duckdb.Error) -> None:
-        reason = str(error).split("\n")[0].replace(str(self.data) + "/", "")
-        self.findings.problem("unreadable file", file, f"a complete file ({reason})")
+        self.findings.problem("unreadable file", file, f"a whole file ({reason(error, self.data)})")
 
     def _read(
         self,
@@ -239,6 +244,9 @@ class Database:
             self.check("null", where, name, is_null, "a value in every row")
         wrong = f"NOT {is_null} AND {value} IS NULL"
         self.check("wrong type", where, name, wrong, _NEEDED[column.kind])
+        if column.kind == "time" and not column.required:
+            count = self.value(f"SELECT count(*) FROM {name} WHERE {is_null}")
+            self.findings.count("unknown", f"times (null or NaN) in {where}", count)
         blank = quoted("blank " + column.name)
         if self._fix:
             count = self.value(f"SELECT count(*) FROM {name} WHERE {blank}")
@@ -287,21 +295,6 @@ class Database:
 def quoted(name: str) -> str:
     """The name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
-
-
-def file_sql(path: Path) -> str:
-    """The rows of a Parquet or CSV file, numbered from 1 in `row`; every CSV cell is a string."""
-    name = literal(str(path))
-    if path.suffix == ".parquet":
-        read = f"read_parquet({name}, file_row_number = true)"
-        return f'(SELECT * EXCLUDE (file_row_number), file_row_number + 1 AS "row" FROM {read})'
-    read = f"read_csv({name}, header = true, all_varchar = true)"
-    return f'(SELECT *, row_number() OVER () AS "row" FROM {read})'
-
-
-def literal(value: str) -> str:
-    """The string as an SQL literal."""
-    return "'" + value.replace("'", "''") + "'"
 
 
 _SQL_TYPES: dict[ColumnKind, str] = {

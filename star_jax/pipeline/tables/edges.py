@@ -2,6 +2,7 @@
 
 from star_jax.pipeline.tables.database import Column, Database, quoted
 from star_jax.pipeline.tables.events import event_table
+from star_jax.pipeline.tables.read import SPLIT_CODES
 from star_jax.pipeline.tables.resolve import End, drop_excluded, resolve
 from star_jax.pipeline.tables.schema import Schema
 from star_jax.pipeline.tables.sources import EdgeSource, EventSource
@@ -81,6 +82,8 @@ def finish_edges(db: Database, schema: Schema, cuts: Cuts | None) -> None:
         if source.kind == "attribute":
             _drop_repeated_times(db, schema, source)
         if source.split is not None:
+            nulls = db.value(f"SELECT count(*) FROM {table} WHERE split IS NULL")
+            db.findings.count("unknown", f"splits in {source.file}: visible from all", nulls)
             code = f"coalesce({column_code(schema, 'split')}, 0)"
             db.run(f"CREATE OR REPLACE TABLE {table} AS SELECT *, {code} AS code FROM {table}")
         elif source.kind == "attribute":
@@ -120,7 +123,7 @@ def _drop_repeated_times(db: Database, schema: Schema, source: EdgeSource) -> No
 def _split_interactions(
     db: Database, schema: Schema, source: EdgeSource, cuts: Cuts | None
 ) -> None:
-    """The split of the event that an edge repeats, else of its time, else always visible."""
+    """The split of the event that an edge repeats, else of its time, else as the schema says."""
     table = quoted(edge_table(source.name))
     repeats = [
         _repeated(k, events, source)
@@ -136,16 +139,23 @@ def _split_interactions(
             'GROUP BY "row") e ON e."row" = x."row"'
         )
         event = "e.code"
+    otherwise = SPLIT_CODES[source.visible_from or "test"]
     db.run(
         f"CREATE OR REPLACE TABLE {table} AS SELECT x.*, "
-        f"CAST(coalesce({event}, {by_time}, 0) AS INTEGER) AS code, "
+        f"CAST(coalesce({event}, {by_time}, {otherwise}) AS INTEGER) AS code, "
         f"{event} IS NULL AND {by_time} IS NULL AS unplaced FROM {table} x {join}"
     )
-    unplaced = db.value(f"SELECT count(*) FROM {table} WHERE unplaced")
-    if unplaced:
-        db.findings.note(
+    if source.visible_from is None:
+        needed = (
+            f"{'a split column' if cuts is None else 'a time in every row, a split column'}, or "
+            f"visible_from in the schema's {source.name}: without it nothing tells which split "
+            "may see these interactions"
+        )
+        db.check("unplaced interaction", source.file, table, "unplaced", needed)
+    elif unplaced := db.value(f"SELECT count(*) FROM {table} WHERE unplaced"):
+        db.findings.warn(
             f"{source.name}: {unplaced} interactions have no split, no event and no cut by time; "
-            "they are visible from every split"
+            f"as the schema says, their split is {source.visible_from}"
         )
     outside = db.value(f"SELECT count(*) FROM {table} WHERE code = {_BEFORE_THE_GRAPH}")
     db.findings.count("excluded", f"{source.name} edges outside the windows", outside)

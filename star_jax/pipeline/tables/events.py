@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from star_jax.pipeline.tables.database import Column, Database, literal, quoted
+from star_jax.pipeline.tables.database import Column, Database, quoted
+from star_jax.pipeline.tables.files import literal
 from star_jax.pipeline.tables.resolve import End, drop_excluded, resolve
 from star_jax.pipeline.tables.schema import Schema, SplitColumn
 from star_jax.pipeline.tables.sources import EventSource

@@ -50,6 +50,7 @@ class Findings:
         self._allowed = frozenset(allowed)
         self._counts: dict[str, dict[str, int]] = defaultdict(dict)
         self._notes: list[str] = []
+        self._loud: set[str] = set()
 
     def problem(
         self, kind: str, where: str, needed: str, *, count: int = 1, examples: Sequence[str] = ()
@@ -61,13 +62,24 @@ class Findings:
             self.problems.append(Problem(kind, where, count, tuple(examples), needed))
 
     def count(self, group: str, name: str, count: int) -> None:
-        """Adds to a count of the report; group is "excluded", "fixed", "allowed" or "short"."""
+        """Adds to a count of the report.
+
+        Args:
+          group: "excluded", "fixed", "allowed", "short" or "unknown".
+          name: What is counted, and where.
+          count: How many.
+        """
         if count:
             self._counts[group][name] = self._counts[group].get(name, 0) + count
 
     def note(self, text: str) -> None:
         """Records a sentence for the reader of the report."""
         self._notes.append(text)
+
+    def warn(self, text: str) -> None:
+        """As `note`, for what nobody should overlook."""
+        self.note(text)
+        self._loud.add(text)
 
     def stop_if_any(self) -> None:
         """Raises everything found so far.
@@ -88,7 +100,7 @@ class Findings:
             for name, count in counts.items():
                 _LOG.info("%s: %s: %d", group, name, count)
         for note in self._notes:
-            _LOG.info("%s", note)
+            _LOG.log(logging.WARNING if note in self._loud else logging.INFO, "%s", note)
         return {
             **{group: dict(counts) for group, counts in self._counts.items()},
             "notes": list(self._notes),

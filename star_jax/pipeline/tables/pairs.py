@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
-from star_jax.pipeline.tables.database import Column, Database, literal, quoted
+from star_jax.pipeline.tables.database import Column, Database, quoted
 from star_jax.pipeline.tables.events import event_table
+from star_jax.pipeline.tables.files import literal
 from star_jax.pipeline.tables.nodes import ids_table
 from star_jax.pipeline.tables.read import SPLIT_CODES, SPLITS, PairTable
 from star_jax.pipeline.tables.resolve import End, resolve

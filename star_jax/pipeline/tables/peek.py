@@ -4,7 +4,8 @@ from pathlib import Path
 
 import duckdb
 
-from star_jax.pipeline.tables.database import file_sql, quoted
+from star_jax.pipeline.tables.database import quoted
+from star_jax.pipeline.tables.files import file_sql, reason
 from star_jax.pipeline.tables.findings import Findings
 
 _SUFFIXES = (".parquet", ".csv")
@@ -44,8 +45,8 @@ class Peek:
                 ).fetchall()
                 self._columns[stem] = {name: kind for name, kind, *_ in rows if name != "row"}
             except duckdb.Error as error:
-                reason = str(error).split("\n")[0].replace(f"{self.folder}/", "")
-                self.findings.problem("unreadable file", file, f"a complete file ({reason})")
+                needed = f"a whole file ({reason(error, self.folder)})"
+                self.findings.problem("unreadable file", file, needed)
                 self._columns[stem] = {}
         return self._columns[stem]
 

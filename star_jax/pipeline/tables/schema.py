@@ -1,5 +1,6 @@
 """Names the tables, types, tasks and rules of a data set; what `star import` reads first."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, TypeAlias
@@ -48,7 +49,7 @@ class Negatives:
                     raise ValueError(
                         f"negatives.{name} has kind {kind!r}, needed one of {NEGATIVE_KINDS}"
                     )
-                if not ratio > 0:
+                if not 0 < ratio < math.inf:
                     raise ValueError(f"negatives.{name}[{kind!r}] is {ratio}, needed above 0")
                 if kind == "near" and self.near is None:
                     raise ValueError(f"negatives.{name} has 'near', needed negatives.near as well")
@@ -82,7 +83,7 @@ class TaskSource:
         for action, label in self.labels.items():
             if label not in (0, 1):
                 raise ValueError(f"tasks.{self.name}: action {action!r} has label {label}, not 0/1")
-        if min(self.class_weights) <= 0:
+        if not all(0 < weight < math.inf for weight in self.class_weights):
             raise ValueError(
                 f"tasks.{self.name}: class_weights {self.class_weights}, needed above 0"
             )
@@ -138,7 +139,8 @@ class TimeFractions:
     test_share: float
 
     def __post_init__(self) -> None:
-        if min(self.val_share, self.test_share) <= 0 or self.val_share + self.test_share >= 1:
+        shares = self.val_share, self.test_share
+        if not (all(share > 0 for share in shares) and sum(shares) < 1):
             raise ValueError(
                 f"split: val_share {self.val_share} and test_share {self.test_share}, needed "
                 "above 0 and together below 1"

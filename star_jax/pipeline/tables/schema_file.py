@@ -1,11 +1,10 @@
 """Schema files: a Python file with `get_schema()`, or JSON with the fields of `Schema`."""
 
-import runpy
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from star_jax.config import InputError
+from star_jax.config import InputError, call_in_file
 from star_jax.pipeline.tables.schema import Schema
 
 
@@ -22,13 +21,11 @@ def read_schema(path: Path) -> Schema:
             return TypeAdapter(Schema).validate_json(path.read_bytes())
         except ValidationError as error:
             raise InputError(f"schema {path}: {_first(error)}") from error
-    try:  # What a mistake in a schema file raises.
-        get_schema = runpy.run_path(str(path)).get("get_schema")
-        schema = get_schema() if get_schema else None
-    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"schema {path}: {' '.join(str(error).split())}") from error
+    schema = call_in_file(path, "get_schema", "schema")
     if not isinstance(schema, Schema):
-        raise InputError(f"schema {path}: needed a get_schema() that returns a Schema")
+        raise InputError(
+            f"schema {path}: get_schema() returned {type(schema).__name__}, needed a Schema"
+        )
     return schema
 
 

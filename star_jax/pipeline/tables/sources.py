@@ -58,6 +58,8 @@ class EdgeSource:
       split: Column that says from which split on the edge may be seen. Without it, attributes are
         visible from every split, and interactions from the split of the event they repeat, else
         from the split of their time.
+      visible_from: Split of the interactions that have none of these. Without it they are refused:
+        nothing else can tell whether they give an answer away.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID
@@ -73,6 +75,7 @@ class EdgeSource:
     removed_time: str | None = None
     weight: str | None = None
     split: str | None = None
+    visible_from: Literal["always", "train", "val", "test"] | None = None
 
     @property
     def name(self) -> str:

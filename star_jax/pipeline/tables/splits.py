@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from star_jax.pipeline.tables.database import literal
+from star_jax.pipeline.tables.files import literal
 from star_jax.pipeline.tables.findings import Findings
 from star_jax.pipeline.tables.read import SPLIT_CODES
 from star_jax.pipeline.tables.schema import (

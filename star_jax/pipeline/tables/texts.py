@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from star_jax.pipeline.tables.database import Column, Database, literal, quoted
+from star_jax.pipeline.tables.database import Column, Database, quoted
+from star_jax.pipeline.tables.files import literal
 from star_jax.pipeline.tables.nodes import node_table
 from star_jax.pipeline.tables.personal import E_MAIL
 from star_jax.pipeline.tables.resolve import End, resolve

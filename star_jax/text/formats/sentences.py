@@ -124,7 +124,7 @@ def read_modules(folder: Path, shape: Shape) -> tuple[PoolingConfig, dict[str, s
     if unknown or not {"Transformer", "Pooling", "Normalize"} <= set(modules):
         raise InputError(f"{folder}/modules.json has modules {', '.join(modules)}")
     switches = _read(modules["Pooling"] / "config.json")
-    tokens = [token for token in _MODES if switches[_MODES[token]]]
+    tokens: list[Token] = [token for token in _MODES if switches[_MODES[token]]]
     attention = "causal" if isinstance(shape, MistralShape) else "bidirectional"
     layers: Layers = "last"
     all_states = _read(folder / "config.json").get("output_hidden_states") is True

@@ -1,10 +1,15 @@
 """Opted-out members reach no artefact; the same search finds a member who consents."""
 
 import dataclasses
+import gzip
+from pathlib import Path
 
 import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 
 from star_jax import artefacts
 from star_jax.config import InputError
@@ -148,11 +153,49 @@ def test_declared_personal_data_is_let_in(tmp_path):
 def test_the_search_decodes_what_it_is_meant_to(tmp_path):
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    np.save(tmp_path / "tokens.npy", np.array([[1, 2], [7, 8]], np.int32))
+    np.save(tmp_path / "tokens.npy", np.array([[1, 2, -1], [7, 8, -1]], np.int32))
     writer = ArrayRecordWriter(str(tmp_path / "t.array_record"), "group_size:1")
     writer.write(np.array([5, 6, 7], np.int32).tobytes())
     writer.close()
+    lists = {
+        "ids": pa.array([[1], None, [3, 4, -1]]),
+        "words": pa.array([["in a list"], [], None]),
+        "nested": pa.array([{"a": "in a struct"}, None, None]),
+    }
+    pq.write_table(pa.table(lists), tmp_path / "lists.parquet", compression="zstd")
+    (tmp_path / "log.gz").write_bytes(gzip.compress(b"a zipped word"))
+    state = {"layer": {"rows": np.array([[11, 12], [13, 14]], np.int32)}}
+    ocp.save_checkpointables(str(tmp_path / "step_1"), {"state": state})
+    expected = {
+        "<7><8>": {"tokens.npy"},
+        "<5><6>": {"t.array_record"},
+        "<3><4>": {"lists.parquet"},
+        "in a list": {"lists.parquet"},
+        "in a struct": {"lists.parquet"},
+        "zipped word": {"log.gz"},
+        "<13><14>": {"step_1/_CHECKPOINT_METADATA"},
+        "nowhere": set(),
+    }
+    decoded: set[str] = set()
     found = search(
-        tmp_path, ["<7><8>", "<5><6>"], decoders=[lambda ids: "".join(f"<{i}>" for i in ids)]
+        tmp_path,
+        list(expected),
+        decoders=[lambda ids: "".join(f"<{i}>" for i in ids)],
+        decoded=decoded,
     )
-    assert found == {"<7><8>": {"tokens.npy"}, "<5><6>": {"t.array_record"}}
+    assert found == expected
+    assert decoded == {"npy", "array_record", "parquet", "gz", "checkpoint"}
+
+
+def test_the_search_finds_words_in_pieces(tmp_path):
+    file = Path(__file__).parents[2] / "golden/tiny_bert/tokenizer.json"
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    tokenizer.decoder = tokenizers.decoders.WordPiece()
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    ids = tokenizer.encode("a job for wolframy here").ids
+    pieces = [tokenizer.id_to_token(i) for i in ids]
+    assert any("##" in str(piece) for piece in pieces)
+    np.save(tmp_path / "tokens.npy", np.array([[*ids, -1]], np.int32))
+    found = search(tmp_path, ["wolframy"], decoders=[lambda ids: tokenizer.decode(ids.tolist())])
+    assert found == {"wolframy": {"tokens.npy"}}

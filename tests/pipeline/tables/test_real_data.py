@@ -12,12 +12,12 @@ from star_jax.jobs.import_tables import ImportConfig, run
 from star_jax.pipeline.tables import read
 from star_jax.shapes import NO_TIME
 
-_DATA = Path(os.environ.get("STAR_DATA", Path(__file__).parents[4] / "shared" / "data"))
+DATA = Path(os.environ.get("STARDATA", Path(__file__).parents[4] / "shared" / "data"))
 
 
 @pytest.fixture(scope="module", params=["seqa_tiny", "seqa", "jobviews"])
 def imported(request, tmp_path_factory):
-    source = _DATA / request.param
+    source = DATA / request.param
     if not source.is_dir():
         pytest.skip(f"{source} is not here")
     workdir = tmp_path_factory.mktemp(request.param)

@@ -1,6 +1,7 @@
 """Schema files: read as written, and refused with the name of what is wrong."""
 
 import dataclasses
+from math import nan
 
 import pytest
 
@@ -61,9 +62,13 @@ def test_json_mistakes_name_their_field(content, message, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("x = 1", r"schema.py: needed a get_schema\(\) that returns a Schema"),
-        ("def get_schema(:", r"schema.py: .*invalid syntax"),
-        ("def get_schema():\n    return undefined", r"name 'undefined' is not defined"),
+        ("x = 1", r"schema .*schema.py has no get_schema\(\)"),
+        ("def get_schema(:", r"schema.py:1: SyntaxError: invalid syntax"),
+        ("def get_schema():\n    return undefined", r"schema.py:2: NameError: name 'undefined' is"),
+        ("def get_schema():\n    return 3", r"get_schema\(\) returned int, needed a Schema"),
+        ("def get_schema():\n    return {}['a']", r"schema .*schema.py:2: KeyError: 'a'$"),
+        ("open('/nowhere')", r"schema .*schema.py:1: FileNotFoundError: "),
+        ("import sys\nsys.exit('no')", r"schema .*schema.py:2: SystemExit: no$"),
     ],
 )
 def test_python_mistakes_name_their_file(content, message, tmp_path):
@@ -115,6 +120,9 @@ def test_what_does_not_fit_together_is_refused(changes, message):
     [
         (lambda: mini.apply_task(labels={"A": 2}), "action 'A' has label 2"),
         (lambda: mini.apply_task(class_weights=(0.0, 1.0)), "class_weights .* needed above 0"),
+        (lambda: mini.apply_task(class_weights=(1.0, nan)), "class_weights .* needed above 0"),
+        (lambda: Negatives(train={"uniform": nan}), r"negatives.train\['uniform'\] is nan"),
+        (lambda: TimeFractions(val_share=0.1, test_share=nan), "together below 1"),
         (lambda: Negatives(train={"hard": 1.0}), "negatives.train has kind 'hard', needed one of"),
         (lambda: Negatives(train={"uniform": 0.0}), r"negatives.train\['uniform'\] is 0.0"),
         (lambda: Negatives(train={"near": 1.0}), "has 'near', needed negatives.near as well"),

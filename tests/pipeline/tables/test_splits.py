@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from star_jax.config import InputError
 from star_jax.pipeline.tables import read
 from star_jax.pipeline.tables.schema import SplitColumn, TimeFractions, TimeWindows
 from star_jax.pipeline.tables.sources import EdgeSource
@@ -13,6 +14,12 @@ from star_jax.shapes import NO_TIME
 from tests.pipeline.tables import mini
 
 DAY = mini.DAY
+
+
+def _save_in(schema, split):
+    """The schema that says which split `save` edges without any other sign belong to."""
+    save = dataclasses.replace(schema.edges[1], visible_from=split)
+    return dataclasses.replace(schema, edges=(schema.edges[0], save))
 
 
 def test_windows_do_not_overlap_and_the_graph_ends_before_train(tmp_path):
@@ -71,7 +78,11 @@ def test_a_column_decides_without_any_time(tmp_path):
         events=(mini.events_source(split="part", time=None),),
         split=SplitColumn(train_name="fit", val_name="check", test_name="exam"),
     )
-    out, _ = mini.imported(tmp_path, tables, schema)
+    with pytest.raises(
+        InputError, match=r"save.parquet: 35 rows, .* needed a split column, or vis"
+    ):
+        mini.imported(tmp_path / "refused", tables, schema)
+    out, _ = mini.imported(tmp_path, tables, _save_in(schema, "train"))
     for name, own in zip(read.SPLITS, names, strict=True):
         pairs = read.read_pairs(out, "apply", name)
         wanted = [
@@ -108,7 +119,15 @@ def test_edges_that_repeat_an_event_take_its_split(tmp_path):
         time="t",
     )
     task = mini.apply_task(edge_types=("member__apply__job", "job__applied_by__member"))
-    schema = dataclasses.replace(schema, edges=(*schema.edges, turned), tasks=(task,))
+    schema = dataclasses.replace(
+        schema, edges=(*_save_in(schema, "train").edges, turned), tasks=(task,)
+    )
+    with pytest.raises(
+        InputError, match=r"unplaced interaction in applied_by.parquet: 1 rows, firs"
+    ):
+        mini.imported(tmp_path / "refused", tables, schema)
+    turned = dataclasses.replace(turned, visible_from="val")
+    schema = dataclasses.replace(schema, edges=(*schema.edges[:-1], turned))
     out, meta = mini.imported(tmp_path, tables, schema)
     edges = read.read_edges(out, "job__applied_by__member")
     codes = {
@@ -116,8 +135,37 @@ def test_edges_that_repeat_an_event_take_its_split(tmp_path):
         for n in rows
     }
     got = zip(edges.sender.tolist(), edges.receiver.tolist(), edges.t.tolist(), strict=True)
-    assert edges.split.tolist() == [codes.get(key, 0) for key in got]
+    assert edges.split.tolist() == [codes.get(key, 2) for key in got]
     assert any("1 interactions have no split" in note for note in meta.import_report["notes"])
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_interactions_without_time_are_refused_unless_the_schema_places_them(tmp_path, missing):
+    tables = mini.tables()
+    times = [float(t) for t in tables["save.parquet"]["t"]]
+    tables["save.parquet"]["t"] = [missing, missing, *times[2:]]
+    with pytest.raises(
+        InputError, match=r"save.parquet: 2 rows, first row 1, row 2; needed a time"
+    ):
+        mini.imported(tmp_path / "refused", tables, mini.schema())
+    for split, code in read.SPLIT_CODES.items():
+        out, meta = mini.imported(tmp_path / split, tables, _save_in(mini.schema(), split))
+        edges = read.read_edges(out, "member__save__job")
+        assert edges.split[edges.t == NO_TIME].tolist() == [code, code]
+        unknown = meta.import_report["unknown"]
+        assert unknown["times (null or NaN) in save.parquet:t"] == 2
+
+
+def test_unknown_times_are_counted_wherever_they_may_be(tmp_path):
+    tables = mini.tables()
+    tables["member.parquet"]["t"][:3] = [None] * 3
+    tables["texts_member.parquet"]["t"][0] = None
+    _, usual = mini.imported(tmp_path / "usual", mini.tables(), mini.schema())
+    _, meta = mini.imported(tmp_path / "bent", tables, mini.schema())
+    unknown = [m.import_report.get("unknown", {}) for m in (meta, usual)]
+    for where, added in (("member.parquet:t", 3), ("texts_member.parquet:t", 1)):
+        name = f"times (null or NaN) in {where}"
+        assert unknown[0][name] == unknown[1].get(name, 0) + added
 
 
 def test_a_split_column_of_an_edge_file_wins(tmp_path):

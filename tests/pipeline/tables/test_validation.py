@@ -255,7 +255,7 @@ def test_an_unknown_split_is_named(tmp_path):
 
 def test_a_split_without_events_is_named(tmp_path):
     schema = mini.schema(split=TimeCuts(val_from=mini.END, test_from=mini.END + 1))
-    message = r"empty split in task apply.* \(1\), empty split in task apply"
+    message = r"empty split in val of task apply \(1\), empty split in test of task apply"
     with pytest.raises(InputProblemsError, match=message):
         mini.imported(tmp_path, mini.tables(), schema)
 
