@@ -51,7 +51,6 @@ def writing(folder: Path, kind: str) -> Iterator[Path]:
       kind: What it is; readers ask for it by this name.
     """
     partial = folder.with_name(f".{folder.name}.partial")
-    old = folder.with_name(f".{folder.name}.old")
     _remove(partial)
     made = [parent for parent in partial.parents if not parent.exists()]
     partial.mkdir(parents=True)
@@ -64,11 +63,23 @@ def writing(folder: Path, kind: str) -> Iterator[Path]:
             if not any(parent.iterdir()):
                 parent.rmdir()
         raise
-    _remove(old)
-    if folder.exists():
-        folder.rename(old)
+    _set_aside(folder)
     partial.rename(folder)
-    _remove(old)
+    sweep(folder)
+
+
+def remove(folder: Path) -> None:
+    """Deletes a folder so that a kill amid it leaves all of it in its place, or nothing.
+
+    What a kill leaves hidden beside it goes with the next `sweep`.
+    """
+    _set_aside(folder)
+    sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Deletes what a killed `remove` or `writing` of `folder` left behind."""
+    _remove(_old(folder))
 
 
 def set_meta(partial: Path, meta: Mapping[str, object]) -> None:
@@ -206,6 +217,16 @@ def _take_meta(partial: Path) -> dict[str, Any]:
     meta = json.loads(path.read_text(encoding="utf-8"))
     path.unlink()
     return meta
+
+
+def _set_aside(folder: Path) -> None:
+    sweep(folder)
+    if folder.exists():
+        folder.rename(_old(folder))
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def _remove(folder: Path) -> None:

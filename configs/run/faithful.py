@@ -16,6 +16,7 @@ from configs.run import recommended
 from configs.text import mistral_7b
 from star_jax.graph.decoders import DecoderConfig
 from star_jax.graph.encoder import GraphEncoderConfig
+from star_jax.graph.features import FeatureConfig
 from star_jax.graph.match import MatchConfig
 from star_jax.graph.model import GraphModelConfig
 from star_jax.graph.samplers.fanouts import FanoutConfig
@@ -47,6 +48,7 @@ def _train_text() -> TextTrainConfig:
 def _train_graph() -> GraphTrainConfig:
     return GraphTrainConfig(
         model=GraphModelConfig(
+            features=FeatureConfig(activation="leaky_relu"),
             encoder=GraphEncoderConfig(
                 dim=200,
                 multiplier=4,

@@ -16,6 +16,7 @@ class NodeTable(NamedTuple):
 
     node: Int[HostOrDevice, " R"]  # Global index; 0 on padding.
     mask: Bool[HostOrDevice, " R"]
+    seen: Bool[HostOrDevice, " R"]  # Some edge that training may see ends in it.
     text_row: Int[HostOrDevice, " R"]  # Row of `texts`; -1 where no text was known at the time.
     texts: Float[HostOrDevice, "U E"]  # Each vector once per batch; E is 0 without text features.
     categorical: Int[HostOrDevice, "R C"]
@@ -52,6 +53,8 @@ class PairBatch(NamedTuple):
     receiver_row: Int[HostOrDevice, " B"]
     label: Float[HostOrDevice, " B"]
     mask: Bool[HostOrDevice, " B"]
+    # Whether the row's sender and the column's receiver are linked; where the decoder asks.
+    linked: Bool[HostOrDevice, "B B"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

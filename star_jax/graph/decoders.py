@@ -30,13 +30,14 @@ class DecoderConfig:
     """How two seeds become a logit.
 
     Attributes:
-      kind: Of the embeddings' part.
+      kind: Of the embeddings' part. "softmax" scores as "dot" does, and is trained against the
+        receivers of the batch in place of the labels of negative pairs.
       hidden_size: Of the MLP over [z_u; z_v; z_u * z_v] and what the match part adds.
       dropout: Of the MLP's hidden units; its inputs lose a third as many.
       match: What the two have in common, by node type; kind `mlp` only.
     """
 
-    kind: Literal["mlp", "cosine", "dot"] = "mlp"
+    kind: Literal["mlp", "cosine", "dot", "softmax"] = "mlp"
     hidden_size: int = 256
     dropout: float = 0.3
     match: MatchConfig = dataclasses.field(default_factory=MatchConfig)
@@ -64,14 +65,19 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(
         self, sender: SeedVectors, receiver: SeedVectors, train: bool
-    ) -> Float[Array, " B"]:
-        """One logit per pair of rows; `train` switches dropout on."""
+    ) -> Float[Array, "B ..."]:
+        """One logit per pair of rows; `train` switches dropout on.
+
+        With kind "softmax", `train` asks for the logits of every sender with every receiver.
+        """
         u, v = jnp.asarray(sender.embedding), jnp.asarray(receiver.embedding)
         if self.config.kind == "mlp":
             return self._mlp(sender, receiver, train)
-        product = u * v
         bias = self.param("bias", nn.initializers.zeros, ())
         scale = self.param("scale", nn.initializers.ones, ())
+        if self.config.kind == "softmax" and train:
+            return scale * (u @ v.T) + bias
+        product = u * v
         if self.config.kind == "cosine":
             square = jnp.sum(u**2, axis=-1) * jnp.sum(v**2, axis=-1)
             product *= jax.lax.rsqrt(jnp.maximum(square, 1e-12))[:, None]

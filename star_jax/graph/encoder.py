@@ -69,6 +69,13 @@ def receiving_types(
     return tuple(tuple(sorted(types)) for types in reversed(reached))
 
 
+def num_rounds(
+    keys: tuple[str, ...], seed_types: tuple[str, ...], layers: int, node_type: str
+) -> int:
+    """Layers, from the first on, that update nodes of a type: all of them for `seed_types`."""
+    return sum(node_type in types for types in receiving_types(keys, seed_types, layers))
+
+
 class GraphEncoder(nn.Module):
     """One role's encoder.
 
@@ -90,25 +97,35 @@ class GraphEncoder(nn.Module):
     ) -> Float[Array, "S E"]:
         """One embedding per seed row of `seed_type`.
 
+        A type that is none of `seed_types` has no parameters in the last layers. Its row is the
+        one that the first layer without them reads of it.
+
         Args:
-          subgraph: As many hops as the encoder has layers.
+          subgraph: As many hops as there are layers that update `seed_type`; see `num_rounds`.
           features: First-layer features of every node table.
-          seed_type: One of `seed_types`.
+          seed_type: Of the seeds.
           train: Dropout and the statistics of this batch; else the running statistics.
         """
         config = self.config
-        if len(subgraph.hops) != config.layers:
+        rounds = num_rounds(self.keys, self.seed_types, config.layers, seed_type)
+        if len(subgraph.hops) != rounds:
             raise ValueError(
-                f"subgraph has {len(subgraph.hops)} hops, needed {config.layers}, one per layer"
+                f"subgraph has {len(subgraph.hops)} hops, needed {rounds}, one per layer that "
+                f"updates {seed_type}"
             )
-        num_seeds = hop_blocks(subgraph, seed_type)[seed_type][0]
         hidden = features
+        num_seeds = hidden[seed_type].shape[0]
+        if rounds:
+            num_seeds = hop_blocks(subgraph, seed_type)[seed_type][0]
         outputs = [hidden[seed_type][:num_seeds]]
-        for number, types in enumerate(receiving_types(self.keys, self.seed_types, config.layers)):
+        all_types = receiving_types(self.keys, self.seed_types, config.layers)
+        for number, types in enumerate(all_types[:rounds]):
             layer = GraphLayer(config, self.keys, types, name=f"layer_{number}")
-            hidden = layer(subgraph, hidden, seed_type, config.layers - number, train)
+            hidden = layer(subgraph, hidden, seed_type, rounds - number, train)
             outputs.append(hidden[seed_type][:num_seeds])
         embedding = outputs[-1]
+        if seed_type not in self.seed_types:
+            return embedding
         if config.skip == "jumping_knowledge":
             joined = jnp.concatenate(outputs, axis=-1)
             embedding = nn.Dense(config.dim, use_bias=False, name="jump")(joined)

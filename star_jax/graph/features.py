@@ -1,11 +1,12 @@
 """The first layer: one linear slice per node type and feature, one bias per type (SPEC 3.2).
 
-h0 = sum_f W_{type,f} x_f + b_type. A slice has no bias of its own, so that adding or removing a
-feature changes the number of parameters by exactly its input width times the output width.
+h0 = act(sum_f W_{type,f} x_f + b_type). A slice has no bias of its own, so that adding or removing
+a feature changes the number of parameters by exactly its input width times the output width.
 """
 
 import dataclasses
 import math
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,16 +14,29 @@ from jaxtyping import Array, Float
 
 from star_jax.graph.batches import NodeTable
 
+Activation = Literal["linear", "leaky_relu"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeatureConfig:
-    """Which features enter, for all node types that have them."""
+    """Which features enter, for all node types that have them.
 
-    text: bool = True  # Vectors of `star export-text`; off for the model of the graph alone.
-    identity: bool = True  # One learned vector per node of an attribute type.
-    identity_types: tuple[str, ...] = ()  # Empty: every type that is no end of a task.
+    Attributes:
+      text: Vectors of `star export-text`; off for the model of the graph alone.
+      identity: One learned vector per node of an attribute type. Nodes that no training edge
+        ends in share one: what a vector of their own would hold is the noise it began with.
+      identity_types: Empty: every type that is no end of a task.
+      categorical: One learned vector per code.
+      dense: Columns of numbers.
+      activation: Of the sum of the slices; "leaky_relu" (0.2) is the paper's.
+    """
+
+    text: bool = True
+    identity: bool = True
+    identity_types: tuple[str, ...] = ()
     categorical: bool = True
     dense: bool = True
+    activation: Activation = "linear"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +57,19 @@ class NodeFeatures:
     cardinalities: tuple[int, ...]
     dense_size: int
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing tells nodes of the type apart."""
+        sizes = (self.num_identities, self.text_size, len(self.cardinalities), self.dense_size)
+        return not any(sizes)
+
 
 class SliceLayer(nn.Module):
     """Features of one node type to one row per node."""
 
     features: NodeFeatures
     dim: int
+    activation: Activation
 
     @nn.compact
     def __call__(self, nodes: NodeTable) -> Float[Array, "R {self.dim}"]:
@@ -74,7 +95,10 @@ class SliceLayer(nn.Module):
             table = self.param(
                 "identity_embedding", nn.initializers.normal(1.0), (sizes.num_identities, self.dim)
             )
-            hidden = hidden + table[nodes.node]
+            # Shared by the nodes that training never met.
+            unseen = self.param("identity_unseen", nn.initializers.zeros, (self.dim,))
+            seen = jnp.asarray(nodes.seen)[:, None]
+            hidden = hidden + jnp.where(seen, table[nodes.node], unseen[None])
         for column, cardinality in enumerate(sizes.cardinalities):
             table = self.param(
                 f"categorical_{column}_embedding",
@@ -85,7 +109,7 @@ class SliceLayer(nn.Module):
         if sizes.dense_size:
             kernel = self.param("dense_kernel", scale, (sizes.dense_size, self.dim))
             hidden = hidden + nodes.dense @ kernel
-        return hidden
+        return nn.leaky_relu(hidden, 0.2) if self.activation == "leaky_relu" else hidden
 
 
 def text_of(nodes: NodeTable, num_rows: int) -> Float[Array, "{num_rows} E"]:

@@ -12,13 +12,15 @@ from jaxtyping import Array, Bool, Float, Key
 from star_jax import trees
 from star_jax.graph.batches import HostOrDevice, Neighbours, NodeTable, PairBatch, Subgraph
 from star_jax.graph.decoders import Decoder, DecoderConfig, SeedVectors
-from star_jax.graph.encoder import GraphEncoder, GraphEncoderConfig
+from star_jax.graph.encoder import GraphEncoder, GraphEncoderConfig, num_rounds
 from star_jax.graph.features import FeatureConfig, NodeFeatures, SliceLayer
 from star_jax.graph.match import MatchEncoder, MatchLayout
 from star_jax.losses.bce import binary_cross_entropy
+from star_jax.losses.in_batch import in_batch_softmax
 from star_jax.shapes import PyTree
 
 Role = Literal["sender", "receiver"]
+ROLES: tuple[Role, ...] = ("sender", "receiver")
 
 _SHARDS = "shards"  # Name of the mapped axis over the devices' own subgraphs.
 
@@ -71,19 +73,17 @@ class GraphModel(nn.Module):
 
     def setup(self) -> None:
         """Makes the parts; which of them a subgraph needs shows when it comes."""
-        dim = self.config.encoder.dim
+        dim, activation = self.config.encoder.dim, self.config.features.activation
         self.slices = {
-            each.node_type: SliceLayer(each, dim, name=f"features_{each.node_type}")
+            each.node_type: SliceLayer(each, dim, activation, name=f"features_{each.node_type}")
             for each in self.features
         }
-        senders = tuple(sorted({task.sender for task in self.tasks}))
-        receivers = tuple(sorted({task.receiver for task in self.tasks}))
+        senders, receivers = (_seed_types(self, role) for role in ROLES)
         if self.config.encoder.dual:
             self.sender_encoder = self._encoder(senders, "encoder_sender")
             self.receiver_encoder = self._encoder(receivers, "encoder_receiver")
         else:
-            both = tuple(sorted({*senders, *receivers}))
-            self.sender_encoder = self.receiver_encoder = self._encoder(both, "encoder")
+            self.sender_encoder = self.receiver_encoder = self._encoder(senders, "encoder")
         layout = match_layout(self.config.decoder, self.features)
         self.match = None if layout is None else MatchEncoder(layout)
         self.decoders = {
@@ -91,13 +91,15 @@ class GraphModel(nn.Module):
             for task in self.tasks
         }
 
-    def __call__(self, batches: dict[str, PairBatch], train: bool) -> dict[str, Float[Array, " B"]]:
-        """Logits of every task's pairs."""
+    def __call__(
+        self, batches: dict[str, PairBatch], train: bool
+    ) -> dict[str, Float[Array, "B ..."]]:
+        """Logits of every task's pairs, as its decoder gives them."""
         return {
             task.name: self.logits_of(task.name, batches[task.name], train) for task in self.tasks
         }
 
-    def logits_of(self, task: str, batch: PairBatch, train: bool) -> Float[Array, " B"]:
+    def logits_of(self, task: str, batch: PairBatch, train: bool) -> Float[Array, "B ..."]:
         """Logits of one task's pairs."""
         ends = next(each for each in self.tasks if each.name == task)
         senders = self.embed(batch.sender, "sender", ends.sender, train)
@@ -110,19 +112,18 @@ class GraphModel(nn.Module):
         )
 
     def embed(self, subgraph: Subgraph, role: Role, seed_type: str, train: bool) -> SeedVectors:
-        """One row per seed, padding seeds included."""
+        """One row per seed, padding seeds included; no match part for what is no end of a task."""
         encoder = self.sender_encoder if role == "sender" else self.receiver_encoder
         hidden = {name: self.slices[name](nodes) for name, nodes in subgraph.nodes.items()}
         embedding = encoder(subgraph, hidden, seed_type, train)
-        if self.match is None:
+        partners = self._partners(role, seed_type)
+        if self.match is None or not partners:
             return SeedVectors(embedding, jnp.zeros((embedding.shape[0], 0)))
-        return SeedVectors(
-            embedding, self.match(subgraph, seed_type, self._partners(role, seed_type))
-        )
+        return SeedVectors(embedding, self.match(subgraph, seed_type, partners))
 
     def decode(
         self, task: str, sender: SeedVectors, receiver: SeedVectors, train: bool
-    ) -> Float[Array, " B"]:
+    ) -> Float[Array, "B ..."]:
         """Logits of pairs of rows."""
         return self.decoders[task](sender, receiver, train)
 
@@ -134,6 +135,18 @@ class GraphModel(nn.Module):
 
     def _encoder(self, seed_types: tuple[str, ...], name: str) -> GraphEncoder:
         return GraphEncoder(self.config.encoder, self.keys, seed_types, self.axis_name, name=name)
+
+
+def rounds_of(model: GraphModel, role: Role, node_type: str) -> int:
+    """Layers of a role's encoder that update nodes of a type."""
+    seed_types = _seed_types(model, role)
+    return num_rounds(model.keys, seed_types, model.config.encoder.layers, node_type)
+
+
+def _seed_types(model: GraphModel, role: Role) -> tuple[str, ...]:
+    """What the encoder of a role takes through all of its layers."""
+    roles = (role,) if model.config.encoder.dual else ROLES
+    return tuple(sorted({getattr(task, each) for task in model.tasks for each in roles}))
 
 
 def match_layout(config: DecoderConfig, features: tuple[NodeFeatures, ...]) -> MatchLayout | None:
@@ -167,6 +180,7 @@ def _smallest_subgraph(model: GraphModel) -> Subgraph:
         each.node_type: NodeTable(
             node=rows,
             mask=jnp.ones(layers, bool),
+            seen=jnp.ones(layers, bool),
             text_row=rows,
             texts=jnp.zeros((1, each.text_size)),
             categorical=jnp.zeros((layers, len(each.cardinalities)), jnp.int32),
@@ -187,7 +201,9 @@ StatefulLoss = Callable[
 def make_loss(
     model: GraphModel, *, task_weights: Mapping[str, float], positive_weight: Mapping[str, float]
 ) -> StatefulLoss:
-    """The training loss: weighted BCE of all tasks, plus L2 of the encoders' kernels.
+    """The training loss: weighted sum over all tasks, plus L2 of the encoders' kernels.
+
+    A task's loss is BCE, or what the decoder's kind "softmax" says.
 
     Args:
       model: Its axis name is set here when a batch has more than one shard.
@@ -230,17 +246,23 @@ def make_loss(
         total = model.config.kernel_l2 * _sum_of_squares(params)
         metrics = {}
         for name, value in logits.items():
-            pairs = batch.tasks[name]
-            metrics[f"loss_{name}"] = binary_cross_entropy(
-                value.reshape(-1),
-                jnp.asarray(pairs.label).reshape(-1),
-                jnp.asarray(pairs.mask).reshape(-1),
-                positive_weight[name],
-            )
+            metrics[f"loss_{name}"] = _task_loss(value, batch.tasks[name], positive_weight[name])
             total += task_weights[name] * metrics[f"loss_{name}"]
         return total, (metrics, statistics)
 
     return loss
+
+
+def _task_loss(
+    logits: Float[Array, "shards B ..."], pairs: PairBatch, positive_weight: float
+) -> Float[Array, ""]:
+    label, mask = jnp.asarray(pairs.label), jnp.asarray(pairs.mask)
+    if logits.ndim == 3:
+        assert pairs.linked is not None
+        return in_batch_softmax(logits, label, mask, jnp.asarray(pairs.linked))
+    return binary_cross_entropy(
+        logits.reshape(-1), label.reshape(-1), mask.reshape(-1), positive_weight
+    )
 
 
 def _sum_of_squares(params: PyTree) -> Float[Array, ""]:

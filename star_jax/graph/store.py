@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from star_jax.artefacts import read_manifest
 from star_jax.config import InputError, from_json
@@ -16,6 +16,7 @@ from star_jax.graph.schema import EdgeType, GraphSchema
 
 SPLIT_BITS = 0b011  # Of an edge's flags: 0 always visible, 1 train, 2 val, 3 test.
 TIMED_BIT = 0b100  # The edge has a time of its own.
+_CHUNK_NODES = 1 << 16
 NOT_REMOVED = np.iinfo(np.int64).max
 
 
@@ -84,6 +85,7 @@ class GraphStore:
             name: Adjacency(*_load_all(folder / "edges" / name, Adjacency._fields))
             for name in schema.nodes
         }
+        self._seen: dict[str, np.ndarray] = {}
         nodes = {name: folder / "nodes" / name for name in schema.nodes}
         self.node_time = {name: _load(path / "time.npy") for name, path in nodes.items()}
         self.categorical = {name: _load(path / "categorical.npy") for name, path in nodes.items()}
@@ -119,11 +121,28 @@ class GraphStore:
         """Names the content of the graph."""
         return self.meta.version
 
+    def seen(self, node_type: str) -> Bool[np.ndarray, " N"]:
+        """Per node, whether an edge ends in it that is always visible or of the training split."""
+        if node_type not in self._seen:
+            self._seen[node_type] = _seen(self.adjacency[node_type])
+        return self._seen[node_type]
+
     def text_size(self, node_type: str) -> int:
         """Width of the text vectors of a type; 0 without text features."""
         if node_type not in self.text_vectors:
             return 0
         return self.text_vectors[node_type].shape[1]
+
+
+def _seen(adjacency: Adjacency) -> Bool[np.ndarray, " N"]:
+    seen = []
+    for first in range(0, len(adjacency.bounds), _CHUNK_NODES):
+        bounds = np.asarray(adjacency.bounds[first : first + _CHUNK_NODES], np.int64)
+        begin, end = bounds[:, 0], bounds[:, -1]
+        split = adjacency.flags[begin[0] : end[-1]] & SPLIT_BITS
+        before = np.concatenate([[0], np.cumsum(split <= 1)])
+        seen.append(before[end - begin[0]] > before[begin - begin[0]])
+    return np.concatenate([np.zeros(0, np.bool_), *seen])
 
 
 def relation_salt(key: str) -> int:

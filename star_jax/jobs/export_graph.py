@@ -2,6 +2,11 @@
 
 Reads the tables, the graph, the text vectors and `W/graph_model`; writes `W/graph_embeddings`:
 one table per node type, whose row i is node i.
+
+The vectors alone do not rebuild the scores that `evaluate` reports as `graph`. A score is the
+output of the task's decoder, whose parameters stay in the model's checkpoint; with
+`decoder.match.enabled` the decoder also reads the match vectors of both nodes, which are not
+exported. The manifest lists what a score needs under `scores_need`.
 """
 
 import dataclasses
@@ -16,16 +21,19 @@ import numpy as np
 from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.embeddings.table import EmbeddingTable, write_shard
-from star_jax.graph.model import LinkTask, Role
+from star_jax.graph.decoders import DecoderConfig
+from star_jax.graph.model import ROLES, Role, rounds_of
+from star_jax.graph.schema import parse_key
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.graph_embedding import (
     Embedder,
     Seeds,
+    fanouts_of,
     splits_until,
     view_of_splits,
     visible_until,
 )
-from star_jax.pipeline.graph_model import TrainedGraph, open_trained
+from star_jax.pipeline.graph_model import GraphModelFile, TrainedGraph, open_trained
 from star_jax.pipeline.tables.read import read_nodes
 from star_jax.train.reporter import Progress
 
@@ -39,7 +47,12 @@ class GraphExportConfig:
     """What is exported.
 
     Attributes:
-      node_types: Empty: the ends of all tasks. Other types need a model that can embed them.
+      node_types: Of the graph. Empty: the ends of all tasks.
+      other_role: Whose encoder embeds the types that are no end of a task. They go through the
+        layers that have parameters for them, as many as the manifest says under `rounds`, and
+        come out as the next layer reads them of a neighbour, without the last normalisation.
+        With a dual encoder that of the receivers has seen of them, under the receiver view
+        "attributes", nothing but their features.
       visible: The last split whose edges and texts the vectors may tell of; "val" is what
         `evaluate` lets the test pairs see.
       part_nodes: Nodes embedded and written at a time: the rows of one file.
@@ -48,6 +61,7 @@ class GraphExportConfig:
     """
 
     node_types: tuple[str, ...] = ()
+    other_role: Role = "sender"
     visible: Literal["train", "val", "test"] = "val"
     part_nodes: int = 1 << 17
     model: str = "graph_model"
@@ -59,7 +73,7 @@ class GraphExportConfig:
 
 
 class Target(NamedTuple):
-    """One table: nodes of a type as an end of tasks."""
+    """One table: nodes of a type as the encoder of a role embeds them."""
 
     table: str  # Name of its folder.
     node_type: str
@@ -71,34 +85,51 @@ def without_text(config: GraphExportConfig) -> GraphExportConfig:
     return dataclasses.replace(config, model="graph_only_model", output="graph_only_embeddings")
 
 
-def targets(tasks: tuple[LinkTask, ...], node_types: tuple[str, ...]) -> list[Target]:
+def targets(file: GraphModelFile, config: GraphExportConfig) -> list[Target]:
     """The tables to write: `<type>`, and `<type>.<role>` where a type has a second role.
 
     Raises:
-      InputError: A node type is no end of a task.
+      InputError: A node type is unknown, or the model has nothing to tell its nodes apart by.
     """
     found: dict[tuple[str, Role], Target] = {}
-    roles: tuple[Role, ...] = ("sender", "receiver")
-    for task in tasks:
-        for role in roles:
+    for task in file.tasks:
+        for role in ROLES:
             node_type = getattr(task, role)
             first = all(other != node_type for other, _ in found)
             name = node_type if first else f"{node_type}.{role}"
             found.setdefault((node_type, role), Target(name, node_type, role))
-    ends = {target.node_type for target in found.values()}
-    for name in node_types:
+    if not config.node_types:
+        return list(found.values())
+    ends = {node_type for node_type, _ in found}
+    for name in dict.fromkeys(config.node_types):
         if name not in ends:
-            raise InputError(
-                f"node_types names {name!r}, needed one of {', '.join(sorted(ends))}: the ends "
-                "of the tasks the model was trained on"
-            )
-    return [t for t in found.values() if not node_types or t.node_type in node_types]
+            _check_tells(file, name, config.other_role)
+            found[name, config.other_role] = Target(name, name, config.other_role)
+    return [target for target in found.values() if target.node_type in config.node_types]
+
+
+def _check_tells(file: GraphModelFile, name: str, role: Role) -> None:
+    features = {each.node_type: each for each in file.features}
+    if name not in features:
+        raise InputError(f"node_types names {name!r}, needed one of {', '.join(sorted(features))}")
+    fanouts = fanouts_of(file.build(), file.sampling, role, name)
+    sampled = any(hops and hops[0] for key, hops in fanouts.items() if parse_key(key)[2] == name)
+    if features[name].empty and not sampled:
+        raise InputError(
+            f"node_types names {name!r}, which has no features and no neighbours that the encoder "
+            f"of other_role {role} reads: all its vectors would be equal; leave it out"
+        )
+
+
+def scores_need(config: DecoderConfig) -> list[str]:
+    """What a score is made of; of these only the embeddings are exported."""
+    return ["embeddings", *(["match vectors"] if config.match.enabled else []), "decoder"]
 
 
 def run(config: GraphExportConfig, workdir: Path) -> None:
     """Embeds all nodes part by part, then puts all tables in place at once."""
     trained = open_trained(workdir, config.model, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
-    wanted = targets(trained.file.tasks, config.node_types)
+    wanted = targets(trained.file, config)
     with artefacts.writing(workdir / config.output, KIND) as partial:
         sizes = {}
         for target in wanted:
@@ -113,6 +144,8 @@ def run(config: GraphExportConfig, workdir: Path) -> None:
             "visible": config.visible,
             "embedding_size": trained.file.model.encoder.dim,
             "roles": {target.table: target.role for target in wanted},
+            "rounds": {t.table: rounds_of(trained.model, t.role, t.node_type) for t in wanted},
+            "scores_need": scores_need(trained.file.model.decoder),
             "num_nodes": sizes,
         }
         artefacts.set_meta(partial, meta)

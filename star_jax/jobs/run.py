@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,6 +92,7 @@ def run_stages(plan: list[Stage], workdir: Path) -> None:
     with _alone(workdir):
         for number, stage in enumerate(plan, start=1):
             title = f"[{number}/{len(plan)}] {stage.name}"
+            artefacts.sweep(workdir / stage.output)
             record = {
                 "config": json.loads(to_json(stage.config)),
                 "inputs": _inputs(stage, workdir),
@@ -116,7 +116,7 @@ def _prepare(stage: Stage, output: Path, record: dict[str, Any], title: str) -> 
             _log.info("%s: going on where it was interrupted", title)
         else:
             _log.info("%s: its inputs changed, starting again", title)
-            shutil.rmtree(output)
+            artefacts.remove(output)
         return True
     changed = difference(json.dumps(old["config"]), json.dumps(record["config"]))
     changed += [
@@ -132,7 +132,7 @@ def _prepare(stage: Stage, output: Path, record: dict[str, Any], title: str) -> 
         return False
     _log.info("%s: %s; doing it anew", title, ", ".join(changed))
     if stage.in_place:
-        shutil.rmtree(output)
+        artefacts.remove(output)
     return True
 
 
@@ -150,7 +150,7 @@ def _do(stage: Stage, workdir: Path, record: dict[str, Any], title: str) -> None
         stage.run(stage.config, workdir)
     except BaseException:
         if stage.in_place and list(output.iterdir()) == [path]:
-            shutil.rmtree(output)  # It stopped before it began.
+            artefacts.remove(output)  # It stopped before it began.
         raise
     seconds = time.monotonic() - start
     artefacts.read_manifest(output, stage.kind)

@@ -25,6 +25,7 @@ from star_jax.graph.samplers.fanouts import FanoutConfig, resolve
 from star_jax.graph.store import GraphMeta, GraphStore
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES
+from star_jax.pipeline.graph_links import KnownLinks
 from star_jax.pipeline.graph_loader import (
     TRAIN_SPLITS,
     BatchMaker,
@@ -230,7 +231,10 @@ def _train(
         plan=plan,
         validate=validate,
         checkpointer=Checkpointer(
-            folder / CHECKPOINTS, config=config, frozen_digest=tree_digest(frozen)
+            folder / CHECKPOINTS,
+            config=config,
+            frozen_digest=tree_digest(frozen),
+            inputs=file.inputs,
         ),
         reporter=Reporter(folder),
     )
@@ -280,6 +284,7 @@ def make_streams(
             num_groups=num_pairs // group_size,
             num_pairs=num_pairs,
             seed=config.seed + number,
+            links=KnownLinks(mine.positives()) if config.model.decoder.kind == "softmax" else None,
         )
     return streams
 

@@ -182,7 +182,10 @@ def _train(
     _note_begun(folder / JOB, config, tables)
     artefacts.write_text(folder / MODEL, to_json(model_config))
     checkpointer = Checkpointer(
-        folder / CHECKPOINTS, config=config, frozen_digest=tree_digest(frozen)
+        folder / CHECKPOINTS,
+        config=config,
+        frozen_digest=tree_digest(frozen),
+        inputs={"tables": tables},
     )
     _log.info(
         "%s parameters train, %s are frozen, on %d device(s)",

@@ -16,9 +16,9 @@ from jaxtyping import Float32, Int, Int32, Int64
 
 from star_jax.graph.batches import Budget, Subgraph
 from star_jax.graph.decoders import SeedVectors
-from star_jax.graph.model import GraphModel, LinkTask, Role
+from star_jax.graph.model import GraphModel, LinkTask, Role, rounds_of
 from star_jax.graph.samplers.calibrate import SeedBatch, calibrate
-from star_jax.graph.samplers.uniform import NO_EXCLUSION, sample
+from star_jax.graph.samplers.uniform import NO_EXCLUSION, Fanouts, sample
 from star_jax.graph.store import SPLIT_BITS, TIMED_BIT, GraphStore, TextVersions
 from star_jax.pipeline.graph_loader import Sampling
 from star_jax.pipeline.progress import Work
@@ -74,11 +74,21 @@ def view_of_splits(store: GraphStore, visible_splits: int) -> GraphStore:
     return view
 
 
+def fanouts_of(model: GraphModel, sampling: Sampling, role: Role, node_type: str) -> Fanouts:
+    """Neighbours to draw around seeds, one hop per layer that updates their type.
+
+    Nodes of a type that is no end of a task are met in training after some hops; they are given
+    the neighbours that they have there.
+    """
+    met_at = model.config.encoder.layers - rounds_of(model, role, node_type)
+    return {key: hops[met_at:] for key, hops in sampling.of(role).items()}
+
+
 class Embedder:
     """The encoders, compiled once per role and type: all seeds come in batches of one size."""
 
     def __init__(self, model: GraphModel, sampling: Sampling) -> None:
-        self._sampling = sampling
+        self._model, self._sampling = model, sampling
         self._budgets: dict[tuple[Role, str], Budget] = {}
         self._embed = jax.jit(
             lambda variables, subgraph, role, node_type: model.apply(
@@ -102,8 +112,11 @@ class Embedder:
           visible_splits: As in `sample`.
         """
         kind = (role, node_type)
+        fanouts = fanouts_of(self._model, self._sampling, role, node_type)
         if kind not in self._budgets:
-            self._budgets[kind] = self._first_budget(store, *kind, seeds, visible_splits)
+            self._budgets[kind] = self._first_budget(
+                store, node_type, fanouts, seeds, visible_splits
+            )
         while True:
             budget = self._budgets[kind]
             size = budget.block(node_type, 0)[1]
@@ -115,7 +128,7 @@ class Embedder:
                     store,
                     seed_type=node_type,
                     visible_splits=visible_splits,
-                    fanouts=self._sampling.of(role),
+                    fanouts=fanouts,
                     budget=budget,
                     key=_KEY,
                     replace=self._sampling.replace,
@@ -130,11 +143,16 @@ class Embedder:
             self._budgets[kind] = _larger(budget, node_type)
 
     def _first_budget(
-        self, store: GraphStore, role: Role, node_type: str, seeds: Seeds, visible_splits: int
+        self,
+        store: GraphStore,
+        node_type: str,
+        fanouts: Fanouts,
+        seeds: Seeds,
+        visible_splits: int,
     ) -> Budget:
         num_seeds = min(_MOST_SEEDS, 1 << max(3, (len(seeds.node) - 1).bit_length()))
         parts = list(_parts(len(seeds.node), num_seeds))
-        work = Work(f"measuring samples of {node_type} {role}s", len(parts), "batches")
+        work = Work(f"measuring samples of {node_type}", len(parts), "batches")
 
         def seeds_of(number: int) -> SeedBatch:
             work.advance(min(number, 1))  # The one before is done.
@@ -143,7 +161,7 @@ class Embedder:
         return calibrate(
             store,
             seeds_of,
-            self._sampling.of(role),
+            fanouts,
             seed_type=node_type,
             num_seeds=num_seeds,
             visible_splits=visible_splits,

@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
 
 from star_jax.graph.batches import Budget, PairBatch
-from star_jax.graph.model import GraphBatch, LinkTask, Role
+from star_jax.graph.model import ROLES, GraphBatch, LinkTask, Role
 from star_jax.graph.samplers.calibrate import SeedBatch, calibrate
 from star_jax.graph.samplers.uniform import Exclusion, Fanouts, sample, sampling_key
 from star_jax.graph.store import GraphStore
+from star_jax.pipeline.graph_links import KnownLinks
 from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import SPLIT_CODES, PairTable
 from star_jax.shapes import check_int32
@@ -30,7 +31,6 @@ TRAIN_SPLITS = 1 << SPLIT_CODES["always"] | 1 << SPLIT_CODES["train"]
 _THREADS = 2
 _BUFFERED_BATCHES = 4
 _CALIBRATED_BATCHES = 16
-_ROLES: tuple[Role, ...] = ("sender", "receiver")
 
 
 class Pairs(NamedTuple):
@@ -169,7 +169,7 @@ class PairSampler:
           The batch, and how many edges and texts did not fit into the budgets.
         """
         subgraphs, num_cut = [], 0
-        for role, budget in zip(_ROLES, budgets, strict=True):
+        for role, budget in zip(ROLES, budgets, strict=True):
             subgraph, stats = sample(
                 self._store,
                 seed_type=getattr(self._task, role),
@@ -210,7 +210,7 @@ class PairSampler:
           num_pairs: The most pairs of a batch.
           num_batches: How many to look at.
         """
-        total = len(_ROLES) * num_batches
+        total = len(ROLES) * num_batches
         work = Work(f"measuring samples of {self._task.name}", total, "batches")
 
         def seeds_of(number: int, role: Role) -> SeedBatch:
@@ -230,7 +230,7 @@ class PairSampler:
                     replace=self._sampling.replace,
                     num_batches=num_batches,
                 )
-                for role, num_seeds in zip(_ROLES, (num_groups, num_pairs), strict=True)
+                for role, num_seeds in zip(ROLES, (num_groups, num_pairs), strict=True)
             )
         )
 
@@ -256,6 +256,7 @@ class TaskStream:
         num_groups: int,
         num_pairs: int,
         seed: int,
+        links: KnownLinks | None = None,
     ) -> None:
         """Shuffles the groups anew in every epoch.
 
@@ -266,8 +267,10 @@ class TaskStream:
           num_groups: Of one batch.
           num_pairs: Rows of one batch.
           seed: Of the order and of the draws.
+          links: Given, batches say which of their senders and receivers are linked.
         """
         self._groups, self._sampler, self._negatives = groups, sampler, negatives
+        self._links = links
         self._seed, self.num_groups, self.num_pairs = seed, num_groups, num_pairs
         self.order = (
             grain.MapDataset.range(len(groups))
@@ -281,11 +284,15 @@ class TaskStream:
         """Batches that hold every group once."""
         return len(self._groups) / self.num_groups
 
-    def pairs(self, number: int) -> tuple[Pairs, int]:
-        """The pairs of batch `number`, and the key of its draws."""
-        key = sampling_key(self._seed, number)
+    def pairs(self, step: int, shard: int = 0, num_shards: int = 1) -> tuple[Pairs, int]:
+        """The pairs of one shard of a step, and the key of its draws.
+
+        All shards of a step have one key: what is drawn for a node and a group does not depend
+        on how many devices share the step.
+        """
+        key = sampling_key(self._seed, step)
         fresh = self._negatives is not None
-        chosen = np.asarray(self.order[number])
+        chosen = np.asarray(self.order[step * num_shards + shard])
         pairs = self._groups.take(chosen, positives_only=fresh)
         return (self._negatives(pairs, key) if self._negatives else pairs), key
 
@@ -298,10 +305,17 @@ class TaskStream:
             num_batches=_CALIBRATED_BATCHES,
         )
 
-    def batch(self, number: int, budgets: RoleBudgets) -> tuple[PairBatch, int]:
-        """The padded batch `number`, and how much did not fit into it."""
-        pairs, key = self.pairs(number)
-        return self._sampler(pairs, budgets, self.num_pairs, key)
+    def batch(
+        self, step: int, budgets: RoleBudgets, shard: int = 0, num_shards: int = 1
+    ) -> tuple[PairBatch, int]:
+        """The padded batch of one shard, and how much did not fit into it."""
+        pairs, key = self.pairs(step, shard, num_shards)
+        batch, num_cut = self._sampler(pairs, budgets, self.num_pairs, key)
+        if self._links is not None:
+            linked = self._links(pairs.sender[:, None], pairs.receiver[None, :])
+            rest = self.num_pairs - len(pairs.label)
+            batch = batch._replace(linked=np.pad(linked, ((0, rest), (0, rest))))
+        return batch, num_cut
 
 
 class BatchMaker:
@@ -327,8 +341,10 @@ class BatchMaker:
         """Logs once if budgets cut something off."""
         tasks, num_cut = {}, 0
         for name, stream in self._streams.items():
-            numbers = range(int(step) * self._shards, (int(step) + 1) * self._shards)
-            made = [stream.batch(number, self._budgets[name]) for number in numbers]
+            made = [
+                stream.batch(int(step), self._budgets[name], shard, self._shards)
+                for shard in range(self._shards)
+            ]
             num_cut += sum(cut for _, cut in made)
             tasks[name] = jax.tree.map(lambda *parts: np.stack(parts), *(b for b, _ in made))
         if num_cut and not self._warned:

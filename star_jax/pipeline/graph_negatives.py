@@ -1,14 +1,16 @@
 """Negatives drawn anew for every batch, in place of those that the tables hold."""
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Float64, Int32, Int64, UInt64
 
 from star_jax.graph.model import LinkTask
-from star_jax.graph.samplers.kernels import texts_as_of
+from star_jax.graph.samplers import kernels
 from star_jax.graph.store import GraphStore
+from star_jax.pipeline.graph_links import KnownLinks, pair_key
 from star_jax.pipeline.graph_loader import Groups, Pairs
 from star_jax.shapes import NO_TIME
 
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _DRAWS = 16  # Tries per negative before its place stays empty.
 
 
@@ -31,28 +33,32 @@ class UniformNegatives:
         created = np.asarray(store.node_time[task.receiver])[pool]
         order = np.argsort(created, kind="stable")
         self._pool, self._created = pool[order].astype(np.int32), created[order]
-        self._known = np.unique(_pair_key(positives.sender, positives.receiver))
+        self._known = KnownLinks(positives)
         self._per_positive = per_positive
         self._store, self._receiver = store, task.receiver
 
     def __call__(self, pairs: Pairs, seed: int) -> Pairs:
         """Appends negatives to groups of positives; fewer where no receiver could be drawn.
 
+        Draws are a function of (seed, positive, slot), whatever else is in the batch.
+
         Args:
           pairs: Positives alone.
-          seed: Of this batch.
+          seed: Of this step; 64 bits.
         """
-        rng = np.random.default_rng(seed)
         source = np.repeat(np.arange(len(pairs.group)), self._per_positive)
         sender, time = pairs.sender[source], pairs.time[pairs.group[source]]
         existing = np.where(
             time == NO_TIME, len(self._pool), np.searchsorted(self._created, time, side="left")
         )
         receiver = np.full(len(source), -1, np.int32)
-        for _ in range(_DRAWS):
+        start = _streams(pairs, seed)[source]
+        slot = np.tile(np.arange(self._per_positive), len(pairs.group)) * _DRAWS
+        for attempt in range(_DRAWS):
             todo = np.flatnonzero((receiver < 0) & (existing > 0))
-            drawn = self._pool[(rng.random(len(todo)) * existing[todo]).astype(np.int64)]
-            fresh = ~np.isin(_pair_key(sender[todo], drawn), self._known)
+            part = _fractions(start[todo], slot[todo] + attempt)
+            drawn = self._pool[(part * existing[todo]).astype(np.int64)]
+            fresh = ~self._known(sender[todo], drawn)
             receiver[todo[fresh]] = drawn[fresh]
         kept = receiver >= 0
         source, receiver = source[kept], receiver[kept]
@@ -79,8 +85,19 @@ class UniformNegatives:
         if self._receiver not in self._store.text_versions:
             return np.full(len(nodes), -1, np.int32)
         versions = self._store.text_versions[self._receiver]
-        return texts_as_of(versions.bounds, versions.time, versions.text, nodes, times)
+        return kernels.texts_as_of(versions.bounds, versions.time, versions.text, nodes, times)
 
 
-def _pair_key(sender: np.ndarray, receiver: np.ndarray) -> Int64[np.ndarray, "..."]:
-    return sender.astype(np.int64) << 32 | receiver.astype(np.int64)
+def _streams(pairs: Pairs, seed: int) -> UInt64[np.ndarray, " B"]:
+    """Start of the draws of every positive."""
+    pair = pair_key(pairs.sender, pairs.receiver).view(np.uint64)
+    time = pairs.time[pairs.group].view(np.uint64)
+    return kernels.mix(kernels.mix(np.uint64(seed) ^ kernels.mix(pair)) + time)
+
+
+def _fractions(
+    start: UInt64[np.ndarray, " n"], slot: Int64[np.ndarray, " n"]
+) -> Float64[np.ndarray, " n"]:
+    """Uniform in [0, 1), 53 bits."""
+    word = kernels.mix(start + (slot.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+    return (word >> np.uint64(11)) * 2.0**-53

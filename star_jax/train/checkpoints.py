@@ -9,7 +9,9 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +20,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from jax.tree_util import keystr
 
 from star_jax import artefacts
-from star_jax.config import InputError, check_same, to_json
+from star_jax.config import InputError, check_same, difference, to_json
 from star_jax.parallel.pieces import blocks
 from star_jax.shapes import PyTree
 from star_jax.train.state import TrainState, abstract
@@ -26,6 +28,7 @@ from star_jax.train.state import TrainState, abstract
 _KIND = "checkpoint"
 _ARRAYS = "arrays"
 _RECORD = "record.json"
+_NO_INPUTS: Mapping[str, str] = MappingProxyType({})
 
 _log = logging.getLogger(__name__)
 
@@ -48,18 +51,28 @@ class Restored(NamedTuple):
 class Checkpointer:
     """The checkpoints of one run: the last ones and the best one."""
 
-    def __init__(self, folder: Path, *, config: object, frozen_digest: str, keep: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        config: object,
+        frozen_digest: str,
+        inputs: Mapping[str, str] = _NO_INPUTS,
+        keep: int = 1,
+    ) -> None:
         """Opens a folder of checkpoints; what a killed save left behind is removed.
 
         Args:
           folder: Holds one folder per checkpoint.
           config: Of the whole job; resuming with another one is refused.
           frozen_digest: `tree_digest` of the parameters that are not stored.
+          inputs: Name -> digest of what is trained on; resuming on other ones is refused.
           keep: How many of the last checkpoints stay, beside the best.
         """
         self.folder = folder
         self._config = config
         self._frozen_digest = frozen_digest
+        self._inputs = dict(inputs)
         self._keep = keep
         folder.mkdir(parents=True, exist_ok=True)
         for left_over in folder.glob(".*"):
@@ -83,6 +96,7 @@ class Checkpointer:
             "position": position,
             "best": best,
             "frozen_digest": self._frozen_digest,
+            "inputs": self._inputs,
             "config": json.loads(to_json(self._config)),
         }
         with artefacts.writing(_path(self.folder, step), _KIND) as partial:
@@ -90,7 +104,7 @@ class Checkpointer:
             (partial / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
         kept = {*self.steps()[-self._keep :]} | ({best.step} if best else set())
         for old in set(self.steps()) - kept:
-            shutil.rmtree(_path(self.folder, old))
+            artefacts.remove(_path(self.folder, old))
 
     def restore_last(self, like: TrainState) -> Restored | None:
         """The newest checkpoint, or None when there is none; see `restore`."""
@@ -102,11 +116,17 @@ class Checkpointer:
 
         Raises:
           InputError: A file does not have the bytes it was written with, or the run was begun
-            with another config or other frozen parameters.
+            with another config, other inputs or other frozen parameters.
         """
         path = _path(self.folder, step)
         record = _read_record(path, self._frozen_digest)
         check_same(json.dumps(record["config"]), self._config, path)
+        changed = difference(json.dumps(record["inputs"]), json.dumps(self._inputs))
+        if changed:
+            raise InputError(
+                f"{path} was trained on other inputs ({', '.join(changed)}); give another "
+                f"--workdir, or remove {self.folder}"
+            )
         parts = ocp.load_checkpointables(str(path.absolute() / _ARRAYS), _parts(abstract(like)))
         best = Best(*record["best"]) if record["best"] else None
         _log.info("restored %s", path)

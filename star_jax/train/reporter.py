@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from star_jax import artefacts
+
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
@@ -98,7 +100,7 @@ class Reporter:
         """Forgets what was reported after `step`: it will be computed again."""
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
         kept = [line for line in lines if _complete(line) and json.loads(line)["step"] <= step]
-        self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        artefacts.write_text(self._path, "".join(f"{line}\n" for line in kept))
         self._earlier_s = json.loads(kept[-1])["time_s"] if kept else 0.0
         from tensorboardX import SummaryWriter  # It looks for torch, which no command waits for.
 

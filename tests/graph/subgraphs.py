@@ -34,9 +34,11 @@ def node_table(rng, features, num_rows, padding):
     texts /= np.maximum(np.linalg.norm(texts, axis=1, keepdims=True), 1e-6)
     row = rng.integers(-1, 7, num_rows) if features.text_size else np.full(num_rows, -1)
     codes = [rng.integers(0, c, num_rows) for c in features.cardinalities]
+    node = rng.integers(0, count, num_rows).astype(np.int32)
     return NodeTable(
-        node=rng.integers(0, count, num_rows).astype(np.int32),
+        node=node,
         mask=np.arange(num_rows) < num_rows - padding,
+        seen=node % 4 != 1,
         text_row=row.astype(np.int32),
         texts=texts,
         categorical=np.stack([*codes], 1).astype(np.int32)

@@ -10,6 +10,7 @@ from star_jax.graph.encoder import (
     GraphEncoder,
     GraphEncoderConfig,
     MaskedBatchNorm,
+    num_rounds,
     receiving_types,
 )
 from star_jax.graph.schema import parse_key
@@ -45,6 +46,8 @@ def compiled(config, seed_type, what):
 
     if what == "gradient":
         return jax.jit(jax.value_and_grad(total))
+    if what == "apply skill":
+        return jax.jit(lambda *args: module.apply(*args, "skill", False))
     return jax.jit(lambda *args: module.apply(*args, seed_type, False))
 
 
@@ -349,3 +352,27 @@ class TestBatchNorm:
         np.testing.assert_allclose(got.reshape(6, 4), expected, rtol=1e-5, atol=1e-5)
         for leaf, want in zip(jax.tree.leaves(new), jax.tree.leaves(expected_new), strict=True):
             np.testing.assert_allclose(leaf, np.stack([want, want]), rtol=1e-5)
+
+
+def test_another_type_comes_out_as_the_next_layer_reads_it_of_a_neighbour():
+    """In two layers a member reads a skill after one; the skills are rows 0 to 5 at hop 1."""
+    subgraph = random_subgraph("member")
+    hidden, variables = features(subgraph), init(CONFIG, subgraph)
+    module = encoder(CONFIG)
+    assert num_rounds(KEYS, ("member",), 2, "member") == 2
+    assert num_rounds(KEYS, ("member",), 2, "skill") == 1
+    assert num_rounds(KEYS, ("member",), 1, "skill") == 0
+
+    @jax.jit
+    def inner(variables):
+        _, seen = module.apply(
+            variables, subgraph, hidden, "member", False, capture_intermediates=True, mutable=True
+        )
+        return seen["intermediates"]["layer_0"]["__call__"][0]["skill"]
+
+    into = {key: t for key, t in subgraph.hops[1].items() if parse_key(key)[2] == "skill"}
+    around = subgraph._replace(hops=(into,))
+    assert {len(table.mask) for table in into.values()} == {6}
+    got = compiled(CONFIG, "member", "apply skill")(variables, around, hidden)
+    np.testing.assert_allclose(got, inner(variables)[:6], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(got, hidden["skill"][:6], atol=0.1)

@@ -14,7 +14,7 @@ ALL = NodeFeatures("member", 30, 6, (4, 3), 2)
 
 def count(features, dim):
     nodes = node_table(np.random.default_rng(0), features, 5, 1)
-    init = SliceLayer(features, dim).init
+    init = SliceLayer(features, dim, "linear").init
     return trees.count(jax.eval_shape(init, jax.random.key(0), nodes)["params"])
 
 
@@ -22,7 +22,7 @@ def count(features, dim):
     ("without", "in_dim"),
     [
         ({"text_size": 0}, 6),
-        ({"num_identities": 0}, 30),
+        ({"num_identities": 0}, 31),  # One of them for all that are new.
         ({"cardinalities": (4,)}, 3),
         ({"dense_size": 0}, 2),
     ],
@@ -39,17 +39,20 @@ def test_the_slices_that_the_paper_counts(in_dim, parameters):
     assert count(with_text, 200) - count(bare, 200) == parameters
 
 
-def test_sums_the_slices_of_what_a_node_has():
+@pytest.mark.parametrize("activation", ["linear", "leaky_relu"])
+def test_sums_the_slices_of_what_a_node_has(activation):
     nodes = node_table(np.random.default_rng(1), ALL, 30, 2)
     assert -1 in nodes.text_row
-    layer = SliceLayer(ALL, DIM)
+    assert set(nodes.seen.tolist()) == {True, False}
+    layer = SliceLayer(ALL, DIM, activation)
     params = layer.init(jax.random.key(1), nodes)["params"]
     params = jax.tree.map(
         lambda x: np.asarray(jax.random.normal(jax.random.key(2), x.shape)), params
     )
     got = jax.jit(layer.apply)({"params": params}, nodes)
     for row in range(30):
-        expected = params["bias"] + params["identity_embedding"][nodes.node[row]]
+        known = params["identity_embedding"][nodes.node[row]]
+        expected = params["bias"] + (known if nodes.seen[row] else params["identity_unseen"])
         for column in range(2):
             table = params[f"categorical_{column}_embedding"]
             expected = expected + table[nodes.categorical[row, column]]
@@ -59,12 +62,14 @@ def test_sums_the_slices_of_what_a_node_has():
         else:
             text = nodes.texts[nodes.text_row[row]]
             expected = expected + 6**0.5 * text @ params["text_kernel"]
+        if activation == "leaky_relu":
+            expected = np.where(expected > 0, expected, 0.2 * expected)
         np.testing.assert_allclose(got[row], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_text_is_projected_once_however_many_nodes_show_it():
     nodes = node_table(np.random.default_rng(1), ALL, 50, 0)
-    layer = SliceLayer(dataclasses.replace(ALL, dense_size=0), DIM)
+    layer = SliceLayer(dataclasses.replace(ALL, dense_size=0), DIM, "linear")
     params = layer.init(jax.random.key(1), nodes)["params"]
     text = jax.jit(layer.apply).lower({"params": params}, nodes).as_text()
     products = [line for line in text.splitlines() if "dot_general" in line]

@@ -148,7 +148,7 @@ def test_running_statistics_move_in_training_only():
     assert jax.tree.map(jnp.shape, of_two) == jax.tree.map(jnp.shape, statistics)
 
 
-@pytest.mark.parametrize("kind", ["cosine", "dot"])
+@pytest.mark.parametrize("kind", ["cosine", "dot", "softmax"])
 def test_products_and_cosines(kind):
     rng = np.random.default_rng(0)
     u, v = rng.normal(size=(2, 5, 4)).astype(np.float32)
@@ -159,5 +159,8 @@ def test_products_and_cosines(kind):
     got = jax.jit(decoder.apply, static_argnums=3)({"params": params}, *seeds, False)
     dot = (u * v).sum(axis=1)
     norms = np.linalg.norm(u, axis=1) * np.linalg.norm(v, axis=1)
-    expected = dot if kind == "dot" else dot / np.maximum(norms, 1e-6)
+    expected = dot if kind != "cosine" else dot / np.maximum(norms, 1e-6)
     np.testing.assert_allclose(got, 3 * expected + 0.25, rtol=1e-5, atol=1e-6)
+    if kind == "softmax":
+        grid = jax.jit(decoder.apply, static_argnums=3)({"params": params}, *seeds, True)
+        np.testing.assert_allclose(grid, 3 * (u @ v.T) + 0.25, rtol=1e-4, atol=1e-5)

@@ -7,6 +7,8 @@ from star_jax.config import InputError
 from star_jax.graph.schema import EdgeType, GraphSchema, NodeType, parse_key, reverse_key
 from star_jax.graph.store import GraphStore, relation_salt
 from tests.graph.test_build import small
+from tests.graph.visible import draw
+from tests.graph.worlds import Edge, World
 
 
 def test_text_vectors_stay_where_they_are(tmp_path):
@@ -93,3 +95,25 @@ def test_schemas_that_make_no_graph_are_refused(edges, message):
         )
     with pytest.raises(ValueError, match="needed 0 <= count < 2"):
         NodeType(count=2**31, categorical={}, dense=())
+
+
+def test_seen_is_what_training_may_meet(tmp_path, monkeypatch):
+    """Companies 0 and 3 have an edge that is always visible or of train; 1 and 4 later ones."""
+    works = [Edge(0, 0, split=0), Edge(1, 1, t=5, split=2), Edge(1, 3, t=3, split=1)]
+    more = [Edge(2, 4, t=9, split=3), Edge(2, 3, t=8, split=2)]
+    world = World(
+        nodes={"member": [None] * 3, "company": [None] * 5},
+        edges={"member__works__company": works, "member__follows__company": more},
+    )
+    store = world.build(tmp_path)
+    monkeypatch.setattr("star_jax.graph.store._CHUNK_NODES", 2)
+    assert store.seen("company").tolist() == [True, False, False, True, False]
+    assert store.seen("member").tolist() == [True, True, False]
+    fanouts = dict.fromkeys(store.meta.num_edges, (4,))
+    for splits in (0b0011, 0b1111):  # It does not grow with what is visible.
+        subgraph, _, _ = draw(
+            store, "company", [4, 3, 0], [10] * 3, fanouts=fanouts, visible_splits=splits
+        )
+        table = subgraph.nodes["company"]
+        assert table.seen[:3].tolist() == [False, True, True]
+        assert not table.seen[~table.mask].any()

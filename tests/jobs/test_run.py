@@ -5,6 +5,9 @@ import dataclasses
 import fcntl
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,6 +131,36 @@ def test_an_interrupted_stage_starts_again_on_other_inputs(jobs, tmp_path):
     jobs.stop_second = False
     changed = TwoConfig(first=StageConfig(word="b"))
     assert jobs.run(changed, tmp_path) == ["first", "second"]
+
+
+DIE_CLEARING = """
+import os, shutil, signal, sys
+from pathlib import Path
+
+from tests.jobs.test_run import Jobs, StageConfig, TwoConfig
+
+
+def rmtree(folder):
+    if sys.argv[2] != "none":
+        (Path(folder) / sys.argv[2]).unlink()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+shutil.rmtree = rmtree
+Jobs().run(TwoConfig(second=StageConfig(word="b")), Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("gone", ["none", "step", artefacts.MANIFEST, artefacts.STAGE])
+def test_a_run_killed_while_it_clears_a_folder_starts_that_stage_again(jobs, tmp_path, gone):
+    jobs.run(TwoConfig(), tmp_path)
+    command = [sys.executable, "-c", DIE_CLEARING, str(tmp_path), gone]
+    killed = subprocess.run(command, check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    other = TwoConfig(second=StageConfig(word="b"))
+    assert jobs.run(other, tmp_path) == ["second"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+    assert jobs.run(other, tmp_path) == []
 
 
 def test_a_damaged_output_stops_the_run(jobs, tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -12,6 +13,10 @@ import pytest
 from star_jax import artefacts
 from star_jax.config import InputError, from_json, to_json
 from star_jax.embeddings.table import read_ids, read_table
+from star_jax.graph.decoders import DecoderConfig, SeedVectors
+from star_jax.graph.features import NodeFeatures
+from star_jax.graph.match import MatchConfig
+from star_jax.graph.model import match_layout
 from star_jax.jobs import export_graph, train_graph
 from star_jax.jobs.export_graph import GraphExportConfig
 from star_jax.jobs.train_graph import GraphTrainConfig
@@ -172,24 +177,58 @@ def test_both_paths_train_to_the_same_metrics(market, tmp_path):
     np.testing.assert_allclose(*tables, rtol=1e-3, atol=1e-3)
 
 
+def kill(workdir, plan):
+    """Trains in a process of its own that ends in the middle."""
+    command = [sys.executable, "-m", "tests.jobs.tiny_graph", str(workdir), plan]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(jax.device_count())}
+    killed = subprocess.run(command, check=False, capture_output=True, env=environment)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert losses(workdir)[-1][0] == tiny_graph.DIE_AT
+
+
 def test_a_killed_run_goes_on_bit_by_bit(market, tmp_path):
     for name in ("whole", "killed"):
         begin(market, tmp_path / name)
     train_graph.run(tiny_graph.config(), tmp_path / "whole")
-    command = [sys.executable, "-m", "tests.jobs.tiny_graph", str(tmp_path / "killed")]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(jax.device_count())}
-    killed = subprocess.run(command, check=False, capture_output=True, env=environment)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert losses(tmp_path / "killed")[-1][0] == tiny_graph.DIE_AT
+    kill(tmp_path / "killed", "exact")
     train_graph.run(tiny_graph.config(), tmp_path / "killed")
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert meta(tmp_path / "killed") == meta(tmp_path / "whole")
+
+
+def test_a_budget_is_measured_once_however_often_a_run_is_killed(market, tmp_path, monkeypatch):
+    workdir = begin(market, tmp_path / "budgeted")
+    kill(workdir, "budgeted")
+    plan = workdir / "graph_model" / "plan.json"
+    before = plan.read_bytes()
+    settled = json.loads(before)
+    assert settled["timing"]
+    assert settled["num_steps"] > tiny_graph.DIE_AT
+
+    def measure(**_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(train_graph, "measure", measure)
+    train_graph.run(tiny_graph.budgeted(), workdir)
+    assert plan.read_bytes() == before
+    assert [step for step, *_ in losses(workdir)] == list(range(1, settled["num_steps"] + 1))
+    assert meta(workdir)["num_steps"] == settled["num_steps"]
 
 
 def test_two_devices_train(market, tmp_path):
     workdir = begin(market, tmp_path / "two")
     train_graph.run(tiny_graph.config(num_steps=2, mesh=MeshConfig(data=2)), workdir)
     assert [step for step, *_ in losses(workdir)] == [1, 2]
+
+
+def test_trains_against_the_receivers_of_the_batch(market, tmp_path):
+    workdir = begin(market, tmp_path / "softmax")
+    config = tiny_graph.config(num_steps=30)
+    decoder = DecoderConfig(kind="softmax", match=MatchConfig(enabled=False))
+    model = dataclasses.replace(config.model, decoder=decoder)
+    train_graph.run(dataclasses.replace(config, model=model), workdir)
+    first, *_, last = (row["loss_apply"] for row in rows(workdir, "train"))
+    assert last < 0.9 * first
 
 
 def test_without_text_and_with_fresh_negatives(market, tmp_path):
@@ -221,11 +260,66 @@ def test_another_config_or_other_inputs_stop_a_begun_run(trained, market, tmp_pa
         train_graph.run(tiny_graph.config(num_steps=60), workdir)
     with pytest.raises(InputError, match=r"was trained on text_embeddings .* `star train-graph`"):
         GraphPairScorer(workdir, "graph_model", "split")
+    for name in (train_graph.JOB, artefacts.MANIFEST):  # As if somebody had removed them.
+        (workdir / "graph_model" / name).unlink()
+    with pytest.raises(InputError, match=r"trained on other inputs \(text_embeddings: .* -> "):
+        train_graph.run(tiny_graph.config(num_steps=60), workdir)
 
 
-def test_an_unknown_type_to_export_is_named(trained):
-    with pytest.raises(InputError, match="node_types names 'skill', needed one of job, member"):
-        export_graph.run(GraphExportConfig(node_types=("skill",)), trained)
+def test_a_type_that_is_no_end_of_a_task_is_exported_too(trained):
+    """One layer updates the ends alone: a skill is what its features say."""
+    config = GraphExportConfig(node_types=("skill", "job"), output="more")
+    export_graph.run(config, trained)
+    meta = artefacts.read_manifest(trained / "more", "graph_embeddings").meta
+    assert meta["roles"] == {"job": "receiver", "skill": "sender"}
+    assert meta["rounds"] == {"job": 1, "skill": 0}
+    assert meta["num_nodes"] == {"job": 60, "skill": 8}
+    scorer = GraphPairScorer(trained, "graph_model", "split")
+    slices = scorer.trained.variables["params"]["features_skill"]
+    expected = np.asarray(slices["identity_embedding"]) + np.asarray(slices["bias"])
+    table = read_table(trained / "more", "skill")
+    np.testing.assert_allclose(table.vectors, expected, rtol=1e-5)
+    assert read_ids(trained / "more", "skill") == [f"skill-{i}" for i in range(8)]
+    again, before = (
+        read_table(trained / name, "job").vectors for name in ("more", "graph_embeddings")
+    )
+    np.testing.assert_allclose(again, before, atol=2e-6)
+
+
+def test_the_manifest_says_what_the_vectors_alone_do_not_give(trained):
+    """Equal embeddings of a pair have other scores where the match vectors differ."""
+    manifest = artefacts.read_manifest(trained / "graph_embeddings", "graph_embeddings")
+    assert manifest.meta["scores_need"] == ["embeddings", "match vectors", "decoder"]
+    dot = DecoderConfig(kind="dot", match=MatchConfig(enabled=False))
+    assert export_graph.scores_need(dot) == ["embeddings", "decoder"]
+    opened = GraphPairScorer(trained, "graph_model", "split").trained
+    layout = match_layout(opened.model.config.decoder, opened.model.features)
+    assert layout is not None
+    width = sum(size for _, size in layout.parts)
+    rng = np.random.default_rng(0)
+    seeds = [
+        SeedVectors(np.ones((1, 8), np.float32), rng.normal(size=(1, width)).astype(np.float32))
+        for _ in range(3)
+    ]
+    decode = jax.jit(
+        lambda *pair: opened.model.apply(opened.variables, "apply", *pair, False, method="decode")
+    )
+    one, other = (decode(seeds[0], receiver) for receiver in seeds[1:])
+    assert not np.allclose(one, other, atol=1e-3)
+
+
+def test_a_type_that_cannot_be_told_apart_is_refused(trained):
+    with pytest.raises(InputError, match="'skil', needed one of job, member, recruiter, skill"):
+        export_graph.run(GraphExportConfig(node_types=("skil",)), trained)
+    file = read_model_file(trained / "graph_model")
+    bare = tuple(
+        NodeFeatures("skill", 0, 0, (), 0) if each.node_type == "skill" else each
+        for each in file.features
+    )
+    with pytest.raises(InputError, match="'skill', which has no features and no neighbours that"):
+        export_graph.targets(
+            dataclasses.replace(file, features=bare), GraphExportConfig(node_types=("skill",))
+        )
 
 
 @pytest.mark.parametrize(

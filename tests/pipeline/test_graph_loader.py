@@ -10,6 +10,7 @@ from star_jax.pipeline.graph_embedding import (
     view_of_splits,
     visible_until,
 )
+from star_jax.pipeline.graph_links import KnownLinks
 from star_jax.pipeline.graph_loader import (
     TRAIN_SPLITS,
     BatchMaker,
@@ -51,9 +52,9 @@ def sampler_of(store, total=(50,)):
     return PairSampler(store, TASK, (APPLY,), sampling, visible_splits=TRAIN_SPLITS)
 
 
-def stream_of(store, groups, negatives=None, **options):
+def stream_of(store, groups, negatives=None, *, links=None, **options):
     defaults = {"num_groups": 6, "num_pairs": 18, "seed": 7}
-    return TaskStream(groups, sampler_of(store), negatives, **defaults | options)
+    return TaskStream(groups, sampler_of(store), negatives, links=links, **defaults | options)
 
 
 @pytest.fixture(scope="module")
@@ -180,15 +181,6 @@ def test_threads_and_position_do_not_change_a_batch(store, groups):
     assert count_pairs(expected[0]) == (36, 36)
 
 
-def test_shards_together_hold_what_one_device_would_see(store, groups):
-    stream = stream_of(store, groups)
-    budgets = {"apply": stream.budgets()}
-    two = BatchMaker({"apply": stream}, budgets, 2)(4)
-    ones = [BatchMaker({"apply": stream}, budgets, 1)(step) for step in (8, 9)]
-    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *ones)
-    jax.tree.map(np.testing.assert_array_equal, two, joined)
-
-
 def test_what_does_not_fit_is_said_once(store, groups, caplog):
     stream = stream_of(store, groups)
     sender, receiver = stream.budgets()
@@ -241,6 +233,22 @@ def test_batches_of_fresh_negatives_differ_between_epochs(store, groups):
         return set(zip(pairs.sender[kept], pairs.receiver[kept], strict=True))
 
     assert drawn(one) != drawn(two)
+
+
+def test_batches_say_who_is_linked_where_the_decoder_asks(market, store, groups):
+    assert stream_of(store, groups).batch(0, stream_of(store, groups).budgets())[0].linked is None
+    links = KnownLinks(groups.positives())
+    stream = stream_of(store, groups, num_pairs=20, links=links)
+    batch, _ = stream.batch(2, stream.budgets())
+    table = read_pairs(market / "tables", "apply", "train")
+    known = set(zip(table.sender[table.label == 1], table.receiver[table.label == 1], strict=True))
+    pairs, _ = stream.pairs(2)
+    expected = np.zeros((20, 20), bool)
+    for row, sender in enumerate(pairs.sender):
+        for column, receiver in enumerate(pairs.receiver):
+            expected[row, column] = (sender, receiver) in known
+    np.testing.assert_array_equal(batch.linked, expected)
+    assert expected.sum() > (pairs.label == 1).sum()  # Of other rows, too.
 
 
 def test_val_sees_train_and_test_sees_both():

@@ -36,8 +36,8 @@ def state_at(step, mesh=None, rules=REPLICATED_RULES):
     return state._replace(step=jnp.int32(step))
 
 
-def checkpointer(folder, config=None, frozen="f", keep=1):
-    return Checkpointer(folder, config=config or Job(), frozen_digest=frozen, keep=keep)
+def checkpointer(folder, config=None, frozen="f", **options):
+    return Checkpointer(folder, config=config or Job(), frozen_digest=frozen, **options)
 
 
 def equal(a, b):
@@ -108,6 +108,13 @@ def test_another_base_is_refused(tmp_path):
     checkpointer(tmp_path, frozen="aaaa").save(state_at(1), {}, None)
     with pytest.raises(InputError, match="frozen parameters aaaa, got bbbb"):
         checkpointer(tmp_path, frozen="bbbb").restore_last(state_at(0))
+
+
+def test_other_inputs_are_refused(tmp_path):
+    checkpointer(tmp_path, inputs={"tables": "aa", "graph": "cc"}).save(state_at(1), {}, None)
+    checkpointer(tmp_path, inputs={"tables": "aa", "graph": "cc"}).restore_last(state_at(0))
+    with pytest.raises(InputError, match=r'trained on other inputs \(tables: "aa" -> "bb"\)'):
+        checkpointer(tmp_path, inputs={"tables": "bb", "graph": "cc"}).restore_last(state_at(0))
 
 
 def test_half_a_checkpoint_is_none(tmp_path):

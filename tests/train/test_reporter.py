@@ -63,5 +63,18 @@ def test_metrics_are_exact_and_survive_a_kill(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_a_kill_while_resuming_loses_no_metric(tmp_path):
+    """Who had the file open still reads all of it: the shorter one takes its place at once."""
+    first = Reporter(tmp_path)
+    first.resume(0)
+    for step in (1, 2):
+        first.log(step, "train", {"loss": 1.0})
+    first.close()
+    with (tmp_path / "metrics.jsonl").open() as file:
+        Reporter(tmp_path).resume(1)
+        assert len(file.read().splitlines()) == 2
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
 def test_clock():
     assert [clock(59.6), clock(3661.0), clock(float("inf"))] == ["0:01:00", "1:01:01", "-"]

@@ -62,9 +62,12 @@ def gather(
         number, distinct, dropped[name] = kernels.number(text, capacity)
         text_row = np.full(num_rows, -1, np.int32)
         text_row[real] = number
+        seen = np.zeros(num_rows, np.bool_)
+        seen[real] = store.seen(name)[node[real]]
         nodes[name] = NodeTable(
             node=node,
             mask=mask,
+            seen=seen,
             text_row=text_row,
             texts=_vectors(store, name, distinct, capacity),
             categorical=_features(store.categorical[name], node, real),

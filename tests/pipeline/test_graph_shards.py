@@ -1,0 +1,148 @@
+"""One global batch on any number of devices: the same pairs, neighbours, loss and gradients."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from star_jax.graph.model import LinkTask, init_model, make_loss
+from star_jax.graph.samplers.fanouts import FanoutConfig, resolve
+from star_jax.graph.schema import parse_key
+from star_jax.parallel import rules
+from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.pipeline.graph_loader import (
+    TRAIN_SPLITS,
+    BatchMaker,
+    Groups,
+    PairSampler,
+    Sampling,
+    TaskStream,
+)
+from star_jax.pipeline.graph_model import GraphModelFile, node_features, open_store
+from star_jax.pipeline.graph_negatives import UniformNegatives
+from star_jax.pipeline.tables.read import read_pairs
+from tests.jobs import tiny_graph
+from tests.pipeline import graph_market
+from tests.pipeline.graph_market import APPLY
+
+TASK = LinkTask("apply", "member", "job")
+NUM_GROUPS, GROUP_SIZE = 24, 3  # Of all devices together.
+STEP = 3
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory):
+    return graph_market.write(tmp_path_factory.mktemp("market"))
+
+
+@pytest.fixture(scope="module")
+def store(market):
+    return open_store(market, text=True)
+
+
+def stream_of(market, store, shards, *, total, fresh=False):
+    sampling = Sampling(fanouts=dict(resolve(FanoutConfig(total=total), store.meta)), replace=False)
+    groups = Groups(read_pairs(market / "tables", "apply", "train"))
+    return TaskStream(
+        groups,
+        PairSampler(store, TASK, (APPLY,), sampling, visible_splits=TRAIN_SPLITS),
+        UniformNegatives(groups, store, TASK, GROUP_SIZE - 1) if fresh else None,
+        num_groups=NUM_GROUPS // shards,
+        num_pairs=GROUP_SIZE * NUM_GROUPS // shards,
+        seed=7,
+    )
+
+
+def around(subgraph, budget, node_type, row, hop=0):
+    """What was drawn for a row, in the order of the slots, and around each of its neighbours."""
+    start, num_rows = budget.block(node_type, hop) if hop < budget.num_hops else (0, 0)
+    if not start <= row < start + num_rows:
+        return ()  # Met before, or beyond the last hop.
+    found = []
+    for key, table in sorted(subgraph.hops[hop].items()):
+        sender, _, receiver = parse_key(key)
+        if receiver != node_type:
+            continue
+        for slot in np.flatnonzero(table.mask[row - start]):
+            index = int(table.index[row - start, slot])
+            node = int(subgraph.nodes[sender].node[index])
+            age = float(table.age[row - start, slot])
+            found.append((key, node, age, around(subgraph, budget, sender, index, hop + 1)))
+    return tuple(found)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_step_draws_the_same_neighbours_on_any_number_of_devices(market, store, fresh):
+    seen = {}
+    for shards in (1, 2, 4):
+        stream = stream_of(market, store, shards, total=(6, 3), fresh=fresh)
+        budgets = stream.budgets()
+        rows = []
+        for shard in range(shards):
+            batch, num_cut = stream.batch(STEP, budgets, shard, shards)
+            assert num_cut == 0
+            for pair in np.flatnonzero(batch.mask):
+                for role, budget in zip(("sender", "receiver"), budgets, strict=True):
+                    subgraph, node_type = getattr(batch, role), getattr(TASK, role)
+                    row = int(getattr(batch, f"{role}_row")[pair])
+                    node = int(subgraph.nodes[node_type].node[row])
+                    rows.append((role, node, around(subgraph, budget, node_type, row)))
+        seen[shards] = rows
+    assert len(seen[1]) == 2 * GROUP_SIZE * NUM_GROUPS
+    assert any(inner for _, _, outer in seen[1] for *_, inner in outer)
+    assert seen[2] == seen[1]
+    assert seen[4] == seen[1]
+
+
+def test_another_step_draws_others(market, store):
+    stream = stream_of(market, store, 1, total=(4,))
+    assert stream.pairs(STEP)[1] != stream.pairs(STEP + 1)[1]
+    assert stream.pairs(STEP)[1] == stream.pairs(STEP, 1, 2)[1]
+
+
+def test_loss_and_gradients_do_not_depend_on_the_mesh(market, store, monkeypatch):
+    monkeypatch.setattr(rules, "_SMALL", 1)  # Else every array here would be copied.
+    config = tiny_graph.config().model
+    config = dataclasses.replace(
+        config,
+        encoder=dataclasses.replace(config.encoder, dropout=0.0),
+        decoder=dataclasses.replace(config.decoder, dropout=0.0),
+    )
+    stream = stream_of(market, store, 1, total=(6,))
+    file = GraphModelFile(
+        model=config,
+        features=node_features(config.features, store, (TASK,)),
+        keys=tuple(sorted(store.meta.num_edges)),
+        tasks=(TASK,),
+        sampling=Sampling(fanouts={}, replace=False),
+        inputs={},
+    )
+    model = file.build()
+    params, statistics = init_model(model, 0)
+    loss = make_loss(model, task_weights={"apply": 1.0}, positive_weight={"apply": 2.0})
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    results = []
+    for data, fsdp in ((1, 1), (2, 1), (4, 2)):
+        shards = data * fsdp
+        mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp), jax.devices()[:shards])
+        stream = stream_of(market, store, shards, total=(6,))
+        batch = BatchMaker({"apply": stream}, {"apply": stream.budgets()}, shards)(STEP)
+        assert batch.mask.sum() == GROUP_SIZE * NUM_GROUPS
+        placed = rules.put(params, rules.shardings(params, mesh, rules.FSDP_RULES))
+        split = [leaf for leaf in jax.tree.leaves(placed) if not leaf.sharding.is_fully_replicated]
+        assert (len(split) > 10) == (fsdp > 1)
+        (value, (_, moved)), grads = gradient(
+            placed,
+            rules.put(statistics, rules.replicated(mesh)),
+            {},
+            rules.put(batch, rules.batch_shardings(batch, mesh)),
+            rules.put(jax.random.key(0), rules.replicated(mesh)),
+        )
+        results.append(jax.tree.map(np.asarray, (value, moved, grads)))
+    for other in results[1:]:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), other, results[0]
+        )
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(results[0][2]))
+    assert largest > 1e-2  # The bound is far below the gradients.
