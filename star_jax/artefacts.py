@@ -24,6 +24,7 @@ _MADE_BY = {  # Kinds, and the names of folders in the working directory that di
     "text": "star train-text",
     "text_embeddings": "star export-text",
     "model_export": "star export-model",
+    "hard_negatives": "star mine-negatives",
     "graph": "star build-graph",
     "graph_model": "star train-graph",
     "graph_only_model": "star run",

@@ -30,7 +30,12 @@ COMMANDS = {
     "import": Command(
         "import_tables", "your tables", "tables/", "check the input tables and bring them in"
     ),
-    "train-text": Command("train_text", "tables/", "text/", "train the text towers and scorer"),
+    "train-text": Command(
+        "train_text",
+        "tables/, and hard_negatives/ if asked for",
+        "text/",
+        "train the text towers and scorer",
+    ),
     "export-text": Command(
         "export_text", "tables/ text/", "text_embeddings/", "write a vector for every text"
     ),
@@ -39,6 +44,12 @@ COMMANDS = {
         "tables/ text/",
         "model_export/",
         "write the text model for PEFT, transformers, sentence-transformers; verified",
+    ),
+    "mine-negatives": Command(
+        "mine_negatives",
+        "tables/ text/ text_embeddings/",
+        "hard_negatives/",
+        "find hard negatives for another training",
     ),
     "build-graph": Command("build_graph", "tables/", "graph/", "build the memory-mapped graph"),
     "train-graph": Command(
@@ -123,7 +134,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {name:<14}{command.help}" for name, command in COMMANDS.items())
+    listed = "\n".join(f"  {name:<16}{command.help}" for name, command in COMMANDS.items())
     parser = _Parser(
         prog="star",
         description="Text and graph embeddings of a two-sided marketplace, from tables to report.",

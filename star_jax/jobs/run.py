@@ -67,10 +67,11 @@ def stages(config: RunConfig) -> list[Stage]:
     vectors, made, made_only = "text_embeddings", "graph_embeddings", "graph_only_embeddings"
     model, only = "graph_model", "graph_only_model"
     data = ("tables", "graph")
+    pairs = ("tables", "hard_negatives") if c.train_text.hard_negatives else ("tables",)
     scored = (*data, vectors, "text", model, only)
     return [
         stage("import", import_tables, c.tables, "tables", "tables"),
-        stage("train-text", train_text, c.train_text, "text", "text_model", "tables"),
+        stage("train-text", train_text, c.train_text, "text", "text_model", *pairs),
         stage("export-text", export_text, c.export_text, vectors, vectors, "tables", "text"),
         stage("build-graph", build_graph, c.build_graph, "graph", "graph", "tables"),
         stage("train-graph", train_graph, c.train_graph, model, model, *data, vectors),

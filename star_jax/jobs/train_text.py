@@ -19,7 +19,9 @@ from star_jax import artefacts, trees
 from star_jax.config import InputError, check_same, to_json
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES
+from star_jax.pipeline.hard_negatives import FOLDER, read_hard_negatives, with_hard_negatives
 from star_jax.pipeline.tables.read import TaskMeta, read_meta, read_pairs
+from star_jax.pipeline.teacher import with_teacher
 from star_jax.pipeline.text_calibration import positive_rate
 from star_jax.pipeline.text_counts import TextCounts
 from star_jax.pipeline.text_loader import BatchBuilder, BatchShape, make_batches
@@ -70,6 +72,9 @@ class TextTrainConfig:
     # a device's part of it, or in a microbatch (plain accumulation).
     mining: Literal["global", "device", "micro"] = "global"
     num_negatives: int = 1  # Per positive.
+    hard_negatives: int = 0  # Per positive, beside the others; from `star mine-negatives`.
+    # Parquet file of a cross-encoder's logits: columns sender, receiver (ids) and score.
+    teacher: Path | None = None
     num_tables: int = 3  # Of texts, by length: more of them pad less, and compile longer.
     pack_length: int | None = None  # Tokens of rows that hold several texts, instead of tables.
     validation_pairs: int = 2000  # Of the val pairs, whole groups.
@@ -79,13 +84,21 @@ class TextTrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        group = 1 + self.num_negatives
+        group = self.group_size
         if self.num_negatives < 1:
             raise ValueError(f"num_negatives {self.num_negatives} must be >= 1")
+        if self.hard_negatives < 0:
+            raise ValueError(f"hard_negatives {self.hard_negatives} must be >= 0")
+        if (self.teacher is None) != (self.objective.distill.kind == "none"):
+            raise ValueError(
+                f"teacher {self.teacher} with objective.distill.kind "
+                f"{self.objective.distill.kind}: one needs the other"
+            )
         if self.microbatch_size < group or self.microbatch_size % group:
             raise ValueError(
                 f"microbatch_size {self.microbatch_size} is not a multiple of a positive with "
-                f"its num_negatives {self.num_negatives}, {group} pairs"
+                f"its num_negatives {self.num_negatives} and hard_negatives "
+                f"{self.hard_negatives}, {group} pairs"
             )
         if self.batch_size < 1 or self.batch_size % self.microbatch_size:
             raise ValueError(
@@ -110,6 +123,11 @@ class TextTrainConfig:
         if self.peak_flops is not None and self.peak_flops <= 0:
             raise ValueError(f"peak_flops {self.peak_flops} must be > 0")
 
+    @property
+    def group_size(self) -> int:
+        """Pairs of a positive with all its negatives."""
+        return 1 + self.num_negatives + self.hard_negatives
+
     def model(self, task: TaskMeta) -> TextModelConfig:
         """What decides the meaning of the variables; the task's class weights join the loss."""
         negative, positive = task.class_weights
@@ -124,11 +142,12 @@ class TextTrainConfig:
 
     def batch_shape(self, num_devices: int) -> BatchShape:
         """Static sizes of a batch."""
-        group, num_parts = 1 + self.num_negatives, self.batch_size // self.microbatch_size
+        group, num_parts = self.group_size, self.batch_size // self.microbatch_size
         micro = self.mining == "micro"
         return BatchShape(
             num_groups=(self.microbatch_size if micro else self.batch_size) // group,
             num_negatives=self.num_negatives,
+            num_hard_negatives=self.hard_negatives,
             num_microbatches=num_parts if micro else 1,
             num_chunks=1 if micro else num_parts,
             num_tables=self.num_tables,
@@ -146,20 +165,21 @@ class Data(NamedTuple):
     val: PairRecords
     negative: np.ndarray  # Kind of each val pair, "" for positives.
     records: TextRecords
+    inputs: dict[str, str]  # Digest of everything it was read from.
 
 
 def run(config: TextTrainConfig, workdir: Path) -> None:
     """Trains, or goes on training, until the plan is done; then seals `W/text`."""
     folder = workdir / "text"
-    tables = artefacts.digest(workdir / "tables")
-    _check_begun(folder / JOB, config, tables)
+    inputs = _inputs(config, workdir)
+    _check_begun(folder / JOB, config, inputs)
     if (folder / artefacts.MANIFEST).is_file():
         artefacts.read_manifest(folder, KIND)
         _log.info("%s is trained already", folder)
         return
     task_name, task = next(iter(read_meta(workdir / "tables").tasks.items()))
-    data = _read(config, workdir, task_name, task)
-    best, plan, reached = _train(config, folder, data, config.model(task), tables)
+    data = _read(config, workdir, task_name, task, inputs)
+    best, plan, reached = _train(config, folder, data, config.model(task))
     meta = {
         "task": task_name,
         "best_step": best.step,
@@ -174,18 +194,18 @@ def run(config: TextTrainConfig, workdir: Path) -> None:
 
 
 def _train(
-    config: TextTrainConfig, folder: Path, data: Data, model_config: TextModelConfig, tables: str
+    config: TextTrainConfig, folder: Path, data: Data, model_config: TextModelConfig
 ) -> tuple[Best, Plan | None, int]:
     model = model_config.build(packed=config.pack_length is not None)
     mesh = make_mesh(config.mesh)
     trainable, frozen = initial(model_config, model, config.seed, mesh)
-    _note_begun(folder / JOB, config, tables)
+    _note_begun(folder / JOB, config, data.inputs)
     artefacts.write_text(folder / MODEL, to_json(model_config))
     checkpointer = Checkpointer(
         folder / CHECKPOINTS,
         config=config,
         frozen_digest=tree_digest(frozen),
-        inputs={"tables": tables},
+        inputs=data.inputs,
     )
     _log.info(
         "%s parameters train, %s are frozen, on %d device(s)",
@@ -255,7 +275,9 @@ def _validation(
     return lambda state: validation({**frozen, **state.trainable}, int(state.step))
 
 
-def _read(config: TextTrainConfig, workdir: Path, task_name: str, task: TaskMeta) -> Data:
+def _read(
+    config: TextTrainConfig, workdir: Path, task_name: str, task: TaskMeta, inputs: dict[str, str]
+) -> Data:
     tables = workdir / "tables"
     records = text_records(workdir, build_tokenizer(config.tower))
     val = read_pairs(tables, task_name, "val")
@@ -263,6 +285,15 @@ def _read(config: TextTrainConfig, workdir: Path, task_name: str, task: TaskMeta
         pair_records(pairs, records, sender=task.sender, receiver=task.receiver)
         for pairs in (read_pairs(tables, task_name, "train"), val)
     )
+    if config.hard_negatives:
+        mined = read_hard_negatives(workdir, task_name)
+        mined_pairs = pair_records(mined, records, sender=task.sender, receiver=task.receiver)
+        train_pairs = with_hard_negatives(train_pairs, mined_pairs)
+    if config.teacher is not None:
+        train_pairs = with_teacher(train_pairs, config.teacher, tables, task)
+    lone = ~np.isin(train_pairs.group, train_pairs.group[train_pairs.label == 1])
+    if lone.any():
+        _log.warning("%d training pairs are negatives of no positive and left out", lone.sum())
     both = with_both_sides(train_pairs)
     _log.info(
         "task %s: %d training pairs, %d of them with texts on both sides",
@@ -270,7 +301,7 @@ def _read(config: TextTrainConfig, workdir: Path, task_name: str, task: TaskMeta
         len(train_pairs.label),
         len(both.label),
     )
-    return Data(both, train_pairs, val_pairs, val.negative, records)
+    return Data(both, train_pairs, val_pairs, val.negative, records, inputs)
 
 
 def _loss(model: BiEncoder) -> LossFn:
@@ -293,11 +324,23 @@ def _rate(config: TextTrainConfig, plan: Plan) -> Callable[[int], float]:
 def _positive_rate(config: TextTrainConfig, pairs: PairRecords, task: TaskMeta) -> float | None:
     """Of which the scorer's logits are the log-odds; None where nothing was trained."""
     weight = config.model(task).objective.positive_weight
-    return positive_rate(pairs, config.num_negatives, weight) if len(pairs.label) else None
+    if not len(pairs.label):
+        return None
+    return positive_rate(pairs, config.num_negatives, config.hard_negatives, weight)
 
 
-def _check_begun(path: Path, config: TextTrainConfig, tables: str) -> None:
-    """Goes on only with the config and the tables that the folder was begun with.
+def _inputs(config: TextTrainConfig, workdir: Path) -> dict[str, str]:
+    """Digests of all that training reads."""
+    inputs = {"tables": artefacts.digest(workdir / "tables")}
+    if config.hard_negatives:
+        inputs[FOLDER] = artefacts.digest(workdir / FOLDER)
+    if config.teacher is not None and config.teacher.is_file():
+        inputs["teacher"] = artefacts.file_digest(config.teacher)
+    return inputs
+
+
+def _check_begun(path: Path, config: TextTrainConfig, inputs: dict[str, str]) -> None:
+    """Goes on only with the config and the inputs that the folder was begun with.
 
     Raises:
       InputError: With the difference.
@@ -305,15 +348,16 @@ def _check_begun(path: Path, config: TextTrainConfig, tables: str) -> None:
     if path.is_file():
         begun = json.loads(path.read_text(encoding="utf-8"))
         check_same(json.dumps(begun["config"]), config, path.parent)
-        if begun["tables"] != tables:
-            raise InputError(
-                f"{path.parent} was trained on tables {begun['tables'][:12]}, got {tables[:12]}; "
-                "give another --workdir, or remove that folder"
-            )
+        for name, digest in inputs.items():
+            if begun["inputs"][name] != digest:
+                raise InputError(
+                    f"{path.parent} was trained on {name} {begun['inputs'][name][:12]}, got "
+                    f"{digest[:12]}; give another --workdir, or remove that folder"
+                )
 
 
-def _note_begun(path: Path, config: TextTrainConfig, tables: str) -> None:
+def _note_begun(path: Path, config: TextTrainConfig, inputs: dict[str, str]) -> None:
     """Not before all that the user gave has been read: a wrong config must not stay behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"config": json.loads(to_json(config)), "tables": tables}
+    content = {"config": json.loads(to_json(config)), "inputs": inputs}
     artefacts.write_text(path, json.dumps(content, indent=1))

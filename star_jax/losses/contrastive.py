@@ -9,7 +9,7 @@ RequestCombine = Literal["separate", "mean", "max"]
 
 
 class Rows(NamedTuple):
-    """What a batch says about its rows, as far as choosing negatives goes."""
+    """What a batch says about its rows."""
 
     label: Float[Array, " B"]
     mask: Bool[Array, " B"]
@@ -19,6 +19,8 @@ class Rows(NamedTuple):
     """[i, j]: the sender of row j is known to have applied to the receiver of row i."""
     pool: Int[Array, " B"] | None = None
     """Rows find their negatives in their own pool; None is one pool for all."""
+    teacher: Float[Array, " B"] | None = None
+    """A cross-encoder's logit, NaN where there is none; None where no row has one."""
 
 
 class Component(NamedTuple):

@@ -48,21 +48,25 @@ class TextCalibration:
         return self.slope * (np.asarray(logits, np.float64) + self.shift) + self.intercept
 
 
-def positive_rate(pairs: PairRecords, num_negatives: int, positive_weight: float) -> float:
+def positive_rate(
+    pairs: PairRecords, num_negatives: int, num_hard_negatives: int, positive_weight: float
+) -> float:
     """Expected share of positives in the BCE over an epoch; every group is drawn once.
 
     Args:
       pairs: Of training, in whole groups, at least one pair.
       num_negatives: Most pairs that join the first positive of a group, drawn if there are more.
+      num_hard_negatives: Most mined negatives that join them.
       positive_weight: Of a positive in the loss.
     """
     _, group = np.unique(pairs.group, return_inverse=True)
-    size = np.bincount(group)
+    size = np.bincount(group, ~pairs.hard)
     positives = np.bincount(group, pairs.label == 1)
+    mined = np.minimum(np.bincount(group, pairs.hard), num_hard_negatives)
     drawn = np.minimum(size - 1, num_negatives) / np.maximum(size - 1, 1)
     expected = 1.0 + drawn * (positives - 1.0)
     num_positives = positive_weight * expected.sum()
-    num_others = (drawn * (size - positives)).sum()
+    num_others = (drawn * (size - positives) + mined).sum()
     return float(num_positives / (num_positives + num_others))
 
 

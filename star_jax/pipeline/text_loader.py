@@ -40,6 +40,7 @@ class BatchShape:
     Attributes:
       num_groups: Positives of a microbatch, each with its negatives.
       num_negatives: Per positive; groups with more give a random choice of them.
+      num_hard_negatives: Per positive, likewise of the mined ones.
       num_microbatches: Of one batch; a microbatch has its own loss.
       num_chunks: Of the texts of a microbatch, which are encoded one after the other.
       num_tables: Tables of texts, each with its own padded length.
@@ -50,6 +51,7 @@ class BatchShape:
 
     num_groups: int
     num_negatives: int
+    num_hard_negatives: int
     num_microbatches: int
     num_chunks: int
     num_tables: int
@@ -58,9 +60,14 @@ class BatchShape:
     num_devices: int
 
     @property
+    def group_size(self) -> int:
+        """Pairs of a positive with all its negatives."""
+        return 1 + self.num_negatives + self.num_hard_negatives
+
+    @property
     def num_rows(self) -> int:
         """Pairs of a microbatch, padding included."""
-        rows = self.num_groups * (1 + self.num_negatives)
+        rows = self.num_groups * self.group_size
         return -(-rows // self.num_devices) * self.num_devices
 
 
@@ -91,6 +98,7 @@ class BatchBuilder:
         self._bounds = np.append(starts, len(order))
         self._records, self._shape, self._seed = records, shape, seed
         self._known = KnownPairs(known)
+        self._taught = not np.isnan(pairs.teacher).all()
         self._layouts = self._choose_layouts()
 
     @property
@@ -117,7 +125,7 @@ class BatchBuilder:
         self, index: int, rows: list[Int[np.ndarray, " B"]]
     ) -> tuple[Layout, list[Int[np.ndarray, " B"]]]:
         """The cheapest layout for all microbatches; groups that none has room for go, aloud."""
-        chunks, size = self._shape.num_chunks, 1 + self._shape.num_negatives
+        chunks, size = self._shape.num_chunks, self._shape.group_size
         lengths = [self._records.lengths[self._texts(part)] for part in rows]
         for layout in self._layouts:
             if all(place(part, layout, chunks) is not None for part in lengths):
@@ -142,12 +150,19 @@ class BatchBuilder:
         self, groups: Int[np.ndarray, " G"], rng: np.random.Generator
     ) -> Int[np.ndarray, " B"]:
         """Rows of the pairs of some groups; -1 where a group has too few negatives."""
-        size = 1 + self._shape.num_negatives
-        rows = np.full((len(groups), size), -1, np.int64)
+        shape = self._shape
+        rows = np.full((len(groups), shape.group_size), -1, np.int64)
         for i, group in enumerate(groups):
-            members = np.arange(int(self._bounds[group]), int(self._bounds[group + 1]))
-            if len(members) > size:
-                members = np.append(members[0], rng.choice(members[1:], size - 1, replace=False))
+            first, end = int(self._bounds[group]), int(self._bounds[group + 1])
+            negatives = np.arange(first + 1, end)
+            hard = self._pairs.hard[first + 1 : end]
+            members = np.concatenate(
+                [
+                    [first],
+                    _some(negatives[~hard], shape.num_negatives, rng),
+                    _some(negatives[hard], shape.num_hard_negatives, rng),
+                ]
+            )
             rows[i, : len(members)] = members
         padding = self._shape.num_rows - rows.size
         return np.pad(rows.reshape(-1), (0, padding), constant_values=-1)
@@ -182,6 +197,8 @@ class BatchBuilder:
             "receiver": receiver,
             "known_positive": self._known.between(sender, receiver),
         }
+        if self._taught:
+            columns["teacher"] = np.where(mask, pairs.teacher[rows], np.float32(np.nan))
         if shape.num_pools > 1:
             columns["pool"] = np.arange(shape.num_rows, dtype=np.int32) // (
                 shape.num_rows // shape.num_pools
@@ -225,6 +242,13 @@ class BatchBuilder:
             row_multiple=math.lcm(_ROW_MULTIPLE, shape.num_devices) * shape.num_chunks,
         )
         return tuple(cut(layout, shape.num_chunks) for layout in layouts)
+
+
+def _some(
+    rows: Int[np.ndarray, " M"], count: int, rng: np.random.Generator
+) -> Int[np.ndarray, " _"]:
+    """All rows, or a random choice where there are more than `count`."""
+    return rows if len(rows) <= count else rng.choice(rows, count, replace=False)
 
 
 def make_batches(builder: BatchBuilder, shape: BatchShape, *, seed: int) -> Any:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, Int32
+from jaxtyping import Bool, Float32, Int, Int32
 
 from star_jax.pipeline.tables.read import PairTable
 from star_jax.pipeline.text_records import TextRecords
@@ -19,6 +19,10 @@ class PairRecords(NamedTuple):
     document: Int32[np.ndarray, " B"]
     profile: Int32[np.ndarray, " B"]
     resume: Int32[np.ndarray, " B"]
+    hard: Bool[np.ndarray, " B"]
+    """Mined: a group takes such negatives beside its others."""
+    teacher: Float32[np.ndarray, " B"]
+    """A cross-encoder's logit; NaN where there is none."""
 
 
 def pair_records(
@@ -40,6 +44,8 @@ def pair_records(
         document=records.of(receiver, pairs.receiver_text),
         profile=records.of(sender, pairs.sender_text),
         resume=records.of(sender, pairs.sender_resume),
+        hard=np.zeros(len(pairs.label), bool),
+        teacher=np.full(len(pairs.label), np.nan, np.float32),
     )
 
 

@@ -44,6 +44,8 @@ class TextBatch(NamedTuple):
     """[i, j]: the sender of row j is known to have applied to the receiver of row i."""
     pool: Int[Array, " B"] | None = None
     """Rows find their negatives in their own pool; None is one pool for all."""
+    teacher: Float[Array, " B"] | None = None
+    """A cross-encoder's logit, NaN where there is none; None where no row has one."""
 
 
 def is_chunked(batch: TextBatch) -> bool:
@@ -225,7 +227,13 @@ def bi_encoder_loss(
     """
     vectors = encode_batch(model, variables, batch, dropout_key)
     rows = Rows(
-        batch.label, batch.mask, batch.sender, batch.receiver, batch.known_positive, batch.pool
+        batch.label,
+        batch.mask,
+        batch.sender,
+        batch.receiver,
+        batch.known_positive,
+        batch.pool,
+        batch.teacher,
     )
     return pair_loss(vectors, rows, lambda v: score(model, variables, v), model.objective)
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from star_jax.losses.bce import binary_cross_entropy
 from star_jax.losses.contrastive import Component, Contrast, Rows
+from star_jax.losses.distill import DistillConfig, distill_loss
 from star_jax.losses.infonce import InfonceConfig, infonce_loss
 from star_jax.losses.semi_hard import SemiHardConfig, semi_hard_loss, triplet_hinge_loss
 from star_jax.text.pooling import truncate
@@ -26,6 +27,7 @@ class ObjectiveConfig:
       positive_weight: Weight of a positive row in the BCE.
       semi_hard: Of `semihard` and `triplet_hinge`.
       infonce: Of `infonce`.
+      distill: Draws the logits to a teacher's.
       widths: The loss is the mean over vectors cut to these widths (Matryoshka, arXiv
         2205.13147); none is the full width alone.
     """
@@ -35,6 +37,7 @@ class ObjectiveConfig:
     positive_weight: float = 1.0
     semi_hard: SemiHardConfig = field(default_factory=SemiHardConfig)
     infonce: InfonceConfig = field(default_factory=InfonceConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -92,6 +95,11 @@ def _of_width(
         "num_pairs": num_pairs,
     }
     loss = bce
+    if config.distill.kind != "none":
+        if rows.teacher is None:
+            raise ValueError(f"distill.kind {config.distill.kind} got rows without a teacher")
+        metrics["distill"] = distill_loss(logits, rows.teacher, rows.mask, config.distill)
+        loss += config.distill.weight * metrics["distill"]
     for name, term in _contrasts(vectors, rows, config).items():
         loss += config.contrastive_weight * term.loss
         metrics |= {name: term.loss, f"{name}_anchors": term.num_anchors}

@@ -49,21 +49,34 @@ def test_weights_give_the_prior():
 def test_the_rate_is_that_of_drawn_batches():
     """Groups of many sizes, drawn over and over."""
     rng = np.random.default_rng(1)
-    sizes = [(1, 1), (1, 5), (3, 4), (1, 0), (2, 1)]  # (Positives, negatives) of each group.
-    group = np.concatenate([np.full(p + n, i) for i, (p, n) in enumerate(sizes)])
-    label = np.concatenate([np.repeat([1, 0], [p, n]) for p, n in sizes])
+    # (Positives, negatives, mined negatives) of each group.
+    sizes = [(1, 1, 2), (1, 5, 0), (3, 4, 1), (1, 0, 3), (2, 1, 0)]
+    group = np.concatenate([np.full(sum(counts), i) for i, counts in enumerate(sizes)])
+    label = np.concatenate([np.repeat([1, 0, 0], counts) for counts in sizes])
+    hard = np.concatenate([np.repeat([False, False, True], counts) for counts in sizes])
     none = np.zeros(len(group), np.int32)
-    pairs = PairRecords(none, none, label.astype(np.int8), group.astype(np.int32), none, none, none)
+    pairs = PairRecords(
+        none,
+        none,
+        label.astype(np.int8),
+        group.astype(np.int32),
+        none,
+        none,
+        none,
+        hard,
+        np.full(len(group), np.nan, np.float32),
+    )
     counts = np.zeros(2)
     for _ in range(4_000):
         for i in range(len(sizes)):
-            first, *others = label[group == i]
+            first, *others = label[(group == i) & ~hard]
             drawn = rng.choice(others, min(2, len(others)), replace=False) if others else []
             counts += np.bincount([first, *np.asarray(drawn, int)], minlength=2)
+            counts[0] += min(2, sizes[i][2])
     expected = 3.0 * counts[1] / (3.0 * counts[1] + counts[0])
-    assert positive_rate(pairs, 2, 3.0) == pytest.approx(expected, abs=5e-3)
-    even = PairRecords(none[:8], *(c[:8] for c in pairs[1:]))
-    assert positive_rate(even, 1, 1.0) == 0.5
+    assert positive_rate(pairs, 2, 2, 3.0) == pytest.approx(expected, abs=5e-3)
+    even = PairRecords(*(column[:10] for column in pairs))
+    assert positive_rate(even, 1, 0, 1.0) == 0.5
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.25])

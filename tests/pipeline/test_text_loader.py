@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from star_jax.config import InputError
+from star_jax.pipeline.hard_negatives import with_hard_negatives
 from star_jax.pipeline.tables.read import read_meta, read_pairs
 from star_jax.pipeline.text_loader import BatchBuilder, BatchShape, count_tokens, make_batches
 from star_jax.pipeline.text_pairs import PairRecords, pair_records, with_both_sides
@@ -16,6 +17,7 @@ from tests.pipeline.text_market import NUM_MEMBERS, write_tables
 SHAPE = BatchShape(
     num_groups=6,
     num_negatives=2,
+    num_hard_negatives=0,
     num_microbatches=1,
     num_chunks=1,
     num_tables=2,
@@ -59,6 +61,10 @@ def text_of(batch, slot):
             return table.tokens[chunk, row, start : start + lengths[place]].tolist()
         slot -= size
     raise IndexError(slot)
+
+
+def ends_of(pairs, rows):
+    return set(zip(pairs.sender[rows], pairs.receiver[rows], strict=True))
 
 
 def same(a, b):
@@ -181,6 +187,48 @@ def test_groups_with_few_negatives_are_padded(market):
     assert (batch.document[~batch.mask] == -1).all()
 
 
+def test_a_group_takes_its_own_negatives_and_the_mined_ones(market):
+    """Explicit negatives of the data are rows of the group already, mined ones come beside them."""
+    pairs, _ = market
+    positive = np.flatnonzero(pairs.label == 1)
+    mined = PairRecords(*(column[np.repeat(positive, 3)[2:]] for column in pairs))  # One has one.
+    label, receiver = np.zeros_like(mined.label), mined.receiver + 100  # Told by their numbers.
+    mined = mined._replace(label=label, receiver=receiver)
+    both = with_hard_negatives(pairs, mined)
+    assert both.hard.sum() == len(mined.label)
+    shape = replace(SHAPE, num_hard_negatives=2)
+    building = builder(market, shape, pairs=PairRecords(*(c[::-1] for c in both)))
+    first = int(np.flatnonzero(np.unique(pairs.group) == pairs.group[positive[0]])[0])
+    batch = building(0, np.arange(6))
+    assert shape.group_size == 5
+    size = (6, 5)
+    label, mask = batch.label.reshape(size), batch.mask.reshape(size)
+    np.testing.assert_array_equal(label[:, 1:], 0)
+    assert mask[first].tolist() == [True] * 4 + [False]
+    assert mask[np.arange(6) != first].all()
+    receiver = np.asarray(batch.receiver).reshape(size)
+    assert (receiver[:, :3] < 100).all()
+    assert (receiver[:, 3:] >= 100)[mask[:, 3:]].all()
+    explicit = ends_of(pairs, pairs.label == 0)
+    sender = np.asarray(batch.sender).reshape(size)
+    ends = zip(sender[:, 1:3].flat, receiver[:, 1:3].flat, strict=True)
+    assert set(ends) <= explicit
+    known = ends_of(pairs, pairs.label == 1)
+    expected = [[(s, r) in known for s in batch.sender] for r in batch.receiver]
+    np.testing.assert_array_equal(batch.known_positive, expected)
+    without = builder(market, SHAPE, pairs=both)(0, np.arange(6))
+    same(without, builder(market)(0, np.arange(6)))
+
+
+def test_a_teacher_reaches_the_rows_of_its_pairs(market):
+    pairs, _ = market
+    assert builder(market)(0, np.arange(6)).teacher is None
+    teacher = np.where(pairs.label == 1, pairs.receiver, np.nan).astype(np.float32)
+    batch = builder(market, pairs=pairs._replace(teacher=teacher))(0, np.arange(6))
+    expected = np.where(batch.label == 1, batch.receiver, np.nan)
+    np.testing.assert_array_equal(batch.teacher, expected)
+
+
 def test_known_positives_of_the_whole_split_are_marked(market):
     pairs, _ = market
     known = set(zip(pairs.sender[pairs.label == 1], pairs.receiver[pairs.label == 1], strict=True))
@@ -193,7 +241,7 @@ def test_known_positives_of_the_whole_split_are_marked(market):
 
 def test_pairs_without_a_text_on_one_side_go_in_whole_groups(market):
     pairs = market[0]
-    document, profile, resume = (column.copy() for column in pairs[4:])
+    document, profile, resume = (column.copy() for column in pairs[4:7])
     first = np.flatnonzero(pairs.group == pairs.group[0])
     second = np.flatnonzero(pairs.group == pairs.group[-1])
     document[first[0]] = -1  # The positive's document.

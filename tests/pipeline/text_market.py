@@ -27,7 +27,11 @@ def write_tables(folder: Path, *, num_groups=40, with_texts=True, resumes=True) 
             ids = [f"{node_type}-{i}" for i in range(n)]
             _write(
                 partial / "nodes" / f"{node_type}.parquet",
-                {"idx": np.arange(n, dtype=np.int32), "id": ids},
+                {
+                    "idx": np.arange(n, dtype=np.int32),
+                    "id": ids,
+                    "t": pa.nulls(n, pa.int64()),
+                },
             )
         if with_texts:
             _write_texts(partial, resumes)
