@@ -50,7 +50,8 @@ check format "$VENV/bin/ruff" format --check
 check lint "$VENV/bin/ruff" check
 check types "$VENV/bin/basedpyright" --pythonpath "$PYTHON"
 check scripts "$VENV/bin/shellcheck" launch/*.sh tests/run.sh .ci/run
-check tests "$PYTHON" -m pytest -q --durations=15 "$@"
+# A worker per core; the tests of a file share its fixtures, hence one worker.
+check tests "$PYTHON" -m pytest -q --durations=15 -n auto --dist loadfile "$@"
 
 if ((${#failed[@]})); then
   printf '\nfailed: %s\n' "${failed[*]}"
