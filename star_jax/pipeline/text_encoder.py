@@ -148,7 +148,10 @@ class TextEncoder:
             )
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
         rows = self._tokenizer.encode_after(before, texts, limit, Truncation())
-        vectors = self.encode_rows(rows, batch_size, show_progress=show_progress_bar)
+        skipped = self._tokenizer.prompt_lengths(before, rows)
+        vectors = self.encode_rows(
+            rows, batch_size, skipped=skipped, show_progress=show_progress_bar
+        )
         vectors = vectors[:, :truncate_dim]
         if normalize_embeddings:
             norm = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -163,9 +166,17 @@ class TextEncoder:
         rows: Sequence[Int[np.ndarray, " _"]],
         batch_size: int = 32,
         *,
+        skipped: Sequence[int] | None = None,
         show_progress: bool = False,
     ) -> Float32[np.ndarray, "N E"]:
-        """Vectors of texts given as token ids, special ones included."""
+        """Vectors of texts given as token ids, special ones included.
+
+        Args:
+          rows: Ids of each text.
+          batch_size: Texts of one forward pass.
+          skipped: Leading ids of each that are its prompt; None: there are no prompts.
+          show_progress: Logs the progress.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be >= 1")
         vectors = np.empty((len(rows), self.embedding_size), np.float32)
@@ -175,6 +186,9 @@ class TextEncoder:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             texts = self._pad([rows[i] for i in chosen], batch_size)
+            if skipped is not None:
+                prompts: Any = texts.skipped
+                prompts[: len(chosen), 0] = [skipped[i] for i in chosen]
             placed = put(texts, batch_shardings(texts, self._mesh))
             with jax.set_mesh(self._mesh):  # Kernels that XLA cannot split follow it.
                 result = _encode(self._model, self._variables, placed, None)
@@ -211,4 +225,4 @@ class TextEncoder:
         for i, row in enumerate(rows):
             tokens[i, : len(row)] = row
             of_text[i] = len(row)
-        return Tokens(tokens, of_text)
+        return Tokens(tokens, of_text, np.zeros_like(of_text))

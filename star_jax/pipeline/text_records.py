@@ -1,8 +1,8 @@
 """All texts as token ids, made once: identical ones are one ArrayRecord, whoever wrote them.
 
-The artefact holds `tokens-00000.array_record` (int32 ids of one text per record), `lengths.npy`
-and `keys.npy` (per record; a key is the hash of the ids) and, per node type, `records/<type>.npy`:
-text_id -> record.
+The artefact holds `tokens-00000.array_record` (int32 ids of one text per record); per record
+`lengths.npy`, `prompts.npy` (how many of the ids are the prompt) and `keys.npy` (a hash of ids and
+prompt length); and per node type `records/<type>.npy`: text_id -> record.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from star_jax.train.reporter import Progress
 KIND = "text_tokens"
 _SHARD_RECORDS = 1 << 20
 _CHUNK_TEXTS = 4096  # Tokenised at a time.
-_LAYOUT = 2  # Of the files; an artefact of another one is made anew.
+_LAYOUT = 3  # Of the files; an artefact of another one is made anew.
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class TextRecords:
         """
         meta = artefacts.read_manifest(folder, KIND).meta
         self.lengths: Int32[np.ndarray, " R"] = np.load(folder / "lengths.npy")
+        self.prompts: Int32[np.ndarray, " R"] = np.load(folder / "prompts.npy")  # Their lengths.
         self.keys: Shaped[np.ndarray, " R"] = np.load(folder / "keys.npy")  # 16 bytes each.
         self.records: dict[str, Int32[np.ndarray, " N"]] = {
             node_type: np.load(folder / "records" / f"{node_type}.npy")
@@ -102,8 +103,9 @@ def _write(
     tables: Path, node_types: Sequence[str], tokenizer: Tokenizer, folder: Path
 ) -> dict[str, Any]:
     """Tokenises the texts of every node type; returns what the manifest says about them."""
-    record_of: dict[bytes, int] = {}  # Hash of the token ids, prompt included -> record.
+    record_of: dict[bytes, int] = {}  # Hash of the token ids and the prompt's length -> record.
     lengths: list[int] = []
+    prompts: list[int] = []
     num_texts = 0
     (folder / "records").mkdir()
     with _writing_records(folder) as write:
@@ -114,12 +116,16 @@ def _write(
             of_key: dict[tuple[str, str], int] = {}
             progress = Progress(f"tokenising {node_type} texts", float(len(unique)), "texts")
             for kind, chunk in _chunks(unique):
-                for text, ids in zip(chunk, tokenizer.encode(chunk, kind), strict=True):
+                rows = tokenizer.encode(chunk, kind)
+                words = tokenizer.prompt_lengths_of(kind, rows)
+                for text, ids, skipped in zip(chunk, rows, words, strict=True):
                     content = ids.astype(np.int32, copy=False).tobytes()
-                    key = hashlib.blake2b(content, digest_size=16).digest()
+                    told = content + skipped.to_bytes(4, "little")
+                    key = hashlib.blake2b(told, digest_size=16).digest()
                     if key not in record_of:
                         record_of[key] = len(lengths)
                         lengths.append(len(ids))
+                        prompts.append(skipped)
                         write(content)
                     of_key[kind, text] = record_of[key]
                 progress.advance(float(len(chunk)), float(len(chunk)))
@@ -127,6 +133,7 @@ def _write(
             np.save(folder / "records" / f"{node_type}.npy", records)
             num_texts += len(keys)
     np.save(folder / "lengths.npy", np.array(lengths, np.int32))
+    np.save(folder / "prompts.npy", np.array(prompts, np.int32))
     np.save(folder / "keys.npy", np.array(list(record_of), "S16"))
     truncation = {kind: vars(counts) for kind, counts in tokenizer.truncation.items()}
     for kind, counts in tokenizer.truncation.items():

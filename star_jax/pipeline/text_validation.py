@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float32, Int, Shaped
 
 from star_jax.evaluation.auc import roc_auc
 from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths
@@ -67,6 +67,7 @@ class TextValidation:
             batch_tokens=batch_tokens,
         )
         self._logits = PairLogits(model)
+        self._widths = [w for w in model.objective.widths if w < model.tower.embedding_size]
         self.possible = bool(self._label.any()) and bool(self._kinds)
         _log.info("validation: %d pairs of %d texts", len(chosen), len(self._texts))
         if not self.possible:
@@ -74,6 +75,8 @@ class TextValidation:
 
     def __call__(self, variables: PyTree, step: int) -> dict[str, float]:
         """`auc_<kind>` per kind of negative, `bce`, and `score`, the mean of the AUCs.
+
+        With the widths that the objective trains, `auc_<kind>@<width>` of vectors cut to each.
 
         Args:
           variables: Of the model.
@@ -85,11 +88,28 @@ class TextValidation:
         logits = self._logits(variables, vectors, vectors, self._rows)
         signs = np.where(self._label, -1.0, 1.0)
         metrics = {"bce": float(np.logaddexp(0.0, signs * logits).mean())}
+        metrics |= {f"auc_{kind}": auc for kind, auc in self._aucs(logits).items()}
+        score = float(np.mean([metrics[f"auc_{kind}"] for kind in self._kinds]))
+        for width in self._widths:
+            narrow = cut_to(vectors, width)
+            aucs = self._aucs(self._logits(variables, narrow, narrow, self._rows))
+            metrics |= {f"auc_{kind}@{width}": auc for kind, auc in aucs.items()}
+        return metrics | {"score": score}
+
+    def _aucs(self, logits: Float32[np.ndarray, " B"]) -> dict[str, float]:
+        """By kind of negative."""
+        aucs = {}
         for kind in self._kinds:
             compared = self._label | (self._negative == kind)
-            metrics[f"auc_{kind}"] = roc_auc(self._label[compared], logits[compared])
-        aucs = [metrics[f"auc_{kind}"] for kind in self._kinds]
-        return metrics | {"score": float(np.mean(aucs))}
+            aucs[kind] = roc_auc(self._label[compared], logits[compared])
+        return aucs
+
+
+def cut_to(vectors: Float32[np.ndarray, "N E"], width: int) -> Float32[np.ndarray, "N E"]:
+    """The first components of unit vectors as unit vectors, with zeros behind them."""
+    kept = np.where(np.arange(vectors.shape[1]) < width, vectors, np.float32(0))
+    norm = np.linalg.norm(kept, axis=1, keepdims=True)
+    return kept / np.maximum(norm, np.float32(1e-12))
 
 
 def _draw(

@@ -16,9 +16,7 @@ class Tokens(NamedTuple):
     lengths: Int[Array, "R S"]
     """Tokens of each text; 0 is no text. The texts of a row follow each other."""
     skipped: Int[Array, "R S"] | None = None
-    """Leading tokens of each text that pooling leaves out: the prompt, where it does."""
-    kind: Int[Array, "R S"] | None = None
-    """Which adapters read a text, where the kinds of entity have their own."""
+    """Leading tokens of each text that are its prompt; pooling may leave them out."""
 
 
 class Spans(NamedTuple):

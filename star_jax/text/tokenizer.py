@@ -134,6 +134,10 @@ class Tokenizer:
         before, limit = prompt(self._prompts, kind), self._limits.of(kind)
         return self.encode_after(before, texts, limit, self.truncation[kind])
 
+    def prompt_lengths_of(self, kind: str, rows: Sequence[Int[np.ndarray, " _"]]) -> list[int]:
+        """As `prompt_lengths`, of texts of a kind as `encode` made them."""
+        return self.prompt_lengths(prompt(self._prompts, kind), rows)
+
     def encode_after(
         self, before: str, texts: Sequence[str], limit: int, counts: Truncation
     ) -> list[Int[np.ndarray, " L"]]:
@@ -160,6 +164,51 @@ class Tokenizer:
                 counts.num_dropped += len(ids) - room
             rows.append(np.array(prefix + ids[:room] + suffix, np.int32))
         return rows
+
+    def encode_after(
+        self, before: str, texts: Sequence[str], limit: int, counts: Truncation
+    ) -> list[Int[np.ndarray, " L"]]:
+        """As `encode`, with any words before the texts.
+
+        Args:
+          before: The prompt.
+          texts: As users wrote them.
+          limit: Longest result, special tokens included.
+          counts: What the limit cuts off is added to them.
+        """
+        room = limit - len(self.prefix) - len(self.suffix)
+        prefix, suffix = list(self.prefix), list(self.suffix)
+        encodings = self._tokenizer.encode_batch_fast(
+            [before + clean(text) for text in texts], add_special_tokens=False
+        )
+        rows = []
+        for encoding in encodings:
+            ids = encoding.ids
+            counts.num_texts += 1
+            counts.num_tokens += len(ids)
+            if len(ids) > room:
+                counts.num_truncated += 1
+                counts.num_dropped += len(ids) - room
+            rows.append(np.array(prefix + ids[:room] + suffix, np.int32))
+        return rows
+
+    def prompt_lengths(self, before: str, rows: Sequence[Int[np.ndarray, " _"]]) -> list[int]:
+        """How many leading tokens of each text are its prompt, with what stands before that.
+
+        Args:
+          before: The prompt; without one, nothing is.
+          rows: As `encode_after` made them with this prompt. A token that joins the end of the
+            prompt and the beginning of the text counts as text.
+        """
+        if not before:
+            return [0] * len(rows)
+        ids = self._tokenizer.encode(before, add_special_tokens=False).ids
+        words = np.array([*self.prefix, *ids], np.int32)
+        found = []
+        for row in rows:
+            size = min(len(words), len(row) - len(self.suffix))
+            found.append(int(np.cumprod(words[:size] == row[:size]).sum()))
+        return found
 
     def token(self, token_id: int) -> str:
         """The token of an id."""

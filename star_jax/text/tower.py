@@ -119,7 +119,10 @@ class TextTower(nn.Module):
         assert pooling.token is not None
         row_length = texts.tokens.shape[1]
         where = spans(texts.lengths, row_length)
-        pool = token_pool(where, texts.lengths, texts.skipped, pooling.token)
+        if pooling.exclude_prompt and texts.skipped is None:
+            raise ValueError("pooling.exclude_prompt got texts that do not say where prompts end")
+        skipped = texts.skipped if pooling.exclude_prompt else None
+        pool = token_pool(where, texts.lengths, skipped, pooling.token)
         packed = texts.lengths.shape[1] > 1
         visible = Visibility(where.mask, where.slot if packed else None)
         positions = where.position if packed else jnp.arange(row_length)[None]
@@ -273,7 +276,8 @@ def _read_params(config: TowerConfig, tower: TextTower, mesh: Mesh) -> PyTree:
 
 def init_params(tower: TextTower, key: Array) -> PyTree:
     """Random float32 parameters of the tower: "encoder", and "pooler" where pooling learns."""
-    texts = Tokens(jnp.zeros((1, 4), jnp.int32), jnp.full((1, 1), 4))
+    one = jnp.zeros((1, 1), jnp.int32)
+    texts = Tokens(jnp.zeros((1, 4), jnp.int32), one + 4, one)
     anywhere = tower.clone(attention_backend="xla")  # Kernels of a platform compute no parameter.
     return jax.jit(anywhere.init)(key, texts)["params"]
 

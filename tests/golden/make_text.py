@@ -289,7 +289,7 @@ def bake(tokenizer: Tokenizer, pad: str) -> None:
     tokenizer.enable_padding(length=8, pad_id=tokenizer.token_to_id(pad), pad_token=pad)
 
 
-def randomise(model: torch.nn.Module) -> torch.nn.Module:
+def randomise(model: torch.nn.Module) -> Any:
     """Every parameter random, so that no one can be left out unnoticed."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -298,7 +298,7 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def save(path: Path, model: torch.nn.Module, blocks: str, rows: dict[str, Any]) -> None:
+def save(path: Path, model: Any, blocks: str, rows: dict[str, Any]) -> None:
     """States of right-padded random tokens: the embedding's, each block's, the model's."""
     lengths = np.array([12, 7, 1])
     mask = np.arange(12)[None] < lengths[:, None]

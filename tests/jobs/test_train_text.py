@@ -23,7 +23,9 @@ from star_jax.pipeline.text_calibration import fit_calibration, read_calibration
 from star_jax.pipeline.text_model import open_trained
 from star_jax.pipeline.text_scoring import TextPairScorer
 from star_jax.text.bi_encoder import encode
+from star_jax.text.objective import ObjectiveConfig
 from star_jax.text.packing import Tokens
+from star_jax.text.pooling import PoolingConfig
 from star_jax.text.tower import TowerConfig, build_tokenizer
 from star_jax.train.plan import PlanConfig
 from tests.jobs import tiny_text
@@ -84,6 +86,40 @@ def test_learns_what_the_texts_say(trained):
     assert meta(trained)["best_score"] == best["score"]
     assert best["score"] == pytest.approx((best["auc_uniform"] + best["auc_near"]) / 2)
     assert meta(trained)["num_epochs"] == pytest.approx(40 * 8 / 40)
+
+
+def test_packed_chunks_learn_in_one_compiled_shape(tmp_path, monkeypatch):
+    """Gradient cache, packed rows, learned pooling and narrow widths, all in one run."""
+    steps, make_step = [], train_text.make_step
+
+    def noting(*args, **options):
+        steps.append(make_step(*args, **options))
+        return steps[-1]
+
+    monkeypatch.setattr(train_text, "make_step", noting)
+    workdir = begin(tmp_path)
+    config = tiny_text.config(
+        num_steps=30,
+        microbatch_size=8,
+        pack_length=96,
+        tower=TowerConfig(
+            base="random",
+            prompts="none",
+            limits=tiny_text.LIMITS,
+            pooling=PoolingConfig(token="mean", layers="learned"),
+        ),
+        objective=ObjectiveConfig(contrastive="infonce+semihard", widths=(32, 8)),
+    )
+    train_text.run(config, workdir)
+    (step,) = steps
+    assert step._update._cache_size() == 1
+    validation, training = rows(workdir, "val"), rows(workdir, "train")
+    assert set(validation[0]) >= {"auc_uniform@8", "auc_near@8"}
+    assert set(training[0]) >= {"loss@32", "loss@8", "infonce", "semihard", "padding"}
+    assert validation[-1]["score"] > validation[0]["score"] + 0.1
+    assert len({row["padding"] for row in training}) > 1
+    pooler = open_trained(workdir / "text", make_mesh(MeshConfig(data=1))).variables["pooler"]
+    assert np.abs(pooler["layer_logits"]).max() > 0
 
 
 def test_a_row_per_text_in_order_with_its_vector(trained, encoder):

@@ -294,6 +294,33 @@ def test_packed_rows_hold_the_same_texts_in_one_shape(market):
     assert len(shapes) == 1
 
 
+def test_prompts_are_marked_where_their_texts_lie(tmp_path):
+    """One prompt for each kind: pooling without it is pooling of the bare text's own tokens."""
+    write_tables(tmp_path / "tables")
+    limits = TokenLimits(job=96, profile=96, resume=96, other=96)
+    tower = TowerConfig(base="random", prompts="e5-1", limits=limits)
+    tokenizer = build_tokenizer(tower)
+    records = text_records(tmp_path, tokenizer)
+    task = read_meta(tmp_path / "tables").tasks["apply"]
+    pairs = pair_records(
+        read_pairs(tmp_path / "tables", "apply", "train"),
+        records,
+        sender=task.sender,
+        receiver=task.receiver,
+    )
+    shape = replace(SHAPE, pack_length=128)
+    batch = BatchBuilder(pairs, records, shape, known=pairs, seed=0)(0, np.arange(6))
+    (table,) = batch.texts
+    assert table.skipped is not None
+    words = {"document": "passage: ", "profile": "query: ", "resume": "query: "}
+    for name, before in words.items():
+        for slot in getattr(batch, name)[batch.mask]:
+            if slot >= 0:
+                # A byte a token; the first one of all is <s>.
+                assert table.skipped.reshape(-1)[slot] == 1 + len(before)
+    assert (table.skipped[table.lengths == 0] == 0).all()
+
+
 def test_what_finds_no_room_in_packed_rows_is_left_out_aloud(market, monkeypatch, caplog):
     packer = builder(market, replace(SHAPE, pack_length=96))
     ((table,),) = packer._layouts

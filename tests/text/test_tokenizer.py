@@ -5,9 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+import tokenizers
 
 from star_jax.config import InputError
 from star_jax.text.families import TokenLimits
+from star_jax.text.prompts import clean
 from star_jax.text.tokenizer import Tokenizer, Truncation
 from star_jax.text.tower import TowerConfig, build_tokenizer
 from tests.text.fixtures import FAMILIES, FOLDER, arrays, texts
@@ -141,6 +143,23 @@ def test_a_tokenizer_of_another_model(tmp_path):
     limits = TokenLimits(job=9, profile=9, resume=9, other=9)
     with pytest.raises(InputError, match=r"tokenizer.json has \d+ ids, config.json says 9"):
         build_tokenizer(TowerConfig(base=str(folder), limits=limits))
+
+
+def test_the_prompt_is_the_tokens_within_its_letters():
+    """By the offsets that the tokenizers library gives."""
+    limits = TokenLimits(job=16, profile=16, resume=16, other=16)
+    tokenizer = Tokenizer.read(FOLDER / "tiny_bert", prompts="none", limits=limits, eos_id=None)
+    library = tokenizers.Tokenizer.from_file(str(FOLDER / "tiny_bert" / "tokenizer.json"))
+    library.no_truncation()
+    before, texts = "job: work ", ["nurse senior", "", "python " * 20]
+    rows = tokenizer.encode_after(before, texts, 16, Truncation())
+    expected = []
+    for text in texts:
+        offsets = library.encode(before + clean(text), add_special_tokens=False).offsets
+        expected.append(1 + sum(end <= len(before) for _, end in offsets))  # [CLS] is first.
+    assert expected[0] > 3
+    assert tokenizer.prompt_lengths(before, rows) == expected
+    assert tokenizer.prompt_lengths("", rows) == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

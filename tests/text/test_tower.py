@@ -308,3 +308,22 @@ def test_configs_that_cannot_be_computed(tmp_path, content, message):
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match=message):
         read_shape(tmp_path)
+
+
+def test_without_its_prompt_a_mean_is_over_the_other_tokens():
+    golden = arrays("tiny_bert")
+    pooling = PoolingConfig(token="mean", layers="last", exclude_prompt=True)
+    tower, params = load("tiny_bert", pooling=pooling)
+    texts = rows_of(golden["tokens"], golden["mask"])
+    skipped = jnp.array([[4], [2], [9]])  # The third text has one token, hence counts whole.
+    got = jax.jit(lambda p, t: tower.apply({"params": p}, t))(
+        params, texts._replace(skipped=skipped)
+    )
+    expected = []
+    for text, real in enumerate(golden["mask"]):
+        first = int(skipped[text, 0]) if skipped[text, 0] < real.sum() else 0
+        vector = golden["final"][text, first : int(real.sum())].mean(axis=0)
+        expected.append(vector / np.linalg.norm(vector))
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="do not say where prompts end"):
+        tower.apply({"params": params}, texts)
