@@ -165,33 +165,6 @@ class Tokenizer:
             rows.append(np.array(prefix + ids[:room] + suffix, np.int32))
         return rows
 
-    def encode_after(
-        self, before: str, texts: Sequence[str], limit: int, counts: Truncation
-    ) -> list[Int[np.ndarray, " L"]]:
-        """As `encode`, with any words before the texts.
-
-        Args:
-          before: The prompt.
-          texts: As users wrote them.
-          limit: Longest result, special tokens included.
-          counts: What the limit cuts off is added to them.
-        """
-        room = limit - len(self.prefix) - len(self.suffix)
-        prefix, suffix = list(self.prefix), list(self.suffix)
-        encodings = self._tokenizer.encode_batch_fast(
-            [before + clean(text) for text in texts], add_special_tokens=False
-        )
-        rows = []
-        for encoding in encodings:
-            ids = encoding.ids
-            counts.num_texts += 1
-            counts.num_tokens += len(ids)
-            if len(ids) > room:
-                counts.num_truncated += 1
-                counts.num_dropped += len(ids) - room
-            rows.append(np.array(prefix + ids[:room] + suffix, np.int32))
-        return rows
-
     def prompt_lengths(self, before: str, rows: Sequence[Int[np.ndarray, " _"]]) -> list[int]:
         """How many leading tokens of each text are its prompt, with what stands before that.
 

@@ -151,6 +151,7 @@ def test_the_prompt_is_the_tokens_within_its_letters():
     tokenizer = Tokenizer.read(FOLDER / "tiny_bert", prompts="none", limits=limits, eos_id=None)
     library = tokenizers.Tokenizer.from_file(str(FOLDER / "tiny_bert" / "tokenizer.json"))
     library.no_truncation()
+    library.no_padding()
     before, texts = "job: work ", ["nurse senior", "", "python " * 20]
     rows = tokenizer.encode_after(before, texts, 16, Truncation())
     expected = []
