@@ -193,8 +193,7 @@ def _train(
     state = create_state(
         params, optimizer, seed=config.seed, mesh=mesh, rules=FSDP_RULES, statistics=statistics
     )
-    num_parameters = trees.count(params)
-    _log.info("%s parameters on %d device(s)", f"{num_parameters:,}", mesh.size)
+    _log.info("%s parameters on %d device(s)", f"{trees.count(params):,}", mesh.size)
     streams = make_streams(config, workdir, file, store, meta, shards=mesh.size)
     budgets = {name: stream.budgets() for name, stream in streams.items()}
     batches = make_batches(BatchMaker(streams, budgets, mesh.size))
@@ -238,7 +237,7 @@ def _train(
         ),
         reporter=Reporter(folder),
     )
-    return trained, plan, num_parameters
+    return trained, plan, trees.count(params)
 
 
 def _loss(config: GraphTrainConfig, model: GraphModel, meta: TablesMeta) -> StatefulLoss:

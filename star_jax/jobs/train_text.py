@@ -207,12 +207,8 @@ def _train(
         frozen_digest=tree_digest(frozen),
         inputs=data.inputs,
     )
-    _log.info(
-        "%s parameters train, %s are frozen, on %d device(s)",
-        f"{trees.count(trainable):,}",
-        f"{trees.count(frozen):,}",
-        mesh.size,
-    )
+    counts = [f"{trees.count(tree):,}" for tree in (trainable, frozen)]
+    _log.info("%s parameters train, %s are frozen, on %d device(s)", *counts, mesh.size)
     optimizer = make_optimizer(config.optimizer)
     state = create_state(trainable, optimizer, seed=config.seed, mesh=mesh, rules=FSDP_RULES)
     if not len(data.train.label):
