@@ -66,9 +66,10 @@ def test_the_presets_differ_in_what_was_added_alone():
         "train_graph.model.encoder.dropout",
         "train_graph.model.decoder.dropout",
         "train_graph.model.decoder.match.enabled",
+        "train_graph.model.features.activation",
         "train_graph.receiver_view",
     }
-    assert changed >= {"train_text.batch_size", "train_text.microbatch_size"}
+    assert changed >= {"train_text.batch_size", "train_text.microbatch_size", "train_text.mining"}
     assert all(path.startswith(("train_graph.", "train_text.")) for path in changed)
 
 

@@ -178,7 +178,7 @@ def test_threads_and_position_do_not_change_a_batch(store, groups):
     assert expected[0].tasks["apply"].label.shape == (2, 18)
     first, second = (expected[0].tasks["apply"].sender.nodes["member"].node[i] for i in range(2))
     assert not np.array_equal(first, second)
-    assert count_pairs(expected[0]) == (36, 36)
+    assert count_pairs(expected[0])[:2] == (36, 36)
 
 
 def test_what_does_not_fit_is_said_once(store, groups, caplog):

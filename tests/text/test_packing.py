@@ -88,8 +88,10 @@ def test_packed_is_padded_in_values_and_gradients(family, pooling):
     (_, got), grads = step(adapters, packed, slots)
     np.testing.assert_allclose(got[slots], expected, atol=1e-5)
     np.testing.assert_array_equal(np.delete(got, slots, axis=0), 0.0)
-    jax.tree.map(close, grads, expected_grads)
-
-
-def close(got, expected):
-    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max(), rtol=1e-5)
+    # Of all adapters together: some have no gradient but rounding.
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected_grads))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest, rtol=1e-5),
+        grads,
+        expected_grads,
+    )

@@ -224,7 +224,7 @@ def test_a_truncated_parquet_file_is_named(tmp_path):
     out = tmp_path / "tables"
     out.mkdir()
     with pytest.raises(
-        InputProblemsError, match=r"^unreadable file in save.parquet: needed a comp"
+        InputProblemsError, match=r"^unreadable file in save.parquet: needed a whole"
     ):
         mini.build(data, mini.schema(), out, seed=0, fix=False)
 
