@@ -12,11 +12,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from star_jax import artefacts
 from star_jax.embeddings.table import read_ids
-from star_jax.jobs import import_tables
-from star_jax.jobs.import_tables import ImportConfig
-from star_jax.pipeline.market.size import MarketConfig
 from star_jax.pipeline.tables.schema_file import schema_json
 from star_jax.text.random_base import TOKENIZER
 from tests.consent_search import search
@@ -134,18 +130,3 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_numbers(undisturbed, tmp
 
     again = _star_run(config, killed)
     assert again.stderr.count("unchanged, skipped") == len(STAGES)
-
-
-@pytest.mark.slow
-def test_an_import_killed_while_it_makes_the_market_is_repeated(tmp_path):
-    config = ImportConfig(market=MarketConfig(size="tiny"))
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    import_tables.run(config, whole)
-    script, tiny = Path(__file__).parent / "jobs/killed_run.py", ROOT / "configs/run/tiny.py"
-    done = _python(tmp_path / "compiled", script, tiny, killed, "import")
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert list((killed / ".tables.partial").rglob("*.array_record*"))
-    assert not (killed / "tables").exists()
-    import_tables.run(config, killed)
-    assert artefacts.digest(killed / "tables") == artefacts.digest(whole / "tables")
-    assert [path.name for path in killed.iterdir()] == ["tables"]
