@@ -2,6 +2,7 @@
 
 import logging
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float32, Int, Shaped
@@ -13,6 +14,7 @@ from star_jax.pipeline.text_records import TextRecords
 from star_jax.pipeline.text_scoring import PairLogits, PairRows
 from star_jax.shapes import PyTree
 from star_jax.text.bi_encoder import BiEncoder
+from star_jax.text.pooling import truncate
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ class TextValidation:
         metrics |= {f"auc_{kind}": auc for kind, auc in self._aucs(logits).items()}
         score = float(np.mean([metrics[f"auc_{kind}"] for kind in self._kinds]))
         for width in self._widths:
-            narrow = cut_to(vectors, width)
+            narrow = np.asarray(truncate(jnp.asarray(vectors), width))
             aucs = self._aucs(self._logits(variables, narrow, narrow, self._rows))
             metrics |= {f"auc_{kind}@{width}": auc for kind, auc in aucs.items()}
         return metrics | {"score": score}
@@ -103,13 +105,6 @@ class TextValidation:
             compared = self._label | (self._negative == kind)
             aucs[kind] = roc_auc(self._label[compared], logits[compared])
         return aucs
-
-
-def cut_to(vectors: Float32[np.ndarray, "N E"], width: int) -> Float32[np.ndarray, "N E"]:
-    """The first components of unit vectors as unit vectors, with zeros behind them."""
-    kept = np.where(np.arange(vectors.shape[1]) < width, vectors, np.float32(0))
-    norm = np.linalg.norm(kept, axis=1, keepdims=True)
-    return kept / np.maximum(norm, np.float32(1e-12))
 
 
 def _draw(

@@ -1,4 +1,6 @@
-"""Linear maps that share an input."""
+"""Linear maps that share an input, and the gated MLP made of them."""
+
+from collections.abc import Callable
 
 import flax.linen as nn
 from jax.typing import DTypeLike
@@ -27,3 +29,19 @@ class Linears(nn.Module):
             nn.Dense(width, use_bias=self.bias, dtype=self.dtype, name=name)(x)
             for name, width in self.features
         )
+
+
+def gated_mlp(
+    x: Float[Array, "R L D"],
+    mlp_width: int,
+    activation: Callable[[Array], Array],
+    *,
+    bias: bool,
+    dtype: DTypeLike,
+) -> Float[Array, "R L D"]:
+    """down(activation(gate(x)) * up(x)); to be called within a module, which gets the maps."""
+    features = (("gate_proj", mlp_width), ("up_proj", mlp_width))
+    gate, up = Linears(features, bias=bias, dtype=dtype, name="mlp_in")(x)
+    features = (("down_proj", x.shape[-1]),)
+    (out,) = Linears(features, bias=bias, dtype=dtype, name="mlp_out")(activation(gate) * up)
+    return out

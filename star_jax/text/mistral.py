@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from star_jax.text.attention import Backend, Visibility, attention
 from star_jax.text.families import MistralShape
-from star_jax.text.linears import Linears
+from star_jax.text.linears import Linears, gated_mlp
 from star_jax.text.pooling import AttentionSpan, TokenPool, pool_tokens
 from star_jax.text.rms_norm import RmsNorm
 from star_jax.text.rotary import frequencies, rotary, rotate
@@ -32,7 +32,10 @@ class MistralBlock(nn.Module):
     ) -> tuple[Float[Array, "R L D"], Float[Array, "R S D"] | None]:
         """The next state, and its pooled form where the context asks for it."""
         x = x + self._attend(RmsNorm(self.shape.norm_epsilon, name="attention_norm")(x), context)
-        x = x + self._transform(RmsNorm(self.shape.norm_epsilon, name="mlp_norm")(x))
+        y = RmsNorm(self.shape.norm_epsilon, name="mlp_norm")(x)
+        x = x + gated_mlp(
+            y, self.shape.mlp_width, nn.silu, bias=self.shape.mlp_bias, dtype=self.dtype
+        )
         return x, None if context.pooling is None else pool_tokens(x, context.pooling)
 
     def _attend(self, x: Float[Array, "R L D"], context: Context) -> Float[Array, "R L D"]:
@@ -63,15 +66,6 @@ class MistralBlock(nn.Module):
         merged = mixed.reshape(*x.shape[:2], query_size)
         linears = Linears(features, bias=shape.out_bias, dtype=self.dtype, name="attention_out")
         (out,) = linears(merged)
-        return out
-
-    def _transform(self, x: Float[Array, "R L D"]) -> Float[Array, "R L D"]:
-        bias = self.shape.mlp_bias
-        features = (("gate_proj", self.shape.mlp_width), ("up_proj", self.shape.mlp_width))
-        gate, up = Linears(features, bias=bias, dtype=self.dtype, name="mlp_in")(x)
-        features = (("down_proj", self.shape.width),)
-        hidden = nn.silu(gate) * up
-        (out,) = Linears(features, bias=bias, dtype=self.dtype, name="mlp_out")(hidden)
         return out
 
 

@@ -1,7 +1,6 @@
 """T5's encoder: pre-norm blocks, and a bias by relative position where others have positions."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -9,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from star_jax.text.attention import Backend, Visibility, attention
 from star_jax.text.families import T5Shape
-from star_jax.text.linears import Linears
+from star_jax.text.linears import Linears, gated_mlp
 from star_jax.text.pooling import TokenPool, pool_tokens
 from star_jax.text.rms_norm import RmsNorm
 from star_jax.text.stack import Context, Encoded, Remat, stack_blocks
@@ -28,7 +27,8 @@ class T5Block(nn.Module):
     ) -> tuple[Float[Array, "R L D"], Float[Array, "R S D"] | None]:
         """The next state, and its pooled form where the context asks for it."""
         x = x + self._attend(RmsNorm(self.shape.norm_epsilon, name="attention_norm")(x), context)
-        x = x + self._transform(RmsNorm(self.shape.norm_epsilon, name="mlp_norm")(x))
+        y = RmsNorm(self.shape.norm_epsilon, name="mlp_norm")(x)
+        x = x + gated_mlp(y, self.shape.mlp_width, nn.gelu, bias=False, dtype=self.dtype)
         return x, None if context.pooling is None else pool_tokens(x, context.pooling)
 
     def _attend(self, x: Float[Array, "R L D"], context: Context) -> Float[Array, "R L D"]:
@@ -53,14 +53,6 @@ class T5Block(nn.Module):
         features = (("o_proj", shape.width),)
         merged = mixed.reshape(*x.shape[:2], inner)
         (out,) = Linears(features, bias=False, dtype=self.dtype, name="attention_out")(merged)
-        return out
-
-    def _transform(self, x: Float[Array, "R L D"]) -> Float[Array, "R L D"]:
-        features = (("gate_proj", self.shape.mlp_width), ("up_proj", self.shape.mlp_width))
-        gate, up = Linears(features, bias=False, dtype=self.dtype, name="mlp_in")(x)
-        features = (("down_proj", self.shape.width),)
-        hidden = jax.nn.gelu(gate, approximate=True) * up
-        (out,) = Linears(features, bias=False, dtype=self.dtype, name="mlp_out")(hidden)
         return out
 
 
