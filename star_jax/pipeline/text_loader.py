@@ -3,7 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -71,6 +71,17 @@ class BatchShape:
         return -(-rows // self.num_devices) * self.num_devices
 
 
+class _Part(NamedTuple):
+    """What a microbatch is made of."""
+
+    rows: Int[np.ndarray, " B"]
+    """Pairs; -1 is padding."""
+    texts: Int[np.ndarray, " U"]
+    """The different texts that they point to."""
+    slots: Int[np.ndarray, " U"]
+    """Where each text goes in the layout."""
+
+
 class BatchBuilder:
     """Makes batch number i from the groups that Grain chose for it; a pure function of both."""
 
@@ -115,36 +126,40 @@ class BatchBuilder:
         """
         rng = np.random.default_rng((self._seed, index))
         rows = [self._rows(part, rng) for part in np.split(groups, self._shape.num_microbatches)]
-        layout, rows = self._fit(index, rows)
-        micro = [self._microbatch(part, layout) for part in rows]
+        layout, parts = self._fit(index, rows)
+        micro = [self._microbatch(part, layout) for part in parts]
         if len(micro) == 1:
             return micro[0]
         return jax.tree.map(lambda *arrays: np.stack(arrays), *micro)
 
-    def _fit(
-        self, index: int, rows: list[Int[np.ndarray, " B"]]
-    ) -> tuple[Layout, list[Int[np.ndarray, " B"]]]:
+    def _fit(self, index: int, rows: list[Int[np.ndarray, " B"]]) -> tuple[Layout, list[_Part]]:
         """The cheapest layout for all microbatches; groups that none has room for go, aloud."""
-        chunks, size = self._shape.num_chunks, self._shape.group_size
-        lengths = [self._records.lengths[self._texts(part)] for part in rows]
         for layout in self._layouts:
-            if all(place(part, layout, chunks) is not None for part in lengths):
-                return layout, rows
-        layout, fitting = self._layouts[-1], []
-        for part in rows:
-            kept = self._shape.num_groups
-            while place(self._records.lengths[self._texts(part)], layout, chunks) is None:
-                kept -= 1
-                part = np.where(np.arange(len(part)) < kept * size, part, -1)
-            fitting.append(part)
-            if kept < self._shape.num_groups:
-                _log.warning(
-                    "batch %d: %d of %d groups found no room in the packed rows and are left out",
-                    index,
-                    self._shape.num_groups - kept,
-                    self._shape.num_groups,
-                )
-        return layout, fitting
+            parts = [self._place(part, layout) for part in rows]
+            fitting = [part for part in parts if part is not None]
+            if len(fitting) == len(rows):
+                return layout, fitting
+        layout = self._layouts[-1]
+        return layout, [self._place_most(index, part, layout) for part in rows]
+
+    def _place(self, rows: Int[np.ndarray, " B"], layout: Layout) -> _Part | None:
+        """None when the texts of the rows do not all fit."""
+        texts = self._texts(rows)
+        slots = place(self._records.lengths[texts], layout, self._shape.num_chunks)
+        return None if slots is None else _Part(rows, texts, slots)
+
+    def _place_most(self, index: int, rows: Int[np.ndarray, " B"], layout: Layout) -> _Part:
+        """The first groups, as many as fit."""
+        num_groups = kept = self._shape.num_groups
+        while (part := self._place(rows, layout)) is None:
+            kept -= 1
+            rows = np.where(np.arange(len(rows)) < kept * self._shape.group_size, rows, -1)
+        if kept < num_groups:
+            _log.warning(
+                "batch %d: %d of %d groups found no room in the packed rows and are left out",
+                *(index, num_groups - kept, num_groups),
+            )
+        return part
 
     def _rows(
         self, groups: Int[np.ndarray, " G"], rng: np.random.Generator
@@ -173,21 +188,19 @@ class BatchBuilder:
         used = np.concatenate([pairs.document[real], pairs.profile[real], pairs.resume[real]])
         return np.unique(used[used >= 0])
 
-    def _microbatch(self, rows: Int[np.ndarray, " B"], layout: Layout) -> TextBatch:
+    def _microbatch(self, part: _Part, layout: Layout) -> TextBatch:
+        rows, texts, slots = part
         pairs, mask, shape = self._pairs, rows >= 0, self._shape
-        texts = self._texts(rows)
-        placed = place(self._records.lengths[texts], layout, shape.num_chunks)
-        assert placed is not None  # `_fit` chose a layout that fits.
 
         def rows_of(column: Int32[np.ndarray, " N"]) -> Int32[np.ndarray, " B"]:
             used = np.where(mask, column[rows], -1)
-            found = placed[np.searchsorted(texts, np.maximum(used, texts[0]))] if len(texts) else -1
+            found = slots[np.searchsorted(texts, np.maximum(used, texts[0]))] if len(texts) else -1
             return np.where(used >= 0, found, -1).astype(np.int32)
 
         sender = np.where(mask, pairs.sender[rows], -1).astype(np.int32)
         receiver = np.where(mask, pairs.receiver[rows], -1).astype(np.int32)
         columns: dict[str, Any] = {  # Host arrays; `Step.place` makes device arrays of them.
-            "texts": put_texts(self._records, texts, placed, layout, shape.num_chunks),
+            "texts": put_texts(self._records, texts, slots, layout, shape.num_chunks),
             "document": rows_of(pairs.document),
             "profile": rows_of(pairs.profile),
             "resume": rows_of(pairs.resume),
