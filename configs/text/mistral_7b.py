@@ -37,7 +37,7 @@ def get_config() -> TextTrainConfig:
         optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.01),
         plan=PlanConfig(num_epochs=1.0, budget_s=None, validate_epochs=0.1),
         batch_size=3072,
-        microbatch_size=16,  # Up to 29,000 tokens of texts are encoded at a time,
+        microbatch_size=16,  # At most 51,392 tokens of their texts are encoded at a time,
         mining="global",  # and again in the backward pass: one loss over all 3072 pairs.
         pack_length=2048,
         validation_tokens=32768,

@@ -49,12 +49,6 @@ def table_sql(path: Path) -> str:
     return f"read_parquet('{escaped}')"
 
 
-def column_sql(name: str) -> str:
-    """A column name, quoted."""
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'
-
-
 def one_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple:
     """The only row of a query's result."""
     rows = connection.sql(query).fetchall()

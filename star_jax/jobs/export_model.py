@@ -82,7 +82,12 @@ def run(config: ModelExportConfig, workdir: Path) -> None:
             meta[name] = described
             _log.info("%s: %s", name, _told(check))
         (partial / "scorer").mkdir()
-        write_scorer(partial / "scorer", source.scorer, source.model.tower.embedding_size)
+        write_scorer(
+            partial / "scorer",
+            source.scorer,
+            source.model.scorer.config,
+            source.model.tower.embedding_size,
+        )
         checks["scorer"] = {"reread": verifier.scorer(partial / "scorer")}
         meta |= {"verified_by": versions or "self", "num_texts": len(sample.rows), "checks": checks}
         artefacts.set_meta(partial, meta)

@@ -36,6 +36,7 @@ from star_jax.pipeline.text_tables import (
     write_text_calibration,
     write_text_tables,
 )
+from star_jax.text.attention_choice import BackendChoice
 from star_jax.text.tokenizer import Tokenizer
 from star_jax.text.tower import build_tokenizer, read_base
 from star_jax.train.reporter import Progress
@@ -52,6 +53,7 @@ class TextExportConfig:
     Attributes:
       mesh: Devices of this process.
       worker: Which of several processes this one is.
+      attention_backend: As in `TowerConfig`, for this machine.
       batch_tokens: Of one forward pass on one device, padding included.
       num_lengths: Padded lengths: more pad less, and compile longer.
       part_texts: Different texts that are stored at a time; at most these are redone.
@@ -67,6 +69,7 @@ class TextExportConfig:
 
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     worker: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
+    attention_backend: BackendChoice = "auto"
     batch_tokens: int = 4096
     num_lengths: int = 6
     part_texts: int = 8192
@@ -121,7 +124,8 @@ class _Export(NamedTuple):
 def run(config: TextExportConfig, workdir: Path) -> None:
     """Encodes this process's share of what is not there yet; the last one writes all tables."""
     mesh = make_mesh(config.mesh, jax.local_devices())  # Processes compute apart.
-    export = _open(config, workdir, open_trained(workdir / "text", mesh))
+    trained = open_trained(workdir / "text", mesh, config.attention_backend)
+    export = _open(config, workdir, trained)
     if export.is_complete():
         _log.info("%s is complete already", export.folder)
         with alone(export.scratch):
@@ -192,6 +196,7 @@ def _vectors_key(trained: TrainedText, tokenizer: Tokenizer) -> dict[str, Any]:
     base = read_base(trained.tower)
     tower = json.loads(to_json(trained.tower))
     del tower["base"]  # A path; its weights and its tokenizer are named by digest.
+    del tower["attention_backend"]  # Of the machine; it changes rounding alone.
     lora = trained.model.lora
     return {
         "weights": trained.weights,

@@ -32,6 +32,7 @@ from star_jax.pipeline.mining.rank import By, Candidates, Ranker
 from star_jax.pipeline.tables.read import PairTable, read_meta, read_pairs, read_texts
 from star_jax.pipeline.tables.write import write_pairs
 from star_jax.pipeline.text_model import open_scorer
+from star_jax.pipeline.text_pairs import has_both_sides
 from star_jax.pipeline.text_scoring import check_made_by
 from star_jax.train.reporter import Progress
 
@@ -62,7 +63,7 @@ def run(config: MineConfig, workdir: Path) -> None:
     documents, requests = (_vectors(workdir, end) for end in (task.receiver, task.sender))
     pairs = read_pairs(tables, task_name, "train")
     positives = np.flatnonzero(pairs.label == 1)
-    both = (pairs.receiver_text >= 0) & ((pairs.sender_text >= 0) | (pairs.sender_resume >= 0))
+    both = has_both_sides(pairs.receiver_text, pairs.sender_text, pairs.sender_resume)
     rows = positives[both[positives]]
     if not len(rows):
         raise InputError(

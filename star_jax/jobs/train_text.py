@@ -342,7 +342,7 @@ def _check_begun(path: Path, config: TextTrainConfig, inputs: dict[str, str]) ->
       InputError: With the difference.
     """
     if path.is_file():
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        begun = artefacts.read_json(path, "config", "inputs")
         check_same(json.dumps(begun["config"]), config, path.parent)
         for name, digest in inputs.items():
             if begun["inputs"][name] != digest:

@@ -22,7 +22,14 @@ from star_jax.text.lora import COLLECTION, LoraConfig
 from star_jax.text.pooling import PoolingConfig
 from star_jax.text.prompts import clean, named_prompts
 from star_jax.text.tokenizer import Tokenizer, Truncation
-from star_jax.text.tower import Base, TowerConfig, build_tokenizer, load_params, read_base
+from star_jax.text.tower import (
+    Base,
+    TowerConfig,
+    build_tokenizer,
+    build_tower,
+    load_params,
+    read_base,
+)
 
 _PUBLISHED = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
 _CHOSEN_FROM = 1000
@@ -96,13 +103,16 @@ def read_source(folder: Path, mesh: Mesh, kinds: Iterable[str]) -> Source:
     """
     trained = open_trained(folder, mesh)
     tower = dataclasses.replace(
-        trained.tower, param_dtype="float32", compute_dtype="float32", remat="none"
+        trained.tower,
+        param_dtype="float32",
+        base_quantisation="none",
+        compute_dtype="float32",
+        remat="none",
     )
     base = read_base(tower)
     if base.folder is None:
         raise InputError(f"base {tower.base} has no files, needed a base that can be exported")
-    compute = trained.model.tower.clone(compute_dtype="float32", remat="none")
-    model = dataclasses.replace(trained.model, tower=compute)
+    model = dataclasses.replace(trained.model, tower=build_tower(tower))
     adapters, params = None, None
     if COLLECTION in trained.variables:
         adapters = jax.device_get(trained.variables[COLLECTION]["encoder"])
@@ -200,7 +210,7 @@ def reference_vectors(
     source: Source, sample: Sample, mesh: Mesh, pooling: PoolingConfig
 ) -> Vectors:
     """Of the trained model, and of its base."""
-    params = load_params(source.tower, source.model.tower)
+    params = load_params(source.tower, source.model.tower, mesh)
     base = own_vectors(source, sample, mesh, pooling, {"params": params})
     variables = {"params": params if source.params is None else {"encoder": source.params}}
     if source.adapters is not None:

@@ -65,7 +65,7 @@ class Verifier:
         """Of a PEFT folder."""
         source, sample, pooling = self._source, self._sample, self._source.weights_pooling
         adapters, config = adapter.read_adapter(folder, source.base.shape, source.adapters)
-        params = load_params(source.tower, source.model.tower)
+        params = load_params(source.tower, source.model.tower, self._mesh)
         variables = {"params": params, COLLECTION: {"encoder": adapters}}
         reread = own_vectors(source._replace(lora=config), sample, self._mesh, pooling, variables)
         found = (
@@ -116,10 +116,10 @@ class Verifier:
         shape = (3, len(self._sample.rows), source.model.tower.embedding_size)
         vectors = rng.standard_normal(shape).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
-        present = np.ones(shape[1], bool)
+        has_resume, has_profile = (np.arange(shape[1]) % step > 0 for step in (2, 3))
         score = jax.jit(source.model.scorer.apply)
-        expected = np.asarray(score({"params": source.scorer}, *vectors, present, present))
-        logits = pair_scorer.read_logits(folder, *vectors)
+        expected = np.asarray(score({"params": source.scorer}, *vectors, has_resume, has_profile))
+        logits = pair_scorer.read_logits(folder, *vectors, has_resume, has_profile)
         error = float(np.max(np.abs(logits - expected) / np.maximum(np.abs(expected), 1.0)))
         if not error <= TOLERANCE:
             raise InputError(f"scorer: logits differ by {error:.2g}, needed <= {TOLERANCE}")
@@ -171,7 +171,7 @@ class Verifier:
 
     def _reread(self, folder: Path, pooling: PoolingConfig) -> Float32[np.ndarray, "N E"]:
         tower = dataclasses.replace(self._source.tower, base=str(folder))
-        params = load_params(tower, self._source.model.tower)
+        params = load_params(tower, self._source.model.tower, self._mesh)
         return own_vectors(self._source, self._sample, self._mesh, pooling, {"params": params})
 
     def _check_rows(self, name: str, folder: Path, limit: int) -> None:

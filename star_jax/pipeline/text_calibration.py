@@ -16,7 +16,7 @@ from star_jax.evaluation.calibration import logistic_fit, prior_shift, rate_weig
 from star_jax.evaluation.metrics import kinds, rows_of
 from star_jax.pipeline.scored import labelled
 from star_jax.pipeline.tables.read import PairTable, TaskMeta
-from star_jax.pipeline.text_pairs import PairRecords
+from star_jax.pipeline.text_pairs import PairRecords, has_both_sides
 
 FILE = "calibration.json"  # Beside the tables of an export.
 
@@ -85,7 +85,7 @@ def val_rows(
         return np.zeros(0, np.int64)
     marked = labelled(pairs, task)
     compared = rows_of(marked, kinds(marked)[0])
-    both = (records.document >= 0) & ((records.profile >= 0) | (records.resume >= 0))
+    both = has_both_sides(records.document, records.profile, records.resume)
     rows = np.flatnonzero(compared & both)
     if len(rows) <= max_pairs:
         return rows

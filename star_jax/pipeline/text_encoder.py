@@ -14,12 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int, Int32, Shaped
 
-from star_jax.embeddings.quantise import Precision, measure_ranges, quantise
+from star_jax.embeddings.quantise import RANGED, Precision, measure_ranges, quantise
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import batch_shardings, put
 from star_jax.pipeline.lengths import padded_length
 from star_jax.pipeline.text_model import MODEL, open_trained
 from star_jax.shapes import PyTree
+from star_jax.text.attention_choice import BackendChoice
 from star_jax.text.bi_encoder import BiEncoder, build_bi_encoder, encode
 from star_jax.text.families import TokenLimits
 from star_jax.text.objective import ObjectiveConfig
@@ -73,7 +74,12 @@ class TextEncoder:
 
     @classmethod
     def open(
-        cls, folder: Path | str, *, mesh: Mesh | None = None, kinds: Iterable[str] = ()
+        cls,
+        folder: Path | str,
+        *,
+        mesh: Mesh | None = None,
+        kinds: Iterable[str] = (),
+        attention_backend: BackendChoice = "auto",
     ) -> "TextEncoder":
         """Opens `W/text` with its best checkpoint, or a base model as it was published.
 
@@ -82,16 +88,17 @@ class TextEncoder:
             its family's pooling, prompts and limits.
           mesh: One device where None.
           kinds: Kinds of texts beside job, profile and resume that have a prompt.
+          attention_backend: As in `TowerConfig`.
 
         Raises:
           InputError: The folder is neither, or training has not finished.
         """
         mesh = make_mesh(MeshConfig(data=1)) if mesh is None else mesh
         if (Path(folder) / MODEL).is_file():
-            trained = open_trained(Path(folder), mesh)
+            trained = open_trained(Path(folder), mesh, attention_backend)
             model, config, variables = trained.model, trained.tower, trained.variables
         else:
-            config = TowerConfig(base=str(folder))
+            config = TowerConfig(base=str(folder), attention_backend=attention_backend)
             model = build_bi_encoder(config, ScorerConfig(), ObjectiveConfig(), None)
             variables = {"params": load_params(config, model.tower, mesh)}
         base = read_base(config)
@@ -121,6 +128,7 @@ class TextEncoder:
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         precision: Precision = "float32",
+        ranges: Float32[np.ndarray, "2 E"] | None = None,
         show_progress_bar: bool = False,
         convert_to_numpy: bool = True,
     ) -> Shaped[np.ndarray, "*n E"] | Shaped[Array, "*n E"]:
@@ -133,12 +141,14 @@ class TextEncoder:
           batch_size: Texts of one forward pass.
           normalize_embeddings: Restores length 1 after `truncate_dim`.
           truncate_dim: Keeps the first so many numbers of each vector.
-          precision: Of the result; int8 and uint8 cut the ranges of these very vectors into steps.
+          precision: Of the result; int8 and uint8 cut the ranges of the dimensions into steps.
+          ranges: Least and greatest value of each dimension, e.g. the `ranges.npy` of an export;
+            None: those of these very vectors, of which there must be two.
           show_progress_bar: Logs the progress.
           convert_to_numpy: Otherwise the result is a JAX array.
 
         Raises:
-          ValueError: An unknown prompt, or a width that does not exist.
+          ValueError: An unknown prompt, a width that does not exist, or ranges are needed.
         """
         before, limit = self._before(prompt_name, prompt)
         if truncate_dim is not None and not 1 <= truncate_dim <= self.embedding_size:
@@ -157,7 +167,14 @@ class TextEncoder:
             norm = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = vectors / np.maximum(norm, np.float32(1e-12))
         if precision != "float32" and len(vectors):
-            vectors = quantise(vectors, precision, measure_ranges(vectors))
+            if precision in RANGED and ranges is None:
+                if len(vectors) < 2:
+                    raise ValueError(
+                        f"precision {precision} of one vector needs ranges, such as ranges.npy of "
+                        "an export: its own would make every dimension the same"
+                    )
+                ranges = measure_ranges(vectors)
+            vectors = quantise(vectors, precision, ranges)
         vectors = vectors[0] if isinstance(sentences, str) else vectors
         return vectors if convert_to_numpy else jnp.asarray(vectors)
 

@@ -4,7 +4,6 @@ Reading and padding run in a thread ahead of the device, across the borders of t
 vectors are asked for in.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,8 +35,7 @@ class EncodingCounts:
     num_texts: int = 0
     num_tokens: int = 0
     num_slots: int = 0  # Tokens, padding included.
-    data_wait_s: float = 0.0  # Of `seconds`, for batches; the device may have worked meanwhile.
-    seconds: float = 0.0
+    data_wait_s: float = 0.0  # For batches; the device may have worked meanwhile.
 
 
 class _Batch(NamedTuple):
@@ -108,7 +106,7 @@ class BulkEncoder:
           parts: Records of each, at least one.
           on_batch: For progress.
         """
-        waited_before, start = self.counts.data_wait_s, time.monotonic()
+        waited_before = self.counts.data_wait_s
         vectors, waiting = self._empty(0), None
         with ahead(self._batches(parts), _AHEAD_BATCHES) as batches:
             for batch in batches:
@@ -123,7 +121,6 @@ class BulkEncoder:
                 waiting = running
             if waiting is not None:
                 yield self._take(vectors, *waiting, on_batch)
-        self.counts.seconds += time.monotonic() - start
 
     def _batches(self, parts: Iterable[Int[np.ndarray, " _"]]) -> Iterator[_Batch]:
         for records in parts:

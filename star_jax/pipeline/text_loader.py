@@ -222,9 +222,12 @@ class BatchBuilder:
         """Shapes of a chunk that hold the texts of typical microbatches; without packing, any."""
         shape, rng = self._shape, np.random.default_rng(0)
         num_samples = max(_FEWEST_SAMPLES, _SAMPLED_PAIRS // shape.num_rows)
+        # As batches are: a group returns when all others were drawn.
+        needed = num_samples * shape.num_groups
+        epochs = [rng.permutation(self.num_groups) for _ in range(-(-needed // self.num_groups))]
         samples = [
             self._records.lengths[self._texts(self._rows(groups, rng))]
-            for groups in rng.integers(self.num_groups, size=(num_samples, shape.num_groups))
+            for groups in np.concatenate(epochs)[:needed].reshape(num_samples, -1)
         ]
         pairs = self._pairs
         kinds = [

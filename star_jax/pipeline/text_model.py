@@ -13,6 +13,7 @@ from star_jax.config import from_json
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES, shardings
 from star_jax.shapes import PyTree
+from star_jax.text.attention_choice import BackendChoice
 from star_jax.text.bi_encoder import (
     BiEncoder,
     Mode,
@@ -24,7 +25,7 @@ from star_jax.text.bi_encoder import (
 from star_jax.text.lora import COLLECTION, LoraConfig, init_lora
 from star_jax.text.objective import ObjectiveConfig
 from star_jax.text.scorer import ScorerConfig
-from star_jax.text.tower import TowerConfig, param_shapes
+from star_jax.text.tower import TowerConfig, load_params, param_shapes
 from star_jax.train.checkpoints import TrainedParameters, load_trained, tree_digest
 
 KIND = "text_model"
@@ -81,20 +82,26 @@ def read_config(folder: Path) -> TextModelConfig:
     return replace(config, tower=replace(config.tower, attention_backend="auto"))
 
 
-def open_trained(folder: Path, mesh: Mesh) -> TrainedText:
+def open_trained(
+    folder: Path, mesh: Mesh, attention_backend: BackendChoice = "auto"
+) -> TrainedText:
     """The best checkpoint of a finished `train-text` on its base, placed on a mesh.
 
     Args:
       folder: `W/text`.
       mesh: Large parameters are split over its `fsdp` axis.
+      attention_backend: Of this machine, not the one that trained.
 
     Raises:
       InputError: Training has not finished, the files changed, or the base is another one.
     """
     meta = artefacts.read_manifest(folder, KIND).meta
     config = read_config(folder)
+    config = replace(config, tower=replace(config.tower, attention_backend=attention_backend))
     model = config.build()
-    frozen = initial(config, model, 0, mesh).frozen
+    frozen = {}
+    if config.mode != "full":
+        frozen["params"] = load_params(config.tower, model.tower, mesh)
     digest = tree_digest(frozen)
     like = _like(_trainable_shapes(config, model), mesh)
     trainable = load_trained(

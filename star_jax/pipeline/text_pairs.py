@@ -49,12 +49,21 @@ def pair_records(
     )
 
 
+def has_both_sides(
+    document: Int32[np.ndarray, " B"],
+    profile: Int32[np.ndarray, " B"],
+    resume: Int32[np.ndarray, " B"],
+) -> Bool[np.ndarray, " B"]:
+    """Whether pairs have a document and something to compare it with; -1 is no text."""
+    return (document >= 0) & ((profile >= 0) | (resume >= 0))
+
+
 def with_both_sides(pairs: PairRecords) -> PairRecords:
     """The pairs that have a document and something to compare it with, in whole groups.
 
     A group stays when its positive has both; negatives without a document go.
     """
-    both = (pairs.document >= 0) & ((pairs.profile >= 0) | (pairs.resume >= 0))
+    both = has_both_sides(pairs.document, pairs.profile, pairs.resume)
     anchored = np.unique(pairs.group[both & (pairs.label == 1)])
     keep = both & np.isin(pairs.group, anchored)
     return PairRecords(*(column[keep] for column in pairs))

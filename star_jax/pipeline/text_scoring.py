@@ -65,10 +65,11 @@ class PairLogits:
         num_pairs = len(rows.document)
         found = np.empty(num_pairs, np.float32)
         work = Work("scoring by text", num_pairs, "pairs")
-        for start in range(0, num_pairs, _BLOCK_PAIRS):
-            block = [row[start : start + _BLOCK_PAIRS] for row in rows]
+        most = min(_BLOCK_PAIRS, 1 << max(num_pairs - 1, 0).bit_length())  # Few shapes compile.
+        for start in range(0, num_pairs, most):
+            block = [row[start : start + most] for row in rows]
             size = len(block[0])
-            padded = [np.pad(row, (0, _BLOCK_PAIRS - size), constant_values=-1) for row in block]
+            padded = [np.pad(row, (0, most - size), constant_values=-1) for row in block]
             tables = (documents, requests, requests)
             vectors = [_take(table, row) for table, row in zip(tables, padded, strict=True)]
             result = self._logits(variables, *vectors, tuple(map(jnp.asarray, padded)))

@@ -5,11 +5,11 @@ import logging
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float32, Int, Shaped
+from jaxtyping import Float32, Int, Shaped
 
 from star_jax.evaluation.auc import roc_auc
 from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths
-from star_jax.pipeline.text_pairs import PairRecords, with_both_sides
+from star_jax.pipeline.text_pairs import PairRecords, has_both_sides, with_both_sides
 from star_jax.pipeline.text_records import TextRecords
 from star_jax.pipeline.text_scoring import PairLogits, PairRows
 from star_jax.shapes import PyTree
@@ -114,7 +114,5 @@ def _draw(
     groups, sizes = np.unique(usable.group, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(groups))
     kept = groups[order[np.cumsum(sizes[order]) <= max_pairs]]
-    complete: Bool[np.ndarray, " B"] = (pairs.document >= 0) & (
-        (pairs.profile >= 0) | (pairs.resume >= 0)
-    )
+    complete = has_both_sides(pairs.document, pairs.profile, pairs.resume)
     return np.flatnonzero(complete & np.isin(pairs.group, kept))

@@ -14,7 +14,7 @@ from star_jax.text.attention import Backend, Visibility, attention
 from star_jax.text.families import BertShape
 from star_jax.text.linears import Linears
 from star_jax.text.pooling import TokenPool, pool_tokens
-from star_jax.text.stack import Context, Encoded, Remat, stack_blocks
+from star_jax.text.stack import Context, Encoded, Remat, run_stack, stack_blocks
 
 
 @jax.custom_jvp
@@ -114,10 +114,9 @@ class BertEncoder(nn.Module):
         x = _norm(shape, self.dtype, "embed_norm")(x)
         context = Context(visible, pooling, None)
         stack = stack_blocks(BertBlock, shape.num_layers, self.remat)
-        last, outputs = stack(shape, self.backend, self.dtype, name="layers")(x, context)
-        if pooling is not None:
-            outputs = jnp.concatenate([pool_tokens(x, pooling)[None], outputs])
-        return Encoded(last, last, outputs)
+        blocks = stack(shape, self.backend, self.dtype, name="layers")
+        last, pooled = run_stack(blocks, x, context)
+        return Encoded(last, last, pooled)
 
 
 def _norm(shape: BertShape, dtype: DTypeLike, name: str) -> nn.Module:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from star_jax.config import InputError
 from star_jax.losses.contrastive import Component, Rows
 from star_jax.losses.grad_cache import encode_chunks
 from star_jax.shapes import PyTree
@@ -95,13 +96,17 @@ def build_bi_encoder(
       objective: Of training.
       lora: None without adapters.
       packed: Whether rows may hold several texts, which not every attention back end can do.
+
+    Raises:
+      InputError: As `build_tower`, or a width of the objective is beyond that of the base.
     """
-    return BiEncoder(
-        tower=build_tower(tower, packed=packed),
-        scorer=PairScorer(scorer),
-        lora=lora,
-        objective=objective,
-    )
+    built = build_tower(tower, packed=packed)
+    if objective.widths and max(objective.widths) > built.embedding_size:
+        raise InputError(
+            f"objective.widths {objective.widths} holds one above {built.embedding_size}, the "
+            f"width of base {tower.base}"
+        )
+    return BiEncoder(tower=built, scorer=PairScorer(scorer), lora=lora, objective=objective)
 
 
 def init_variables(

@@ -5,7 +5,6 @@ their shape declares.
 """
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -15,7 +14,7 @@ from star_jax.text.linears import Linears, gated_mlp
 from star_jax.text.pooling import AttentionSpan, TokenPool, pool_tokens
 from star_jax.text.rms_norm import RmsNorm
 from star_jax.text.rotary import frequencies, rotary, rotate
-from star_jax.text.stack import Context, Encoded, Remat, stack_blocks
+from star_jax.text.stack import Context, Encoded, Remat, run_stack, stack_blocks
 
 
 class MistralBlock(nn.Module):
@@ -93,7 +92,6 @@ class MistralEncoder(nn.Module):
         frequency = frequencies(shape.head_width, shape.rope_theta, shape.rope_scaling)
         context = Context(visible, pooling, rotary(positions, frequency))
         stack = stack_blocks(MistralBlock, shape.num_layers, self.remat)
-        last, outputs = stack(shape, self.span, self.backend, self.dtype, name="layers")(x, context)
-        if pooling is not None:
-            outputs = jnp.concatenate([pool_tokens(x, pooling)[None], outputs])
-        return Encoded(last, RmsNorm(shape.norm_epsilon, name="final_norm")(last), outputs)
+        blocks = stack(shape, self.span, self.backend, self.dtype, name="layers")
+        last, pooled = run_stack(blocks, x, context)
+        return Encoded(last, RmsNorm(shape.norm_epsilon, name="final_norm")(last), pooled)

@@ -4,10 +4,11 @@ from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from star_jax.text.attention import Visibility
-from star_jax.text.pooling import TokenPool
+from star_jax.text.pooling import TokenPool, pool_tokens
 
 Remat = Literal["none", "full", "dots"]
 
@@ -48,6 +49,22 @@ def stack_blocks(block: type[nn.Module], num_layers: int, remat: Remat) -> Any:
         in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType] # flax declares less
         length=num_layers,
     )
+
+
+def run_stack(
+    stack: Any, x: Float[Array, "R L D"], context: Context
+) -> tuple[Float[Array, "R L D"], Float[Array, "layers R S D"] | None]:
+    """The state after the last block, and the pooled ones of the embedding layer and all blocks.
+
+    Args:
+      stack: An instance of what `stack_blocks` returns.
+      x: The embedding layer's state.
+      context: With `pooling` where pooled states are asked for.
+    """
+    last, outputs = stack(x, context)
+    if context.pooling is None:
+        return last, None
+    return last, jnp.concatenate([pool_tokens(x, context.pooling)[None], outputs])
 
 
 def rematerialised(block: type[nn.Module], remat: Remat) -> type[nn.Module]:

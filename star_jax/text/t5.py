@@ -11,7 +11,7 @@ from star_jax.text.families import T5Shape
 from star_jax.text.linears import Linears, gated_mlp
 from star_jax.text.pooling import TokenPool, pool_tokens
 from star_jax.text.rms_norm import RmsNorm
-from star_jax.text.stack import Context, Encoded, Remat, stack_blocks
+from star_jax.text.stack import Context, Encoded, Remat, run_stack, stack_blocks
 
 
 class T5Block(nn.Module):
@@ -89,10 +89,9 @@ class T5Encoder(nn.Module):
         bias = jnp.moveaxis(table(jnp.asarray(buckets)), -1, 0)
         context = Context(visible, pooling, None, bias)
         stack = stack_blocks(T5Block, shape.num_layers, self.remat)
-        last, outputs = stack(shape, self.backend, self.dtype, name="layers")(x, context)
-        if pooling is not None:
-            outputs = jnp.concatenate([pool_tokens(x, pooling)[None], outputs])
-        return Encoded(last, RmsNorm(shape.norm_epsilon, name="final_norm")(last), outputs)
+        blocks = stack(shape, self.backend, self.dtype, name="layers")
+        last, pooled = run_stack(blocks, x, context)
+        return Encoded(last, RmsNorm(shape.norm_epsilon, name="final_norm")(last), pooled)
 
 
 def relative_buckets(

@@ -231,8 +231,8 @@ def test_processes_killed_in_a_part_and_in_the_tables(begun, whole, compiled, en
     assert len(list((begun / ".text_vectors").glob("*/*.partial"))) == 1
 
     process = start(begun, workers[1], "in the tables", compiled)
-    assert process.communicate()[1] is not None
-    assert process.returncode == -signal.SIGKILL
+    errors = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, errors
     assert (begun / ".text_embeddings.partial").exists()
     assert not (begun / "text_embeddings").exists()
 

@@ -92,6 +92,14 @@ def test_narrow_vectors_are_those_of_all_rows_together(encoder, precision):
     assert encoder.encode([], precision=precision).shape[0] == 0
 
 
+def test_one_narrow_vector_needs_ranges(encoder):
+    ranges = measure_ranges(encoder.encode(SENTENCES))
+    got = encoder.encode("nurse", precision="int8", ranges=ranges)
+    np.testing.assert_array_equal(got, encoder.encode(SENTENCES, precision="int8")[0])
+    with pytest.raises(ValueError, match="precision int8 of one vector needs ranges"):
+        encoder.encode("nurse", precision="int8")
+
+
 def test_what_is_wrong_is_named(encoder, tmp_path):
     for sentences, options, message in [
         ("x", {"prompt_name": "jop"}, "prompt_name 'jop' is unknown, needed one of job, profile"),

@@ -321,6 +321,15 @@ def test_prompts_are_marked_where_their_texts_lie(tmp_path):
     assert (table.skipped[table.lengths == 0] == 0).all()
 
 
+def test_a_batch_of_nearly_all_groups_finds_room(market, caplog):
+    """Groups come without repetition, so such a batch has more texts than one drawn at random."""
+    shape = replace(SHAPE, num_groups=32, pack_length=64)
+    iterator = batches(market, shape)
+    for _ in range(20):
+        assert next(iterator).mask.reshape(32, 3).any(axis=1).all()
+    assert "found no room" not in caplog.text
+
+
 def test_what_finds_no_room_in_packed_rows_is_left_out_aloud(market, monkeypatch, caplog):
     packer = builder(market, replace(SHAPE, pack_length=96))
     ((table,),) = packer._layouts

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from star_jax.config import InputError
 from star_jax.losses.contrastive import Component
 from star_jax.losses.semi_hard import SemiHardConfig
 from star_jax.text.bi_encoder import (
@@ -273,6 +274,11 @@ def test_modes_and_adapters_must_agree(mode, lora):
     _, variables = make(lora)
     with pytest.raises(ValueError, match=f"mode {mode} got variables params, scorer"):
         trainable_split(variables, mode)
+
+
+def test_a_width_beyond_the_base():
+    with pytest.raises(InputError, match=r"widths \(64, 8\) holds one above 32, the width of base"):
+        make(objective=ObjectiveConfig(widths=(64, 8)))
 
 
 def test_wrong_widths_are_named():

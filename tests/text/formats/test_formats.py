@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -15,6 +16,7 @@ from star_jax.text.formats.adapter import target_modules
 from star_jax.text.formats.pair_scorer import read_logits, write_scorer
 from star_jax.text.formats.tokenizer_files import write_tokenizer
 from star_jax.text.pooling import PoolingConfig
+from star_jax.text.scorer import PairScorer, ScorerConfig
 from star_jax.text.tower import TowerConfig, build_tokenizer
 from tests.text.fixtures import FAMILIES, FOLDER, texts
 
@@ -128,13 +130,14 @@ def test_scorer_files_hold_the_layers(tmp_path):
         name: {"kernel": rng.normal(size=size), "bias": rng.normal(size=size[1:])}
         for name, size in sizes.items()
     }
-    write_scorer(tmp_path, params, 4)
+    write_scorer(tmp_path, params, ScorerConfig(hidden=(3,)), 4)
     d, p, r = rng.normal(size=(3, 5, 4)).astype(np.float32)
     x = np.concatenate([2 * d * p, 2 * d * r, np.ones((5, 2))], axis=1)
     x = x @ params["hidden_0"]["kernel"] + params["hidden_0"]["bias"]
     x = np.where(x > 0, x, 0.01 * x)
     expected = (x @ params["logit"]["kernel"] + params["logit"]["bias"])[:, 0]
-    np.testing.assert_allclose(read_logits(tmp_path, d, p, r), expected, rtol=1e-5)
+    both = np.ones(5, bool)
+    np.testing.assert_allclose(read_logits(tmp_path, d, p, r, both, both), expected, rtol=1e-5)
     stored = load_file(tmp_path / "scorer.safetensors")
     assert {name: value.shape for name, value in stored.items()} == {
         "hidden_0.weight": (3, 10),
@@ -142,3 +145,23 @@ def test_scorer_files_hold_the_layers(tmp_path):
         "logit.weight": (1, 3),
         "logit.bias": (1,),
     }
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ScorerConfig(hidden=(4,) * 11, features=("product",)),
+        ScorerConfig(hidden=(), features=("vectors", "difference", "request_product")),
+    ],
+    ids=["eleven layers", "all features"],
+)
+def test_the_files_say_what_the_scorer_computes(tmp_path, config):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(3, 6, 4)).astype(np.float32)
+    has_resume, has_profile = np.arange(6) % 2 > 0, np.arange(6) % 3 > 0
+    inputs = (*vectors, has_resume, has_profile)
+    scorer = PairScorer(config)
+    params = jax.jit(scorer.init)(jax.random.key(0), *inputs)["params"]
+    write_scorer(tmp_path, params, config, 4)
+    expected = jax.jit(scorer.apply)({"params": params}, *inputs)
+    np.testing.assert_allclose(read_logits(tmp_path, *inputs), expected, rtol=1e-4, atol=1e-6)
