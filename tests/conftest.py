@@ -2,9 +2,14 @@
 
 import logging
 import os
+import shutil
+import tempfile
 from typing import NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling is most of the time: programs are small, and many tests and processes have the same.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest
@@ -14,6 +19,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config):
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # Of the whole session: workers inherit it.
+        folder = tempfile.mkdtemp(prefix="star_jax-compiled-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        jax.config.update("jax_compilation_cache_dir", folder)
+        config.add_cleanup(lambda: shutil.rmtree(folder))
     config.addinivalue_line(
         "markers", "extra(name): needs that extra; runs when `tests/run.sh --extras` names it"
     )

@@ -162,6 +162,11 @@ CSV_FILES = {
     "a cell too many": (b"id,name\n0,a\n1,b,c\n", "Line: 3 Expected Number of Columns: 2 Found: 3"),
     "a cell too few": (b"id,name\n0,a\n1\n", "Line: 3 Expected Number of Columns: 2 Found: 1"),
     "an open quote": (b'id,name\n0,"a\n1,b\n', "Line: 2 Value with unterminated quote"),
+    "an unnamed column": (
+        b"id,name,\n0,a\n",
+        "Line: 2 Expected Number of Columns: 3 Found: 2",
+    ),
+    "a name twice": (b"id,name,name\n0,a\n", "Line: 2 Expected Number of Columns: 3 Found: 2"),
     "Latin-1": ("id,name\n0,Münster\n".encode("latin-1"), "not utf-8 encoded"),
 }
 
@@ -292,7 +297,7 @@ def test_another_config_or_other_tables_on_resume(star, texts):
     assert snapshot(texts) == before
     write_tables(texts / "tables", num_groups=30)
     check(
-        star("train-text", TINY_TEXT, "--workdir", texts, *ONE_DEVICE), "text was trained on tables"
+        star("train-text", TINY_TEXT, "--workdir", texts, *ONE_DEVICE), "text was begun with tables"
     )
 
 

@@ -15,18 +15,13 @@ import dataclasses
 from configs.run import recommended
 from configs.text import mistral_7b
 from star_jax.graph.decoders import DecoderConfig
-from star_jax.graph.encoder import GraphEncoderConfig
 from star_jax.graph.features import FeatureConfig
 from star_jax.graph.match import MatchConfig
-from star_jax.graph.model import GraphModelConfig
-from star_jax.graph.samplers.fanouts import FanoutConfig
 from star_jax.jobs.run import RunConfig
 from star_jax.jobs.train_graph import GraphTrainConfig
 from star_jax.jobs.train_text import TextTrainConfig
 from star_jax.losses.semi_hard import SemiHardConfig
 from star_jax.text.objective import ObjectiveConfig
-from star_jax.train.optimizers import OptimizerConfig
-from star_jax.train.plan import PlanConfig
 
 
 def get_config() -> RunConfig:
@@ -50,28 +45,15 @@ def _train_text() -> TextTrainConfig:
 
 
 def _train_graph() -> GraphTrainConfig:
-    return GraphTrainConfig(
-        model=GraphModelConfig(
-            features=FeatureConfig(activation="leaky_relu"),
-            encoder=GraphEncoderConfig(
-                dim=200,
-                multiplier=4,
-                layers=2,
-                heads=4,
-                pooling="self_attention",
-                include_receiver=True,
-                activation="leaky_relu",
-                skip="none",  # The paper names none.
-                dual=True,
-                batch_norm=True,
-            ),
-            decoder=DecoderConfig(kind="mlp", dropout=0.0, match=MatchConfig(enabled=False)),
-            kernel_l2=1e-5,
+    config = recommended.get_config().train_graph
+    model = dataclasses.replace(
+        config.model,
+        features=FeatureConfig(activation="leaky_relu"),
+        encoder=dataclasses.replace(
+            config.model.encoder,
+            skip="none",  # The paper names none.
+            dropout=0.0,
         ),
-        fanouts=FanoutConfig(total=(100, 10)),  # 100 neighbours; the second hop is not stated.
-        receiver_view="all",
-        negatives="tables",
-        optimizer=OptimizerConfig(learning_rate=1e-4),
-        plan=PlanConfig(num_epochs=1.0, budget_s=None, validate_epochs=0.1),
-        batch_size=4096,
+        decoder=DecoderConfig(kind="mlp", dropout=0.0, match=MatchConfig(enabled=False)),
     )
+    return dataclasses.replace(config, model=model, receiver_view="all")

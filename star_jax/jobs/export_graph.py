@@ -24,6 +24,7 @@ from star_jax.embeddings.table import EmbeddingTable, write_shard
 from star_jax.graph.decoders import DecoderConfig
 from star_jax.graph.model import ROLES, Role, rounds_of
 from star_jax.graph.schema import parse_key
+from star_jax.graph.store import GraphStore
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.graph_embedding import (
     Embedder,
@@ -130,12 +131,15 @@ def run(config: GraphExportConfig, workdir: Path) -> None:
     """Embeds all nodes part by part, then puts all tables in place at once."""
     trained = open_trained(workdir, config.model, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
     wanted = targets(trained.file, config)
+    embedder = Embedder(trained.model, trained.file.sampling)
+    view = _view(trained.store, config.visible)
     with artefacts.writing(workdir / config.output, KIND) as partial:
         sizes = {}
         for target in wanted:
             ids = read_nodes(workdir / "tables", target.node_type)["id"].to_pylist()
             sizes[target.table] = len(ids)
-            for shard, table in enumerate(tables(trained, target, config)):
+            made = _tables(trained, embedder, view, target, config.part_nodes)
+            for shard, table in enumerate(made):
                 names = [ids[node] for node in table.entity.tolist()]
                 write_shard(partial / target.table, shard, names, table)
         meta = {
@@ -152,20 +156,30 @@ def run(config: GraphExportConfig, workdir: Path) -> None:
     _log.info("wrote %s", ", ".join(f"{n} {t}" for t, n in sizes.items()))
 
 
-def tables(
-    trained: TrainedGraph, target: Target, config: GraphExportConfig
+class _View(NamedTuple):
+    """The graph as it is seen just after the last visible edge."""
+
+    store: GraphStore
+    splits: int
+    time: int
+
+
+def _view(store: GraphStore, visible: str) -> _View:
+    splits = splits_until(visible)
+    seen = view_of_splits(store, splits)
+    return _View(seen, splits, visible_until(seen, splits))
+
+
+def _tables(
+    trained: TrainedGraph, embedder: Embedder, view: _View, target: Target, part_nodes: int
 ) -> Iterator[EmbeddingTable]:
-    """Vectors of all nodes of a type, as seen just after the last visible edge."""
-    visible = splits_until(config.visible)
-    store = view_of_splits(trained.store, visible)
-    time = visible_until(store, visible)
-    embedder = Embedder(trained.model, trained.file.sampling)
-    total = store.num_nodes[target.node_type]
+    """Vectors of all nodes of a type, so many nodes at a time."""
+    total = view.store.num_nodes[target.node_type]
     progress = Progress(f"export-graph {target.table}", float(total), "nodes")
-    for start in range(0, max(total, 1), config.part_nodes):
-        nodes = np.arange(start, min(start + config.part_nodes, total), dtype=np.int32)
-        seeds = Seeds(nodes, None, np.full(len(nodes), time, np.int64))
-        sampled = embedder.prepare(store, target.role, target.node_type, seeds, visible)
+    for start in range(0, max(total, 1), part_nodes):
+        nodes = np.arange(start, min(start + part_nodes, total), dtype=np.int32)
+        seeds = Seeds(nodes, None, np.full(len(nodes), view.time, np.int64))
+        sampled = embedder.prepare(view.store, target.role, target.node_type, seeds, view.splits)
         vectors = embedder(trained.variables, target.role, target.node_type, sampled)
         yield EmbeddingTable(
             nodes, np.full(len(nodes), -1, np.int32), seeds.time, np.asarray(vectors.embedding)

@@ -5,14 +5,13 @@ checkpoints, metrics.jsonl, TensorBoard, plan.json, model.json; sealed when trai
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from star_jax import artefacts, trees
-from star_jax.config import InputError, check_same, to_json
+from star_jax.config import InputError, to_json
 from star_jax.graph.model import (
     GraphModel,
     GraphModelConfig,
@@ -49,6 +48,7 @@ from star_jax.pipeline.graph_model import (
 from star_jax.pipeline.graph_negatives import UniformNegatives
 from star_jax.pipeline.graph_validation import GraphValidation
 from star_jax.pipeline.tables.read import TablesMeta, read_meta, read_pairs
+from star_jax.train.begun import check_begun, note_begun
 from star_jax.train.checkpoints import Checkpointer, tree_digest
 from star_jax.train.loop import Trained, measure, train
 from star_jax.train.optimizers import (
@@ -123,6 +123,11 @@ class GraphTrainConfig:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
         if not self.positive_weight > 0:
             raise ValueError(f"positive_weight {self.positive_weight} must be > 0")
+        if self.model.decoder.kind == "softmax" and self.positive_weight != 1.0:
+            raise ValueError(
+                f"positive_weight {self.positive_weight} with model.decoder.kind=softmax, whose "
+                "loss has positives alone; needed 1.0"
+            )
 
 
 def without_text(config: GraphTrainConfig) -> GraphTrainConfig:
@@ -137,7 +142,7 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
     folder = workdir / config.output
     meta = read_meta(workdir / "tables")
     inputs = inputs_of(workdir, text=config.model.features.text)
-    _check_begun(folder / JOB, config, inputs)
+    check_begun(folder / JOB, config, inputs)
     if (folder / artefacts.MANIFEST).is_file():
         artefacts.read_manifest(folder, KIND)
         _log.info("%s is trained already", folder)
@@ -162,7 +167,7 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
         ),
         inputs=inputs,
     )
-    _note_begun(folder / JOB, config, inputs)
+    note_begun(folder / JOB, config, inputs)
     artefacts.write_text(folder / MODEL, to_json(file))
     trained, plan, num_parameters = _train(config, workdir, file, store, meta)
     summary = {
@@ -321,27 +326,3 @@ def _rate(config: GraphTrainConfig, plan: Plan) -> Callable[[int], float]:
     return lambda step: learning_rate(
         config.optimizer, step, num_steps=plan.num_steps, warmup=warmup
     )
-
-
-def _check_begun(path: Path, config: GraphTrainConfig, inputs: dict[str, str]) -> None:
-    """Goes on only with the config and the inputs that the folder was begun with.
-
-    Raises:
-      InputError: With the difference.
-    """
-    if path.is_file():
-        begun = artefacts.read_json(path, "config", "inputs")
-        check_same(json.dumps(begun["config"]), config, path.parent)
-        for name, digest in inputs.items():
-            if begun["inputs"][name] != digest:
-                raise InputError(
-                    f"{path.parent} was begun with {name} {begun['inputs'][name][:12]}, got "
-                    f"{digest[:12]}; give another --workdir, or remove that folder"
-                )
-
-
-def _note_begun(path: Path, config: GraphTrainConfig, inputs: dict[str, str]) -> None:
-    """Not before all that the user gave has been read: a wrong config must not stay behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"config": json.loads(to_json(config)), "inputs": inputs}
-    artefacts.write_text(path, json.dumps(content, indent=1))

@@ -5,7 +5,6 @@ metrics.jsonl, TensorBoard, plan.json, model.json; sealed when training has fini
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from star_jax import artefacts, trees
-from star_jax.config import InputError, check_same, to_json
+from star_jax.config import to_json
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES
 from star_jax.pipeline.hard_negatives import FOLDER, read_hard_negatives, with_hard_negatives
@@ -35,6 +34,7 @@ from star_jax.text.lora import LoraConfig
 from star_jax.text.objective import ObjectiveConfig
 from star_jax.text.scorer import ScorerConfig
 from star_jax.text.tower import TowerConfig, build_tokenizer
+from star_jax.train.begun import check_begun, note_begun
 from star_jax.train.checkpoints import Best, Checkpointer, tree_digest
 from star_jax.train.loop import Validate, measure, train
 from star_jax.train.meter import peak_flops
@@ -172,7 +172,7 @@ def run(config: TextTrainConfig, workdir: Path) -> None:
     """Trains, or goes on training, until the plan is done; then seals `W/text`."""
     folder = workdir / "text"
     inputs = _inputs(config, workdir)
-    _check_begun(folder / JOB, config, inputs)
+    check_begun(folder / JOB, config, inputs)
     if (folder / artefacts.MANIFEST).is_file():
         artefacts.read_manifest(folder, KIND)
         _log.info("%s is trained already", folder)
@@ -199,7 +199,7 @@ def _train(
     model = model_config.build(packed=config.pack_length is not None)
     mesh = make_mesh(config.mesh)
     trainable, frozen = initial(model_config, model, config.seed, mesh)
-    _note_begun(folder / JOB, config, data.inputs)
+    note_begun(folder / JOB, config, data.inputs)
     artefacts.write_text(folder / MODEL, to_json(model_config))
     checkpointer = Checkpointer(
         folder / CHECKPOINTS,
@@ -333,27 +333,3 @@ def _inputs(config: TextTrainConfig, workdir: Path) -> dict[str, str]:
     if config.teacher is not None and config.teacher.is_file():
         inputs["teacher"] = artefacts.file_digest(config.teacher)
     return inputs
-
-
-def _check_begun(path: Path, config: TextTrainConfig, inputs: dict[str, str]) -> None:
-    """Goes on only with the config and the inputs that the folder was begun with.
-
-    Raises:
-      InputError: With the difference.
-    """
-    if path.is_file():
-        begun = artefacts.read_json(path, "config", "inputs")
-        check_same(json.dumps(begun["config"]), config, path.parent)
-        for name, digest in inputs.items():
-            if begun["inputs"][name] != digest:
-                raise InputError(
-                    f"{path.parent} was trained on {name} {begun['inputs'][name][:12]}, got "
-                    f"{digest[:12]}; give another --workdir, or remove that folder"
-                )
-
-
-def _note_begun(path: Path, config: TextTrainConfig, inputs: dict[str, str]) -> None:
-    """Not before all that the user gave has been read: a wrong config must not stay behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"config": json.loads(to_json(config)), "inputs": inputs}
-    artefacts.write_text(path, json.dumps(content, indent=1))

@@ -16,7 +16,12 @@ class KnownLinks:
         self, sender: Int[np.ndarray, "..."], receiver: Int[np.ndarray, "..."]
     ) -> Bool[np.ndarray, "..."]:
         """Whether each sender is linked with its receiver; the two broadcast."""
-        return np.isin(pair_key(sender, receiver), self._keys)
+        keys = pair_key(sender, receiver)
+        if not len(self._keys):
+            return np.zeros(keys.shape, bool)
+        # Keys of all nodes are too far apart for the table of np.isin, which would sort them anew.
+        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return self._keys[at] == keys
 
 
 def pair_key(

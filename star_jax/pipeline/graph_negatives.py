@@ -56,6 +56,8 @@ class UniformNegatives:
         slot = np.tile(np.arange(self._per_positive), len(pairs.group)) * _DRAWS
         for attempt in range(_DRAWS):
             todo = np.flatnonzero((receiver < 0) & (existing > 0))
+            if not len(todo):
+                break
             part = _fractions(start[todo], slot[todo] + attempt)
             drawn = self._pool[(part * existing[todo]).astype(np.int64)]
             fresh = ~self._known(sender[todo], drawn)

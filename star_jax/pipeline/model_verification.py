@@ -117,9 +117,10 @@ class Verifier:
         vectors = rng.standard_normal(shape).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
         has_resume, has_profile = (np.arange(shape[1]) % step > 0 for step in (2, 3))
+        inputs = (vectors[0], vectors[1], vectors[2], has_resume, has_profile)
         score = jax.jit(source.model.scorer.apply)
-        expected = np.asarray(score({"params": source.scorer}, *vectors, has_resume, has_profile))
-        logits = pair_scorer.read_logits(folder, *vectors, has_resume, has_profile)
+        expected = np.asarray(score({"params": source.scorer}, *inputs))
+        logits = pair_scorer.read_logits(folder, *inputs)
         error = float(np.max(np.abs(logits - expected) / np.maximum(np.abs(expected), 1.0)))
         if not error <= TOLERANCE:
             raise InputError(f"scorer: logits differ by {error:.2g}, needed <= {TOLERANCE}")

@@ -140,7 +140,7 @@ def test_training_takes_them_and_a_teacher(mined, tmp_path, caplog):
     assert "scores of 1 pairs; 1 of" in caplog.text
     content = artefacts.read_manifest(workdir / "hard_negatives", "hard_negatives")
     artefacts.seal(workdir / "hard_negatives", "hard_negatives", content.meta | {"a": 1})
-    with pytest.raises(InputError, match=r"was trained on hard_negatives .* remove that folder"):
+    with pytest.raises(InputError, match=r"was begun with hard_negatives .* remove that folder"):
         train_text.run(config, workdir)
 
 

@@ -274,7 +274,7 @@ def test_other_tables_are_refused(tmp_path):
     workdir = begin(tmp_path, with_texts=False)
     train_text.run(tiny_text.config(), workdir)
     write_tables(workdir / "tables", with_texts=False, num_groups=3)
-    with pytest.raises(InputError, match=r"was trained on tables .* remove that folder"):
+    with pytest.raises(InputError, match=r"was begun with tables .* remove that folder"):
         train_text.run(tiny_text.config(), workdir)
 
 

@@ -70,7 +70,7 @@ def _check(db: Database, schema: Schema, source: EdgeSource, table: str) -> None
             f"{source.file}:{source.split}",
             name,
             f"split IS NOT NULL AND {column_code(schema, 'split')} IS NULL",
-            f"one of {names}, or null for always",
+            f"one of {names}, or null where nothing is known",
             shown="split",
         )
 
@@ -81,15 +81,15 @@ def finish_edges(db: Database, schema: Schema, cuts: Cuts | None) -> None:
         table = quoted(edge_table(source.name))
         if source.kind == "attribute":
             _drop_repeated_times(db, schema, source)
-        if source.split is not None:
+        if source.kind == "interaction":
+            _split_interactions(db, schema, source, cuts)
+        elif source.split is not None:
             nulls = db.value(f"SELECT count(*) FROM {table} WHERE split IS NULL")
             db.findings.count("unknown", f"splits in {source.file}: visible from all", nulls)
             code = f"coalesce({column_code(schema, 'split')}, 0)"
             db.run(f"CREATE OR REPLACE TABLE {table} AS SELECT *, {code} AS code FROM {table}")
-        elif source.kind == "attribute":
-            db.run(f"ALTER TABLE {table} ADD COLUMN code INTEGER DEFAULT 0")
         else:
-            _split_interactions(db, schema, source, cuts)
+            db.run(f"ALTER TABLE {table} ADD COLUMN code INTEGER DEFAULT 0")
     for k, source in enumerate(schema.events):
         for made in source.edges:
             name = f"{source.sender}__{made.relation}__{source.receiver}"
@@ -123,7 +123,10 @@ def _drop_repeated_times(db: Database, schema: Schema, source: EdgeSource) -> No
 def _split_interactions(
     db: Database, schema: Schema, source: EdgeSource, cuts: Cuts | None
 ) -> None:
-    """The split of the event that an edge repeats, else of its time, else as the schema says."""
+    """The split that an edge names, else of the event it repeats, else of its time.
+
+    Where there is none of these the schema says it, or the edge is refused.
+    """
     table = quoted(edge_table(source.name))
     repeats = [
         _repeated(k, events, source)
@@ -139,11 +142,12 @@ def _split_interactions(
             'GROUP BY "row") e ON e."row" = x."row"'
         )
         event = "e.code"
+    own = "NULL" if source.split is None else column_code(schema, "split")
     otherwise = SPLIT_CODES[source.visible_from or "test"]
     db.run(
         f"CREATE OR REPLACE TABLE {table} AS SELECT x.*, "
-        f"CAST(coalesce({event}, {by_time}, {otherwise}) AS INTEGER) AS code, "
-        f"{event} IS NULL AND {by_time} IS NULL AS unplaced FROM {table} x {join}"
+        f"CAST(coalesce({own}, {event}, {by_time}, {otherwise}) AS INTEGER) AS code, "
+        f"coalesce({own}, {event}, {by_time}) IS NULL AS unplaced FROM {table} x {join}"
     )
     if source.visible_from is None:
         needed = (

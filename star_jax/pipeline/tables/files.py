@@ -51,4 +51,15 @@ def _header(path: Path) -> tuple[str, list[str]]:
     line = line.rstrip("\n").split("\r")[0]
     delimiter = max(_DELIMITERS, key=line.count)
     names = next(csv.reader([line], delimiter=delimiter), [])
-    return delimiter, names or ["(no header)"]
+    return delimiter, _distinct(names or ["(no header)"])
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names for all columns: those without one are counted, and so are repeated ones."""
+    found: list[str] = []
+    for number, name in enumerate(names):
+        wanted, count = name or f"column{number}", 1
+        while wanted.lower() in {other.lower() for other in found}:
+            wanted, count = f"{name or f'column{number}'}_{count}", count + 1
+        found.append(wanted)
+    return found

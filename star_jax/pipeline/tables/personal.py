@@ -44,7 +44,7 @@ _NAME = re.compile("|".join(f"(?:{name})" for name in _NAMES))
 _HINTS = frozenset(
     {"cell", "citizen", "contact", "fax", "identity", "line", "no", "nr", "number", "sms", "social"}
 )
-_LONG_NUMBER = r"\+?[0-9]{9,15}"
+_LONG_NUMBER = r"\+?[0-9]{9,15}(\.0)?"  # Whole numbers beside nulls are often floats.
 
 E_MAIL = r"[^@\s]+@[^@\s]+\.[A-Za-z]{2,}"
 _VALUES = {

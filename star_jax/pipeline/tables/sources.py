@@ -55,9 +55,9 @@ class EdgeSource:
     Attributes:
       kind: An interaction is something that happened; an attribute describes its sender.
       weight: Column of non-negative weights; 1 when None.
-      split: Column that says from which split on the edge may be seen. Without it, attributes are
-        visible from every split, and interactions from the split of the event they repeat, else
-        from the split of their time.
+      split: Column that says from which split on the edge may be seen. Without it, or where it is
+        null, attributes are visible from every split, and interactions from the split of the event
+        they repeat, else from the split of their time.
       visible_from: Split of the interactions that have none of these. Without it they are refused:
         nothing else can tell whether they give an answer away.
     """
@@ -76,6 +76,13 @@ class EdgeSource:
     weight: str | None = None
     split: str | None = None
     visible_from: Literal["always", "train", "val", "test"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "attribute" and self.visible_from is not None:
+            raise ValueError(
+                f"visible_from {self.visible_from} of the attribute {self.name}: attributes are "
+                "visible from every split, unless a split column says otherwise"
+            )
 
     @property
     def name(self) -> str:

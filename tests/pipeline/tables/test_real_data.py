@@ -12,7 +12,7 @@ from star_jax.jobs.import_tables import ImportConfig, run
 from star_jax.pipeline.tables import read
 from star_jax.shapes import NO_TIME
 
-DATA = Path(os.environ.get("STARDATA", Path(__file__).parents[4] / "shared" / "data"))
+DATA = Path(os.environ.get("STAR_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
 
 @pytest.fixture(scope="module", params=["seqa_tiny", "seqa", "jobviews"])

@@ -47,6 +47,41 @@ def test_windows_do_not_overlap_and_the_graph_ends_before_train(tmp_path):
     assert excluded["events.parquet events outside the windows"] == int((times < bounds[0]).sum())
 
 
+def test_an_edge_without_its_split_goes_by_its_time(tmp_path):
+    """Null is no split: an interaction is placed like one whose file has no such column."""
+    split = TimeWindows(graph=40 * DAY, train=30 * DAY, val=10 * DAY, test=10 * DAY, end=mini.END)
+    expected, _ = mini.imported(tmp_path / "by time", mini.tables(), mini.schema(split=split))
+    tables = mini.tables()
+    saved = tables["save.parquet"]
+    saved["part"] = ["train", *[None] * (len(saved["t"]) - 1)]
+    schema = mini.schema(split=split)
+    own = dataclasses.replace(schema.edges[1], split="part")
+    out, _ = mini.imported(
+        tmp_path / "own", tables, dataclasses.replace(schema, edges=(schema.edges[0], own))
+    )
+    by_time, got = (read.read_edges(w, "member__save__job") for w in (expected, out))
+    first = (int(saved["sender"][0][1:]), int(saved["receiver"][0][1:]), saved["t"][0])
+    keys = zip(got.sender.tolist(), got.receiver.tolist(), got.t.tolist(), strict=True)
+    same = [key != first for key in keys]
+    assert got.t.tolist() == by_time.t.tolist()
+    assert len(got.t) - sum(same) == 1
+    assert got.split[same].tolist() == by_time.split[same].tolist()
+    assert set(got.split[same].tolist()) == {0, 1, 2, 3}
+    assert got.split[np.logical_not(same)].tolist() == [read.SPLITS.index("train") + 1]
+
+
+def test_attributes_are_not_visible_from_a_split():
+    with pytest.raises(ValueError, match="visible_from test of the attribute job__needs__skill"):
+        EdgeSource(
+            sender="job",
+            relation="needs",
+            receiver="skill",
+            kind="attribute",
+            file="f.parquet",
+            visible_from="test",
+        )
+
+
 def test_six_months_a_month_and_a_half_and_fifteen_days_in_seconds():
     split = TimeWindows(graph=180 * DAY, train=45 * DAY, val=5 * DAY, test=15 * DAY)
     assert (split.graph or 0) + split.train + split.val + split.test == 245 * DAY
@@ -171,13 +206,13 @@ def test_unknown_times_are_counted_wherever_they_may_be(tmp_path):
 def test_a_split_column_of_an_edge_file_wins(tmp_path):
     tables = mini.tables()
     save = tables["save.parquet"]
-    save["split"] = [(None, "train", "val", "test")[n % 4] for n in range(len(save["t"]))]
+    save["split"] = [("train", "val", "test")[n % 3] for n in range(len(save["t"]))]
     schema = mini.schema()
     edge = dataclasses.replace(schema.edges[1], split="split")
     schema = dataclasses.replace(schema, edges=(schema.edges[0], edge))
     out, _ = mini.imported(tmp_path, tables, schema)
     edges = read.read_edges(out, "member__save__job")
-    given = {t: n % 4 for n, t in enumerate(save["t"])}
+    given = {t: 1 + n % 3 for n, t in enumerate(save["t"])}
     assert edges.split.tolist() == [given[t] for t in edges.t.tolist()]
 
 

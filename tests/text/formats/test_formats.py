@@ -159,7 +159,7 @@ def test_the_files_say_what_the_scorer_computes(tmp_path, config):
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(3, 6, 4)).astype(np.float32)
     has_resume, has_profile = np.arange(6) % 2 > 0, np.arange(6) % 3 > 0
-    inputs = (*vectors, has_resume, has_profile)
+    inputs = (vectors[0], vectors[1], vectors[2], has_resume, has_profile)
     scorer = PairScorer(config)
     params = jax.jit(scorer.init)(jax.random.key(0), *inputs)["params"]
     write_scorer(tmp_path, params, config, 4)
