@@ -50,6 +50,8 @@ class ModelExportConfig:
     shard_bytes: int = 4 << 30  # Largest file of weights; one is in memory at a time.
     verify: Literal["libraries", "self"] = "libraries"  # `self`: by our own reader alone.
     num_texts: int = 8  # Real texts whose vectors are compared.
+    # Whose adapters, for a model of lora.tower_adapters: other libraries know shared ones alone.
+    tower: Literal["job", "profile", "resume"] | None = None
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=1))
 
     def __post_init__(self) -> None:
@@ -67,13 +69,17 @@ def run(config: ModelExportConfig, workdir: Path) -> None:
     versions = {} if own else interop.check_installed(config.formats)
     mesh = make_mesh(config.mesh)
     texts = texts_by_kind(workdir / "tables")
-    source = read_source(workdir / "text", mesh, texts)
+    source = read_source(workdir / "text", mesh, texts, config.tower)
     sample = make_sample(source, texts, config.num_texts)
     _check_possible(config, source)
     verifier = Verifier(source, sample, mesh, libraries=not own)
     with artefacts.writing(workdir / KIND, KIND) as partial:
         checks = {}
-        meta: dict[str, object] = {"model": model, "base": source.base_name}
+        meta: dict[str, object] = {
+            "model": model,
+            "base": source.base_name,
+            "tower": config.tower,
+        }
         for name in config.formats:
             (partial / name).mkdir()
             _log.info("%s: writing", name)

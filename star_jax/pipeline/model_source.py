@@ -18,7 +18,8 @@ from star_jax.pipeline.text_model import open_trained, read_config
 from star_jax.shapes import PyTree
 from star_jax.text.bi_encoder import BiEncoder
 from star_jax.text.families import MistralShape
-from star_jax.text.lora import COLLECTION, LoraConfig
+from star_jax.text.lora import COLLECTION, LoraConfig, of_tower
+from star_jax.text.packing import KINDS
 from star_jax.text.pooling import PoolingConfig
 from star_jax.text.prompts import clean, named_prompts
 from star_jax.text.tokenizer import Tokenizer, Truncation
@@ -90,44 +91,54 @@ class Vectors(NamedTuple):
     base: Float32[np.ndarray, "N E"]
 
 
-def read_source(folder: Path, mesh: Mesh, kinds: Iterable[str]) -> Source:
+def read_source(folder: Path, mesh: Mesh, kinds: Iterable[str], tower: str | None) -> Source:
     """The best checkpoint of `W/text`, for float32 arithmetic.
 
     Args:
       folder: `W/text`.
       mesh: Where it is read to.
       kinds: Kinds of texts that get a prompt.
+      tower: Kind of text whose adapters to take, where every tower has its own.
 
     Raises:
-      InputError: Training has not finished, or its base has no files to export.
+      InputError: Training has not finished, its base has no files to export, or the tower does
+        not say which adapters.
     """
     trained = open_trained(folder, mesh)
-    tower = dataclasses.replace(
+    config = dataclasses.replace(
         trained.tower,
         param_dtype="float32",
         base_quantisation="none",
         compute_dtype="float32",
         remat="none",
     )
-    base = read_base(tower)
+    base = read_base(config)
     if base.folder is None:
-        raise InputError(f"base {tower.base} has no files, needed a base that can be exported")
-    model = dataclasses.replace(trained.model, tower=build_tower(tower))
+        raise InputError(f"base {config.base} has no files, needed a base that can be exported")
+    lora = trained.model.lora
+    if (tower is not None) != (lora is not None and lora.tower_adapters):
+        raise InputError(
+            f"tower {tower}: needed one of {', '.join(KINDS)} for a model of lora.tower_adapters, "
+            "none for any other"
+        )
+    model = dataclasses.replace(trained.model, tower=build_tower(config))
     adapters, params = None, None
-    if COLLECTION in trained.variables:
+    if lora is not None:
         adapters = jax.device_get(trained.variables[COLLECTION]["encoder"])
+        if tower is not None:
+            adapters, lora = of_tower(adapters, lora, tower)
     elif read_config(folder).mode == "full":
         params = jax.device_get(trained.variables["params"]["encoder"])
     return Source(
         model=model,
-        tower=tower,
+        tower=config,
         base=base,
         folder=base.folder,
-        lora=trained.model.lora,
+        lora=lora,
         adapters=adapters,
         params=params,
         scorer=jax.device_get(trained.variables["scorer"]),
-        tokenizer=build_tokenizer(tower),
+        tokenizer=build_tokenizer(config),
         prompts=named_prompts(base.prompts, kinds),
     )
 

@@ -62,11 +62,13 @@ def pad_tokens(
     tokens: Any = np.full((num_rows, length), records.pad_id, np.int32)  # Host arrays; `place`
     lengths: Any = np.zeros((num_rows, num_slots), np.int32)  # makes device arrays of them.
     skipped: Any = np.zeros((num_rows, num_slots), np.int32)
+    kind: Any = np.full((num_rows, num_slots), -1, np.int32)
     order = np.argsort(slots_of, kind="stable")
     skipped.reshape(-1)[slots_of] = records.prompts[texts]
+    kind.reshape(-1)[slots_of] = records.kinds[texts]
     for at, ids in zip(slots_of[order], records.read(texts[order].tolist()), strict=True):
         row, slot = divmod(int(at), num_slots)
         start = int(lengths[row, :slot].sum())
         tokens[row, start : start + len(ids)] = ids
         lengths[row, slot] = len(ids)
-    return Tokens(tokens, lengths, skipped)
+    return Tokens(tokens, lengths, skipped, kind)

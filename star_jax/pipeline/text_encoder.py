@@ -24,7 +24,7 @@ from star_jax.text.attention_choice import BackendChoice
 from star_jax.text.bi_encoder import BiEncoder, build_bi_encoder, encode
 from star_jax.text.families import TokenLimits
 from star_jax.text.objective import ObjectiveConfig
-from star_jax.text.packing import Tokens
+from star_jax.text.packing import Tokens, kind_number
 from star_jax.text.prompts import ROLES, named_prompts
 from star_jax.text.scorer import ScorerConfig
 from star_jax.text.tokenizer import Tokenizer, Truncation
@@ -137,7 +137,7 @@ class TextEncoder:
         Args:
           sentences: A string, whose result is one vector, or several, whose result has rows.
           prompt_name: Which of `prompts` to put before each; its kind's limit applies.
-          prompt: The words themselves; they win over `prompt_name`.
+          prompt: The words themselves; they win over those of `prompt_name`.
           batch_size: Texts of one forward pass.
           normalize_embeddings: Restores length 1 after `truncate_dim`.
           truncate_dim: Keeps the first so many numbers of each vector.
@@ -160,7 +160,11 @@ class TextEncoder:
         rows = self._tokenizer.encode_after(before, texts, limit, Truncation())
         skipped = self._tokenizer.prompt_lengths(before, rows)
         vectors = self.encode_rows(
-            rows, batch_size, skipped=skipped, show_progress=show_progress_bar
+            rows,
+            batch_size,
+            skipped=skipped,
+            kind=None if prompt_name is None else ROLES.get(prompt_name, prompt_name),
+            show_progress=show_progress_bar,
         )
         vectors = vectors[:, :truncate_dim]
         if normalize_embeddings:
@@ -184,6 +188,7 @@ class TextEncoder:
         batch_size: int = 32,
         *,
         skipped: Sequence[int] | None = None,
+        kind: str | None = None,
         show_progress: bool = False,
     ) -> Float32[np.ndarray, "N E"]:
         """Vectors of texts given as token ids, special ones included.
@@ -192,8 +197,18 @@ class TextEncoder:
           rows: Ids of each text.
           batch_size: Texts of one forward pass.
           skipped: Leading ids of each that are its prompt; None: there are no prompts.
+          kind: Of the texts; it matters where every tower has adapters of its own.
           show_progress: Logs the progress.
+
+        Raises:
+          ValueError: No batch size, or a kind is needed.
         """
+        lora = self._model.lora
+        if kind is None and lora is not None and lora.tower_adapters:
+            raise ValueError(
+                "prompt_name None with a model of lora.tower_adapters, needed the kind of the "
+                "texts: it decides the adapters that read them"
+            )
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be >= 1")
         vectors = np.empty((len(rows), self.embedding_size), np.float32)
@@ -203,6 +218,8 @@ class TextEncoder:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             texts = self._pad([rows[i] for i in chosen], batch_size)
+            if kind is not None:
+                texts = texts._replace(kind=np.full_like(texts.lengths, kind_number(kind)))
             if skipped is not None:
                 prompts: Any = texts.skipped
                 prompts[: len(chosen), 0] = [skipped[i] for i in chosen]

@@ -1,8 +1,9 @@
-"""All texts as token ids, made once: identical ones are one ArrayRecord, whoever wrote them.
+"""All texts as token ids, made once: equal ones of a kind are one ArrayRecord, whoever wrote them.
 
 The artefact holds `tokens-00000.array_record` (int32 ids of one text per record); per record
-`lengths.npy`, `prompts.npy` (how many of the ids are the prompt) and `keys.npy` (a hash of ids and
-prompt length); and per node type `records/<type>.npy`: text_id -> record.
+`lengths.npy`, `prompts.npy` (how many of the ids are the prompt), `kinds.npy` (the number of the
+text's kind) and `keys.npy` (a hash of all of these); and per node type `records/<type>.npy`:
+text_id -> record.
 """
 
 import hashlib
@@ -19,13 +20,14 @@ from jaxtyping import Int32, Shaped
 
 from star_jax import artefacts
 from star_jax.pipeline.tables.read import read_meta, read_texts
+from star_jax.text.packing import kind_number
 from star_jax.text.tokenizer import Tokenizer
 from star_jax.train.reporter import Progress
 
 KIND = "text_tokens"
 _SHARD_RECORDS = 1 << 20
 _CHUNK_TEXTS = 4096  # Tokenised at a time.
-_LAYOUT = 3  # Of the files; an artefact of another one is made anew.
+_LAYOUT = 4  # Of the files; an artefact of another one is made anew.
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class TextRecords:
         meta = artefacts.read_manifest(folder, KIND).meta
         self.lengths: Int32[np.ndarray, " R"] = np.load(folder / "lengths.npy")
         self.prompts: Int32[np.ndarray, " R"] = np.load(folder / "prompts.npy")  # Their lengths.
+        self.kinds: Int32[np.ndarray, " R"] = np.load(folder / "kinds.npy")  # Their numbers.
         self.keys: Shaped[np.ndarray, " R"] = np.load(folder / "keys.npy")  # 16 bytes each.
         self.records: dict[str, Int32[np.ndarray, " N"]] = {
             node_type: np.load(folder / "records" / f"{node_type}.npy")
@@ -103,9 +106,10 @@ def _write(
     tables: Path, node_types: Sequence[str], tokenizer: Tokenizer, folder: Path
 ) -> dict[str, Any]:
     """Tokenises the texts of every node type; returns what the manifest says about them."""
-    record_of: dict[bytes, int] = {}  # Hash of the token ids and the prompt's length -> record.
+    record_of: dict[bytes, int] = {}  # Hash of token ids, prompt's length and kind -> record.
     lengths: list[int] = []
     prompts: list[int] = []
+    kinds: list[int] = []
     num_texts = 0
     (folder / "records").mkdir()
     with _writing_records(folder) as write:
@@ -118,14 +122,16 @@ def _write(
             for kind, chunk in _chunks(unique):
                 rows = tokenizer.encode(chunk, kind)
                 words = tokenizer.prompt_lengths_of(kind, rows)
+                number = kind_number(kind)
                 for text, ids, skipped in zip(chunk, rows, words, strict=True):
                     content = ids.astype(np.int32, copy=False).tobytes()
-                    told = content + skipped.to_bytes(4, "little")
+                    told = content + np.array([skipped, number], "<i4").tobytes()
                     key = hashlib.blake2b(told, digest_size=16).digest()
                     if key not in record_of:
                         record_of[key] = len(lengths)
                         lengths.append(len(ids))
                         prompts.append(skipped)
+                        kinds.append(number)
                         write(content)
                     of_key[kind, text] = record_of[key]
                 progress.advance(float(len(chunk)), float(len(chunk)))
@@ -134,6 +140,7 @@ def _write(
             num_texts += len(keys)
     np.save(folder / "lengths.npy", np.array(lengths, np.int32))
     np.save(folder / "prompts.npy", np.array(prompts, np.int32))
+    np.save(folder / "kinds.npy", np.array(kinds, np.int32))
     np.save(folder / "keys.npy", np.array(list(record_of), "S16"))
     truncation = {kind: vars(counts) for kind, counts in tokenizer.truncation.items()}
     for kind, counts in tokenizer.truncation.items():

@@ -15,7 +15,7 @@ from star_jax.losses.grad_cache import encode_chunks
 from star_jax.shapes import PyTree
 from star_jax.text.lora import COLLECTION, LoraConfig, adapted, init_lora
 from star_jax.text.objective import ObjectiveConfig, Vectors, pair_loss
-from star_jax.text.packing import Tokens
+from star_jax.text.packing import Tokens, kind_of_token
 from star_jax.text.scorer import PairScorer, ScorerConfig
 from star_jax.text.tower import TextTower, TowerConfig, build_tower, init_pooler, load_params
 
@@ -173,7 +173,8 @@ def encode(
     if model.lora is None:
         return _apply(model.tower, collections, texts, rngs=rngs)
     collections[COLLECTION] = variables[COLLECTION]
-    with adapted(model.lora):
+    kind = kind_of_token(texts) if model.lora.tower_adapters else None
+    with adapted(model.lora, kind):
         return _apply(model.tower, collections, texts, rngs=rngs)
 
 

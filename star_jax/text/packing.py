@@ -5,6 +5,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+KINDS = ("job", "profile", "resume")
+"""The kinds of texts that training reads, in the order of their numbers."""
+
+
+def kind_number(kind: str) -> int:
+    """Place of a kind in `KINDS`; -1 for any other, such as the type of an attribute node."""
+    return KINDS.index(kind) if kind in KINDS else -1
+
 
 class Tokens(NamedTuple):
     """Texts in rows of one length; a row ends in padding.
@@ -17,6 +25,8 @@ class Tokens(NamedTuple):
     """Tokens of each text; 0 is no text. The texts of a row follow each other."""
     skipped: Int[Array, "R S"] | None = None
     """Leading tokens of each text that are its prompt; pooling may leave them out."""
+    kind: Int[Array, "R S"] | None = None
+    """Number of each text's kind, which decides its adapters where every tower has its own."""
 
 
 class Spans(NamedTuple):
@@ -39,3 +49,16 @@ def spans(lengths: Int[Array, "R S"], row_length: int) -> Spans:
     mask = slot < lengths.shape[1]
     position = jnp.where(mask, place - jnp.take_along_axis(starts, slot, axis=1), 0)
     return Spans(slot, position, mask)
+
+
+def kind_of_token(texts: Tokens) -> Int[Array, "R L"]:
+    """Number of the kind of each token's text; -1 on padding.
+
+    Raises:
+      ValueError: The texts do not say of which kind they are.
+    """
+    if texts.kind is None:
+        raise ValueError("texts without kind, needed the number of each text's kind")
+    slot = spans(texts.lengths, texts.tokens.shape[1]).slot
+    none = jnp.full_like(texts.kind[:, :1], -1)
+    return jnp.take_along_axis(jnp.concatenate([texts.kind, none], axis=1), slot, axis=1)

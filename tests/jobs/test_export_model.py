@@ -1,5 +1,6 @@
 """The exit without other libraries: what is written, and that nothing unproved stays."""
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -199,6 +200,27 @@ def test_full_training_replaces_the_tensors(tmp_path):
         np.testing.assert_array_equal(
             stored[f"{name}.{tensor}"], layers["mlp_in"]["up_proj"][leaf][1].T
         )
+
+
+def test_one_tower_leaves_with_its_adapters(tmp_path):
+    towers = dataclasses.replace(trained_text.LORA, tower_adapters=True)
+    workdir = begin(tmp_path, FOLDER / "tiny_mistral", lora=towers)
+    with pytest.raises(InputError, match="tower None: needed one of job, profile, resume for a"):
+        export_model.run(OWN, workdir)
+    export_model.run(dataclasses.replace(OWN, formats=("peft",), tower="profile"), workdir)
+    stored = load(workdir / "model_export" / "peft")
+    trained = open_trained(workdir / "text", make_mesh(MeshConfig(data=1)))
+    query = trained.variables["lora"]["encoder"]["layers"]["attention_in"]["q_proj"]
+    name = "base_model.model.layers.1.self_attn.q_proj"
+    np.testing.assert_array_equal(stored[f"{name}.lora_A.weight"], query["a"][1][:, 2:4].T)
+    np.testing.assert_array_equal(stored[f"{name}.lora_B.weight"], query["b"][1][2:4].T)
+    meta = artefacts.read_manifest(workdir / "model_export", "model_export").meta
+    assert meta["tower"] == "profile"
+
+
+def test_a_tower_of_shared_adapters_is_refused(copied):
+    with pytest.raises(InputError, match=r"tower job: needed one of .*, none for any other"):
+        export_model.run(dataclasses.replace(OWN, tower="job"), copied)
 
 
 def test_what_cannot_be_exported_is_refused_first(copied):

@@ -20,9 +20,11 @@ from star_jax.jobs.train_text import TextTrainConfig
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.tables.read import read_pairs, read_ranking, read_texts
 from star_jax.pipeline.text_calibration import fit_calibration, read_calibration
+from star_jax.pipeline.text_encoder import TextEncoder
 from star_jax.pipeline.text_model import open_trained
 from star_jax.pipeline.text_scoring import TextPairScorer
 from star_jax.text.bi_encoder import encode
+from star_jax.text.lora import LoraConfig
 from star_jax.text.objective import ObjectiveConfig
 from star_jax.text.packing import Tokens
 from star_jax.text.pooling import PoolingConfig
@@ -234,6 +236,29 @@ def test_a_killed_run_repeats_an_uninterrupted_one(tmp_path):
     assert losses(killed) == losses(whole)
     assert [r["score"] for r in rows(killed, "val")] == [r["score"] for r in rows(whole, "val")]
     assert meta(killed) == meta(whole)
+
+
+def test_towers_have_adapters_of_their_own(tmp_path):
+    """Trained in packed rows, exported with the adapters of each kind."""
+    workdir = begin(tmp_path)
+    config = tiny_text.config(
+        lora=LoraConfig(rank=2, tower_adapters=True), pack_length=128, num_steps=12
+    )
+    train_text.run(config, workdir)
+    train = [row["loss"] for row in rows(workdir, "train")]
+    assert train[-1] < train[0]
+    export_text.run(EXPORT, workdir)
+    encoder = TextEncoder.open(workdir / "text")
+    for node_type, kind in (("job", "job"), ("member", "profile")):
+        table = read_table(workdir / "text_embeddings", node_type)
+        texts = read_texts(workdir / "tables", node_type)
+        (at,) = np.flatnonzero(np.array(texts.kind) == kind)[:1]
+        expected = encoder.encode(texts.text[at], prompt_name=kind)
+        np.testing.assert_allclose(table.vectors[at], expected, atol=1e-5)
+        other = encoder.encode(texts.text[at], prompt_name="resume")
+        assert np.abs(expected - other).max() > 1e-3
+    with pytest.raises(ValueError, match=r"prompt_name None with a model of lora.tower_adapters"):
+        encoder.encode("nurse")
 
 
 @pytest.mark.parametrize("mode", ["frozen", "full"])

@@ -31,12 +31,13 @@ def write(
     mode: Mode = "lora",
     moved=0.1,
     prompts="e5-1",  # Short: the tiny tokenizers have nearly a token per letter.
+    lora=LORA,
 ):
     """Saves a model whose trained parameters were moved by random amounts."""
     config = TextModelConfig(
         tower=TowerConfig(base=str(base), pooling=pooling, limits=LIMITS, prompts=prompts),
         mode=mode,
-        lora=LORA,
+        lora=lora,
         scorer=ScorerConfig(hidden=(8, 4)),
         objective=ObjectiveConfig(),
     )

@@ -1,5 +1,6 @@
 """Adapters: what they compute, what they train, what they cost."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,9 +13,9 @@ from star_jax.config import InputError
 from star_jax.text.bi_encoder import BiEncoder, encode
 from star_jax.text.families import BertShape, MistralShape, TokenLimits
 from star_jax.text.linears import Linears
-from star_jax.text.lora import LoraConfig, adapted, init_lora, merge_lora
+from star_jax.text.lora import LoraConfig, adapted, init_lora, merge_lora, of_tower
 from star_jax.text.objective import ObjectiveConfig
-from star_jax.text.packing import Tokens
+from star_jax.text.packing import KINDS, Tokens
 from star_jax.text.pooling import PoolingConfig
 from star_jax.text.scorer import PairScorer, ScorerConfig
 from star_jax.text.tower import TextTower, TowerConfig, build_tower, load_params, param_shapes
@@ -246,3 +247,69 @@ def test_wrong_values_are_named(values, message):
 def test_targets_that_match_nothing():
     with pytest.raises(InputError, match=r"'query' matches none of encoder/layers/attention_in/k_"):
         make("tiny_bert", LoraConfig(targets="query"))
+
+
+TOWERS = LoraConfig(rank=2, alpha=6.0, targets=ALL, tower_adapters=True)
+
+
+@pytest.mark.parametrize("name", ["tiny_mistral", "tiny_bert", "tiny_t5"])
+def test_each_text_is_read_by_the_adapters_of_its_kind(name):
+    model, params, lora, texts = make(name, TOWERS)
+    shared = trees.count(
+        init_lora(jax.random.key(0), params, replace(TOWERS, tower_adapters=False))
+    )
+    assert trees.count(lora) == 3 * shared
+    num_texts = texts.tokens.shape[0]
+    kinds = np.arange(num_texts) % 4
+    texts = texts._replace(kind=jnp.asarray(np.where(kinds < 3, kinds, -1))[:, None])
+    base = np.asarray(jax.jit(lambda t: model.tower.apply({"params": params}, t))(texts))
+    np.testing.assert_allclose(vectors(model, params, lora, texts), base, atol=1e-6)
+    lora = trained(lora)
+    got = vectors(model, params, lora, texts)
+    for number, kind in enumerate(KINDS):
+        own, config = of_tower(lora, TOWERS, kind)
+        alone = vectors(wrap(model.tower, config), params, own, texts)
+        np.testing.assert_allclose(got[kinds == number], alone[kinds == number], atol=1e-6)
+        assert np.abs(got - alone)[kinds != number].max() > 0.01
+    np.testing.assert_allclose(got[kinds == 3], base[kinds == 3], atol=1e-6)
+
+
+def test_kinds_may_share_a_row():
+    model, params, lora, texts = make("tiny_mistral", TOWERS)
+    lora = trained(lora)
+    lengths = np.asarray(texts.lengths[:3, 0])
+    kinds = np.array([2, 0, 1])
+    texts = Tokens(texts.tokens[:3], texts.lengths[:3], kind=jnp.asarray(kinds)[:, None])
+    row = np.concatenate([np.asarray(texts.tokens)[i, :n] for i, n in enumerate(lengths)])
+    packed = Tokens(
+        jnp.asarray(np.pad(row, (0, 5)))[None],
+        jnp.asarray(lengths)[None],
+        kind=jnp.asarray(kinds)[None],
+    )
+    np.testing.assert_allclose(
+        vectors(model, params, lora, packed), vectors(model, params, lora, texts), atol=1e-5
+    )
+
+
+def test_a_kind_trains_its_own_adapters_alone():
+    model, params, lora, texts = make("tiny_mistral", TOWERS)
+    texts = texts._replace(kind=jnp.ones_like(texts.lengths))
+    lora = trained(lora)
+
+    def loss(lora):
+        return jnp.sum(encode(model, {"params": params, "lora": lora}, texts, None)[:, 0])
+
+    grads = jax.jit(jax.grad(loss))(lora)
+    for kind in KINDS:
+        own, _ = of_tower(grads, TOWERS, kind)
+        assert any(np.any(leaf) for leaf in jax.tree.leaves(own)) == (kind == "profile")
+
+
+def test_adapters_of_towers_need_kinds():
+    model, params, lora, texts = make("tiny_bert", TOWERS)
+    with pytest.raises(ValueError, match="texts without kind, needed the number"):
+        vectors(model, params, lora, texts)
+    with pytest.raises(ValueError, match="tower_adapters, needed the adapters of one tower"):
+        merge_lora(params, lora, TOWERS)
+    with pytest.raises(ValueError, match="needed where every tower has its own"), adapted(TOWERS):
+        pass
