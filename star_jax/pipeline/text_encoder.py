@@ -170,15 +170,7 @@ class TextEncoder:
         if normalize_embeddings:
             norm = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = vectors / np.maximum(norm, np.float32(1e-12))
-        if precision != "float32" and len(vectors):
-            if precision in RANGED and ranges is None:
-                if len(vectors) < 2:
-                    raise ValueError(
-                        f"precision {precision} of one vector needs ranges, such as ranges.npy of "
-                        "an export: its own would make every dimension the same"
-                    )
-                ranges = measure_ranges(vectors)
-            vectors = quantise(vectors, precision, ranges)
+        vectors = _narrow(vectors, precision, ranges)
         vectors = vectors[0] if isinstance(sentences, str) else vectors
         return vectors if convert_to_numpy else jnp.asarray(vectors)
 
@@ -260,3 +252,21 @@ class TextEncoder:
             tokens[i, : len(row)] = row
             of_text[i] = len(row)
         return Tokens(tokens, of_text, np.zeros_like(of_text))
+
+
+def _narrow(
+    vectors: Float32[np.ndarray, "N E"],
+    precision: Precision,
+    ranges: Float32[np.ndarray, "2 E"] | None,
+) -> Shaped[np.ndarray, "N _"]:
+    """In the precision asked for, by the given ranges or their own."""
+    if precision == "float32" or not len(vectors):
+        return vectors
+    if precision in RANGED and ranges is None:
+        if len(vectors) < 2:
+            raise ValueError(
+                f"precision {precision} of one vector needs ranges, such as ranges.npy of an "
+                "export: its own would make every dimension the same"
+            )
+        ranges = measure_ranges(vectors)
+    return quantise(vectors, precision, ranges)

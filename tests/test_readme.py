@@ -1,0 +1,30 @@
+"""What the Markdown files name is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "tests/complaints.md", *ROOT.glob("bench/results/*.md")]
+_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+_FILE = re.compile(
+    r"(?<![\w./])(?:star_jax|configs|launch|data|tests|bench)/[\w/]+\.(?:py|sh|md)\b"
+)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_and_tests_that_are_named_exist(document):
+    text = document.read_text(encoding="utf-8")
+    for file, name in _TEST.findall(text):
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), name
+    for file in _FILE.findall(text):
+        assert (ROOT / file).is_file(), file
+
+
+def test_every_complaint_has_a_test_or_says_that_it_has_none():
+    rows = (ROOT / "tests/complaints.md").read_text(encoding="utf-8").splitlines()
+    table = [row for row in rows if row.startswith("| ")][1:]
+    assert len(table) == 12
+    for row in table:
+        assert _TEST.search(row) or "not measured yet" in row, row
