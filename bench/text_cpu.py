@@ -30,6 +30,7 @@ from star_jax.jobs.import_tables import ImportConfig
 from star_jax.jobs.train_text import TextTrainConfig
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES
+from star_jax.pipeline.known_pairs import KnownPairs, known_positives
 from star_jax.pipeline.tables.read import read_meta, read_pairs, read_texts
 from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths
 from star_jax.pipeline.text_loader import BatchBuilder, make_batches
@@ -74,11 +75,11 @@ def star(workdir: Path) -> Found:
     tables, mesh = workdir / "tables", make_mesh(CONFIG.mesh)
     name, task = next(iter(read_meta(tables).tasks.items()))
     records = text_records(workdir, build_tokenizer(CONFIG.tower))
-    pairs = pair_records(
-        read_pairs(tables, name, "train"), records, sender=task.sender, receiver=task.receiver
-    )
+    table = read_pairs(tables, name, "train")
+    pairs = pair_records(table, records, sender=task.sender, receiver=task.receiver)
+    known = KnownPairs(known_positives(tables, read_meta(tables), task, table))
     shape = CONFIG.batch_shape(1)
-    builder = BatchBuilder(with_both_sides(pairs), records, shape, known=pairs, seed=0)
+    builder = BatchBuilder(with_both_sides(pairs), records, shape, known=known, seed=0)
     batches = make_batches(builder, shape, seed=0)
     model_config = CONFIG.model(task)
     model = model_config.build()

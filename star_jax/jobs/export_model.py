@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import jax
+
 from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.parallel.mesh import MeshConfig, make_mesh
@@ -64,6 +66,11 @@ class ModelExportConfig:
 
 def run(config: ModelExportConfig, workdir: Path) -> None:
     """Writes every format and verifies it; nothing takes its place unless all are right."""
+    with jax.default_matmul_precision("highest"):  # Accelerators round float32 without it.
+        _run(config, workdir)
+
+
+def _run(config: ModelExportConfig, workdir: Path) -> None:
     own = config.verify == "self"
     model = artefacts.digest(workdir / "text")
     versions = {} if own else interop.check_installed(config.formats)
@@ -79,6 +86,7 @@ def run(config: ModelExportConfig, workdir: Path) -> None:
             "model": model,
             "base": source.base_name,
             "tower": config.tower,
+            "trained_on_rounded_base": source.quantised,
         }
         for name in config.formats:
             (partial / name).mkdir()
@@ -111,6 +119,12 @@ def _check_possible(config: ModelExportConfig, source: Source) -> None:
         raise InputError(
             "formats: peft holds adapters, and W/text was trained without any (mode is not lora); "
             "give --formats huggingface sentence-transformers"
+        )
+    if source.quantised and set(config.formats) != {"peft"}:
+        raise InputError(
+            f"formats {', '.join(config.formats)}: the adapters were trained on the rounded "
+            "weights of tower.base_quantisation, into which nothing can be merged; give "
+            "--formats peft"
         )
     if "sentence-transformers" in config.formats:
         check_expressible(source.base.pooling, source.base.shape)

@@ -20,12 +20,12 @@ from star_jax import artefacts
 from star_jax.config import InputError, to_json
 from star_jax.embeddings.table import read_table
 from star_jax.pipeline.hard_negatives import FOLDER, HARD, KIND
+from star_jax.pipeline.known_pairs import known_positives
 from star_jax.pipeline.mining.choose import ChoiceConfig, candidate_words, choose
 from star_jax.pipeline.mining.pool import (
     Pool,
     barred,
     creation_times,
-    known_positives,
     training_pool,
 )
 from star_jax.pipeline.mining.rank import By, Candidates, Ranker

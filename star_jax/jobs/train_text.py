@@ -15,10 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from star_jax import artefacts, trees
-from star_jax.config import to_json
+from star_jax.config import InputError, to_json
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES
 from star_jax.pipeline.hard_negatives import FOLDER, read_hard_negatives, with_hard_negatives
+from star_jax.pipeline.known_pairs import KnownPairs, known_positives
 from star_jax.pipeline.tables.read import TaskMeta, read_meta, read_pairs
 from star_jax.pipeline.teacher import with_teacher
 from star_jax.pipeline.text_calibration import positive_rate
@@ -32,6 +33,7 @@ from star_jax.shapes import PyTree
 from star_jax.text.bi_encoder import BiEncoder, Mode, TextBatch, bi_encoder_loss, row_axes
 from star_jax.text.lora import LoraConfig
 from star_jax.text.objective import ObjectiveConfig
+from star_jax.text.packing import kind_number
 from star_jax.text.scorer import ScorerConfig
 from star_jax.text.tower import TowerConfig, build_tokenizer
 from star_jax.train.begun import check_begun, note_begun
@@ -115,6 +117,16 @@ class TextTrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
+        if self.mode == "frozen" and self.tower.pooling is not None and self.tower.pooling.learns:
+            raise ValueError(
+                f"mode frozen with tower.pooling that learns (token {self.tower.pooling.token}, "
+                f"layers {self.tower.pooling.layers}): needed mode lora or full"
+            )
+        if self.mode == "frozen" and self.tower.pooling.learns:
+            raise ValueError(
+                f"mode frozen with tower.pooling that learns (token {self.tower.pooling.token}, "
+                f"layers {self.tower.pooling.layers}): needed mode lora or full"
+            )
         if self.mode == "full" and self.tower.base_quantisation != "none":
             raise ValueError(
                 "mode full trains the base, which tower.base_quantisation "
@@ -161,7 +173,7 @@ class Data(NamedTuple):
     """What the pairs of the first task are made of."""
 
     train: PairRecords  # Pairs with texts on both sides.
-    all_train: PairRecords
+    known: KnownPairs
     val: PairRecords
     negative: np.ndarray  # Kind of each val pair, "" for positives.
     records: TextRecords
@@ -216,7 +228,7 @@ def _train(
         checkpointer.save(state, {}, Best(0, 0.0))
         return Best(0, 0.0), None, 0
     shape = config.batch_shape(mesh.size)
-    builder = BatchBuilder(data.train, data.records, shape, known=data.all_train, seed=config.seed)
+    builder = BatchBuilder(data.train, data.records, shape, known=data.known, seed=config.seed)
     batches = make_batches(builder, shape, seed=config.seed)
     step = make_step(
         _loss(model),
@@ -276,10 +288,11 @@ def _read(
 ) -> Data:
     tables = workdir / "tables"
     records = text_records(workdir, build_tokenizer(config.tower))
-    val = read_pairs(tables, task_name, "val")
+    pairs, val = (read_pairs(tables, task_name, split) for split in ("train", "val"))
+    known = KnownPairs(known_positives(tables, read_meta(tables), task, pairs))
     train_pairs, val_pairs = (
-        pair_records(pairs, records, sender=task.sender, receiver=task.receiver)
-        for pairs in (read_pairs(tables, task_name, "train"), val)
+        pair_records(each, records, sender=task.sender, receiver=task.receiver)
+        for each in (pairs, val)
     )
     if config.hard_negatives:
         mined = read_hard_negatives(workdir, task_name)
@@ -297,7 +310,30 @@ def _read(
         len(train_pairs.label),
         len(both.label),
     )
-    return Data(both, train_pairs, val_pairs, val.negative, records, inputs)
+    _check_kinds(config, both, records, task)
+    return Data(both, known, val_pairs, val.negative, records, inputs)
+
+
+def _check_kinds(
+    config: TextTrainConfig, pairs: PairRecords, records: TextRecords, task: TaskMeta
+) -> None:
+    """Adapters of a tower read the texts of its kind alone.
+
+    Raises:
+      InputError: The texts that train are of other kinds.
+    """
+    if config.mode != "lora" or not config.lora.tower_adapters:
+        return
+    for kind, node_type, column in (
+        ("job", task.receiver, pairs.document),
+        ("profile", task.sender, pairs.profile),
+        ("resume", task.sender, pairs.resume),
+    ):
+        if (records.kinds[column[column >= 0]] != kind_number(kind)).any():
+            raise InputError(
+                f"lora.tower_adapters: texts of {node_type} are not of the kind {kind}; name it so "
+                "in the schema, or leave tower_adapters false"
+            )
 
 
 def _loss(model: BiEncoder) -> LossFn:

@@ -14,14 +14,14 @@ from star_jax.config import InputError
 from star_jax.parallel.rules import FSDP_RULES, put, shardings
 from star_jax.pipeline.tables.read import read_meta, read_texts
 from star_jax.pipeline.text_encoder import TextEncoder
-from star_jax.pipeline.text_model import open_trained, read_config
+from star_jax.pipeline.text_model import TrainedText, open_trained, read_config
 from star_jax.shapes import PyTree
-from star_jax.text.bi_encoder import BiEncoder
+from star_jax.text.bi_encoder import POOLER, BiEncoder
 from star_jax.text.families import MistralShape
 from star_jax.text.lora import COLLECTION, LoraConfig, of_tower
 from star_jax.text.packing import KINDS
 from star_jax.text.pooling import PoolingConfig
-from star_jax.text.prompts import clean, named_prompts
+from star_jax.text.prompts import ROLES, clean, named_prompts
 from star_jax.text.tokenizer import Tokenizer, Truncation
 from star_jax.text.tower import (
     Base,
@@ -52,6 +52,8 @@ class Source(NamedTuple):
     scorer: PyTree
     tokenizer: Tokenizer
     prompts: dict[str, str]
+    quantised: bool
+    """Whether it was trained on rounded weights of the base; it is compared on the published."""
 
     @property
     def base_name(self) -> str:
@@ -101,8 +103,8 @@ def read_source(folder: Path, mesh: Mesh, kinds: Iterable[str], tower: str | Non
       tower: Kind of text whose adapters to take, where every tower has its own.
 
     Raises:
-      InputError: Training has not finished, its base has no files to export, or the tower does
-        not say which adapters.
+      InputError: Training has not finished, its base has no files to export, its pooling is
+        learned, or the tower does not say which adapters.
     """
     trained = open_trained(folder, mesh)
     config = dataclasses.replace(
@@ -116,11 +118,7 @@ def read_source(folder: Path, mesh: Mesh, kinds: Iterable[str], tower: str | Non
     if base.folder is None:
         raise InputError(f"base {config.base} has no files, needed a base that can be exported")
     lora = trained.model.lora
-    if (tower is not None) != (lora is not None and lora.tower_adapters):
-        raise InputError(
-            f"tower {tower}: needed one of {', '.join(KINDS)} for a model of lora.tower_adapters, "
-            "none for any other"
-        )
+    _check_possible(trained, tower)
     model = dataclasses.replace(trained.model, tower=build_tower(config))
     adapters, params = None, None
     if lora is not None:
@@ -135,12 +133,32 @@ def read_source(folder: Path, mesh: Mesh, kinds: Iterable[str], tower: str | Non
         base=base,
         folder=base.folder,
         lora=lora,
+        quantised=trained.tower.base_quantisation != "none",
         adapters=adapters,
         params=params,
         scorer=jax.device_get(trained.variables["scorer"]),
         tokenizer=build_tokenizer(config),
-        prompts=named_prompts(base.prompts, kinds),
+        prompts={
+            name: words
+            for name, words in named_prompts(base.prompts, kinds).items()
+            if tower is None or ROLES.get(name, name) == tower
+        },
     )
+
+
+def _check_possible(trained: TrainedText, tower: str | None) -> None:
+    if POOLER in trained.variables:
+        pooling = trained.tower.pooling
+        raise InputError(
+            f"pooling (token {pooling.token}, layers {pooling.layers}) has learned parameters, "
+            "which no format of other libraries holds; `star export-text` exports its vectors"
+        )
+    lora = trained.model.lora
+    if (tower is not None) != (lora is not None and lora.tower_adapters):
+        raise InputError(
+            f"tower {tower}: needed one of {', '.join(KINDS)} for a model of lora.tower_adapters, "
+            "none for any other"
+        )
 
 
 def texts_by_kind(tables: Path) -> dict[str, list[str]]:
@@ -154,8 +172,10 @@ def texts_by_kind(tables: Path) -> dict[str, list[str]]:
         texts = read_texts(tables, name)
         for kind, text in zip(texts.kind, texts.text, strict=True):
             of_kind = found.setdefault(kind, set())
-            if len(of_kind) < _CHOSEN_FROM:
-                of_kind.add(clean(text))
+            cleaned = clean(text)
+            # Ours is cleaned once more where it is encoded: the same, but for markup in markup.
+            if len(of_kind) < _CHOSEN_FROM and clean(cleaned) == cleaned:
+                of_kind.add(cleaned)
     if not found:
         raise InputError(f"{tables} holds no text, needed some to verify the export")
     return {
@@ -168,18 +188,26 @@ def make_sample(source: Source, by_kind: Mapping[str, list[str]], num_texts: int
     """Texts of every kind, from the shortest to the longest, at least `num_texts` where there are.
 
     Args:
-      source: Whose tokenizer and prompts are used.
+      source: Whose tokenizer and prompts are used; other kinds than it has prompts for are left.
       by_kind: The shortest first.
       num_texts: Of all kinds together.
+
+    Raises:
+      InputError: There is no text of these kinds.
     """
     sample = Sample([], [], [])
-    each = -(-num_texts // len(by_kind))
-    for kind, ordered in by_kind.items():
+    read = {kind: texts for kind, texts in by_kind.items() if kind in source.prompts}
+    each = -(-num_texts // max(len(read), 1))
+    for kind, ordered in read.items():
         at = np.unique(np.linspace(0, len(ordered) - 1, each).round().astype(int))
         chosen = [ordered[i] for i in at]
         sample.kinds.extend([kind] * len(chosen))
         sample.texts.extend(chosen)
         sample.rows.extend(token_rows(source.tokenizer, source, kind, chosen))
+    if not sample.rows:
+        raise InputError(
+            f"no text of kinds {', '.join(source.prompts)}, needed some to verify the export"
+        )
     return sample
 
 

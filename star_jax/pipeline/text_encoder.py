@@ -226,13 +226,11 @@ class TextEncoder:
 
     def _before(self, prompt_name: str | None, prompt: str | None) -> tuple[str, int]:
         """The words before each text, and the limit."""
-        if prompt is not None:
-            return prompt, self.max_seq_length
-        if prompt_name is None:
-            return "", self.max_seq_length
-        if prompt_name not in self.prompts:
+        if prompt_name is not None and prompt_name not in self.prompts:
             known = ", ".join(self.prompts)
             raise ValueError(f"prompt_name {prompt_name!r} is unknown, needed one of {known}")
+        if prompt is not None or prompt_name is None:
+            return prompt or "", self.max_seq_length
         return self.prompts[prompt_name], self._limits.of(ROLES.get(prompt_name, prompt_name))
 
     def _pad(self, rows: Sequence[Int32[np.ndarray, " _"]], batch_size: int) -> Tokens:

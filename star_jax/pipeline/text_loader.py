@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from star_jax.config import InputError
+from star_jax.pipeline.known_pairs import KnownPairs
 from star_jax.pipeline.layouts import (
     Layout,
     choose_layouts,
@@ -19,7 +20,7 @@ from star_jax.pipeline.layouts import (
     place,
 )
 from star_jax.pipeline.text_arrays import put_texts
-from star_jax.pipeline.text_pairs import KnownPairs, PairRecords
+from star_jax.pipeline.text_pairs import PairRecords
 from star_jax.pipeline.text_records import TextRecords
 from star_jax.text.bi_encoder import TextBatch
 from star_jax.train.loop import Counts
@@ -91,7 +92,7 @@ class BatchBuilder:
         records: TextRecords,
         shape: BatchShape,
         *,
-        known: PairRecords,
+        known: KnownPairs,
         seed: int,
     ) -> None:
         """Prepares the groups.
@@ -100,7 +101,7 @@ class BatchBuilder:
           pairs: At least one; their order does not matter.
           records: What the pairs point at.
           shape: Of every batch.
-          known: Pairs whose positives must never serve as negatives.
+          known: Pairs that must never serve as negatives.
           seed: Of the choice among a group's negatives.
         """
         order = np.lexsort((-pairs.label.astype(np.int64), pairs.group))  # Positives first.
@@ -108,7 +109,7 @@ class BatchBuilder:
         starts = np.flatnonzero(np.diff(self._pairs.group, prepend=self._pairs.group[0] - 1))
         self._bounds = np.append(starts, len(order))
         self._records, self._shape, self._seed = records, shape, seed
-        self._known = KnownPairs(known)
+        self._known = known
         self._taught = not np.isnan(pairs.teacher).all()
         self._layouts = self._choose_layouts()
 
@@ -156,7 +157,7 @@ class BatchBuilder:
             rows = np.where(np.arange(len(rows)) < kept * self._shape.group_size, rows, -1)
         if kept < num_groups:
             _log.warning(
-                "batch %d: %d of %d groups found no room in the packed rows and are left out",
+                "batch %d: %d of %d groups found no room for their texts and are left out",
                 *(index, num_groups - kept, num_groups),
             )
         return part
@@ -218,6 +219,13 @@ class BatchBuilder:
             )
         return TextBatch(**columns)
 
+    def _texts_of_groups(self, column: Int32[np.ndarray, " N"]) -> int:
+        """Most texts of a side of its senders that a microbatch has: mostly one per group."""
+        one_each = np.array_equal(
+            column, np.repeat(column[self._bounds[:-1]], np.diff(self._bounds))
+        )
+        return self._shape.num_groups if one_each else self._shape.num_rows
+
     def _choose_layouts(self) -> tuple[Layout, ...]:
         """Shapes of a chunk that hold the texts of typical microbatches; without packing, any."""
         shape, rng = self._shape, np.random.default_rng(0)
@@ -232,8 +240,8 @@ class BatchBuilder:
         pairs = self._pairs
         kinds = [
             (pairs.document, shape.num_rows),
-            (pairs.profile, shape.num_groups),
-            (pairs.resume, shape.num_groups),
+            (pairs.profile, self._texts_of_groups(pairs.profile)),
+            (pairs.resume, self._texts_of_groups(pairs.resume)),
         ]
         longest = max(int(self._records.lengths[c[c >= 0]].max(initial=1)) for c, _ in kinds)
         if shape.pack_length is not None:

@@ -1,4 +1,4 @@
-"""Pairs of entities whose texts are token records, and who is known to belong to whom."""
+"""Pairs of entities whose texts are token records."""
 
 from typing import NamedTuple
 
@@ -67,29 +67,3 @@ def with_both_sides(pairs: PairRecords) -> PairRecords:
     anchored = np.unique(pairs.group[both & (pairs.label == 1)])
     keep = both & np.isin(pairs.group, anchored)
     return PairRecords(*(column[keep] for column in pairs))
-
-
-class KnownPairs:
-    """Who is known to have applied where, looked up for the pairs of a batch."""
-
-    def __init__(self, pairs: PairRecords) -> None:
-        positive = pairs.label == 1
-        order = np.lexsort((pairs.sender[positive], pairs.receiver[positive]))
-        self._sender = pairs.sender[positive][order]
-        self._receiver = pairs.receiver[positive][order]
-
-    def between(
-        self, sender: Int[np.ndarray, " B"], receiver: Int[np.ndarray, " B"]
-    ) -> Bool[np.ndarray, "B B"]:
-        """[i, j]: the sender of row j is known to have applied to the receiver of row i."""
-        senders, of_sender = np.unique(sender, return_inverse=True)
-        receivers, of_receiver = np.unique(receiver, return_inverse=True)
-        first = np.searchsorted(self._receiver, receivers, side="left")
-        count = np.searchsorted(self._receiver, receivers, side="right") - first
-        before = np.cumsum(count) - count
-        applied = self._sender[np.repeat(first - before, count) + np.arange(count.sum())]
-        column = np.minimum(np.searchsorted(senders, applied), len(senders) - 1)
-        here = senders[column] == applied
-        known = np.zeros((len(receivers), len(senders)), bool)
-        known[np.repeat(np.arange(len(receivers)), count)[here], column[here]] = True
-        return known[of_receiver[:, None], of_sender[None, :]]

@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int, Shaped
 
+from star_jax.config import InputError
 from star_jax.evaluation.auc import roc_auc
 from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths
 from star_jax.pipeline.text_pairs import PairRecords, has_both_sides, with_both_sides
@@ -47,6 +48,9 @@ class TextValidation:
           batch_tokens: Of the encoder's batches,
           num_lengths: and how many padded lengths they have.
           seed: Of the draw.
+
+        Raises:
+          InputError: No group fits into the pairs.
         """
         chosen = _draw(with_both_sides(pairs), pairs, max_pairs, seed)
         self._label = pairs.label[chosen] == 1
@@ -114,5 +118,10 @@ def _draw(
     groups, sizes = np.unique(usable.group, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(groups))
     kept = groups[order[np.cumsum(sizes[order]) <= max_pairs]]
+    if len(groups) and not len(kept):
+        raise InputError(
+            f"validation_pairs {max_pairs} is below the size of a group of val pairs, "
+            f"{sizes[order[0]]}; raise it"
+        )
     complete = has_both_sides(pairs.document, pairs.profile, pairs.resume)
     return np.flatnonzero(complete & np.isin(pairs.group, kept))

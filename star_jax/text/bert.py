@@ -105,6 +105,7 @@ class BertEncoder(nn.Module):
     ) -> Encoded:
         """States of all tokens; pooled ones per block where it is said how."""
         shape = self.shape
+        positions = jnp.minimum(positions, shape.max_positions - 1)  # Of padding alone.
         embed = partial(nn.Embed, features=shape.width, dtype=self.dtype)
         x = (
             embed(shape.vocab_size, name="embed")(tokens)

@@ -101,10 +101,10 @@ def build_bi_encoder(
       InputError: As `build_tower`, or a width of the objective is beyond that of the base.
     """
     built = build_tower(tower, packed=packed)
-    if objective.widths and max(objective.widths) > built.embedding_size:
+    if objective.widths and max(objective.widths) != built.embedding_size:
         raise InputError(
-            f"objective.widths {objective.widths} holds one above {built.embedding_size}, the "
-            f"width of base {tower.base}"
+            f"objective.widths {objective.widths}: the largest must be {built.embedding_size}, the "
+            f"width of base {tower.base}, whose whole vectors are scored and exported"
         )
     return BiEncoder(tower=built, scorer=PairScorer(scorer), lora=lora, objective=objective)
 

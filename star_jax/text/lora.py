@@ -51,6 +51,8 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank {self.rank} is below 1")
+        if not self.alpha > 0.0:
+            raise ValueError(f"alpha {self.alpha} must be > 0: adapters would never act")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout {self.dropout} is outside [0, 1)")
         try:

@@ -41,6 +41,10 @@ class ObjectiveConfig:
     widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.contrastive_weight >= 0:
+            raise ValueError(f"contrastive_weight {self.contrastive_weight} must be >= 0")
+        if not self.positive_weight > 0:
+            raise ValueError(f"positive_weight {self.positive_weight} must be > 0")
         if any(width < 1 for width in self.widths) or len({*self.widths}) < len(self.widths):
             raise ValueError(f"widths {self.widths} needs different widths from 1 on")
 

@@ -72,6 +72,7 @@ class LatentAttention(nn.Module):
             dtype=self.dtype,
             out_kernel_init=nn.initializers.zeros,
             deterministic=True,
+            force_fp32_for_softmax=True,
             name="attention",
         )
         shared = jnp.broadcast_to(latents.astype(x.dtype), (len(x), *latents.shape))

@@ -46,6 +46,11 @@ class PoolingConfig:
     norm_each_layer: bool = False
     final_norm_on_last: bool = True
 
+    @property
+    def learns(self) -> bool:
+        """Whether it has parameters."""
+        return self.token == "latent" or self.layers in ("learned", "attention")
+
     def __post_init__(self) -> None:
         if self.token == "first" and self.attention == "causal":
             raise ValueError(

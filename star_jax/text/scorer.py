@@ -64,5 +64,5 @@ class PairScorer(nn.Module):
         scale = document.shape[1] ** 0.5
         x = jnp.concatenate([jnp.concatenate(parts, axis=1) * scale, present], axis=1)
         for i, width in enumerate(self.config.hidden):
-            x = nn.leaky_relu(nn.Dense(width, name=f"hidden_{i}")(x))
-        return nn.Dense(1, name="logit")(x)[:, 0]
+            x = nn.leaky_relu(nn.Dense(width, precision="highest", name=f"hidden_{i}")(x))
+        return nn.Dense(1, precision="highest", name="logit")(x)[:, 0]

@@ -132,6 +132,13 @@ class Tokenizer:
           kind: Chooses prompt and limit: `job`, `profile`, `resume`, or a node type.
         """
         before, limit = prompt(self._prompts, kind), self._limits.of(kind)
+        words = self._tokenizer.encode(before, add_special_tokens=False).ids
+        size = len(self.prefix) + len(words) + len(self.suffix)
+        if limit <= size:
+            raise InputError(
+                f"limit {limit} of {kind} texts leaves no room behind the {size} tokens of prompts "
+                f"{self._prompts}; raise tower.limits, or choose other prompts"
+            )
         return self.encode_after(before, texts, limit, self.truncation[kind])
 
     def prompt_lengths_of(self, kind: str, rows: Sequence[Int[np.ndarray, " _"]]) -> list[int]:

@@ -7,12 +7,14 @@ first steps were timed without compiling anything again.
 import dataclasses
 import math
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import optax
 from jax.tree_util import keystr
 
+from star_jax import trees
+from star_jax.config import InputError
 from star_jax.shapes import PyTree
 
 _WARMUP_EXAMPLES = 30 * 3172  # SPEC 2.3: 30 steps at the paper's batch of 3172 pairs.
@@ -25,7 +27,7 @@ class OptimizerConfig:
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    final_fraction: float = 0.0  # Rate of the last step as a part of `learning_rate`.
+    final_fraction: float = 0.0  # What the decay reaches after the last step, as a part of it.
     max_warmup_fraction: float = 0.1  # Small batches would warm up longer than they train.
     clip_norm: float = 1.0  # 0: no clipping.
     b1: float = 0.9
@@ -37,6 +39,11 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate {self.learning_rate} must be > 0")
+        if not self.eps > 0:
+            raise ValueError(f"eps {self.eps} must be > 0")
+        for pattern, factor in self.rate_multipliers:
+            if not factor >= 0:
+                raise ValueError(f"rate_multipliers {pattern!r} has factor {factor}, needed >= 0")
         for name in ("weight_decay", "clip_norm"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 0")
@@ -103,6 +110,17 @@ def _scale_by_path(multipliers: tuple[tuple[str, float], ...]) -> optax.Gradient
         name = keystr(path, simple=True, separator="/")
         return next((f for pattern, f in multipliers if re.fullmatch(pattern, name)), 1.0)
 
-    return optax.stateless(
-        lambda updates, _: jax.tree.map_with_path(lambda p, u: u * factor(p), updates)
-    )
+    def init(params: PyTree) -> optax.EmptyState:
+        for pattern, _ in multipliers:
+            if not any(re.fullmatch(pattern, path) for path in trees.paths(params)):
+                raise InputError(
+                    f"rate_multipliers {pattern!r} matches none of the parameters that train: "
+                    f"{', '.join(trees.paths(params))}"
+                )
+        return optax.EmptyState()
+
+    def update(updates: PyTree, state: optax.EmptyState, params: PyTree = None) -> Any:
+        del params
+        return jax.tree.map_with_path(lambda p, u: u * factor(p), updates), state
+
+    return optax.GradientTransformation(init, update)

@@ -11,6 +11,8 @@ from jaxtyping import Array, Int, Key
 from star_jax.parallel.rules import Rules, put, replicated, shardings
 from star_jax.shapes import PyTree
 
+_OF_TRAINING = 2**31 - 1
+
 
 class TrainState(NamedTuple):
     """All that a checkpoint holds of a model; frozen parameters are not in here."""
@@ -51,7 +53,9 @@ def create_state(
         transform_non_params=lambda _: replicated(mesh),
     )
     opt_state = jax.jit(optimizer.init, out_shardings=slots)(trainable)
-    rest = put((jnp.zeros((), jnp.int32), jax.random.key(seed), statistics), replicated(mesh))
+    # Not the key that parameters are drawn from: no step folds in so large a number.
+    key = jax.random.fold_in(jax.random.key(seed), _OF_TRAINING)
+    rest = put((jnp.zeros((), jnp.int32), key, statistics), replicated(mesh))
     return TrainState(rest[0], trainable, opt_state, rest[1], rest[2])
 
 

@@ -236,6 +236,31 @@ def test_what_cannot_be_exported_is_refused_first(copied):
     assert not (copied / "model_export").exists()
 
 
+def test_learned_pooling_leaves_as_vectors_alone(copied):
+    shutil.rmtree(copied / "text")
+    pooling = PoolingConfig(layers="learned")
+    trained_text.write(copied / "text", FOLDER / "tiny_mistral", pooling=pooling)
+    with pytest.raises(InputError, match=r"layers learned\) has learned parameters, which no"):
+        export_model.run(OWN, copied)
+
+
+def test_adapters_of_a_rounded_base_are_not_merged(copied, monkeypatch):
+    config = copied / "text" / "model.json"
+    content = json.loads(config.read_text())
+    assert content["tower"]["base_quantisation"] == "none"
+
+    def rounded(folder, *args):
+        trained = open_trained(folder, *args)
+        return trained._replace(tower=dataclasses.replace(trained.tower, base_quantisation="int8"))
+
+    monkeypatch.setattr("star_jax.pipeline.model_source.open_trained", rounded)
+    with pytest.raises(InputError, match=r"rounded weights .* give --formats peft"):
+        export_model.run(OWN, copied)
+    export_model.run(dataclasses.replace(OWN, formats=("peft",)), copied)
+    meta = artefacts.read_manifest(copied / "model_export", "model_export").meta
+    assert meta["trained_on_rounded_base"]
+
+
 def test_bad_configs_are_refused():
     for fields, message in [
         ({"formats": ()}, "needs at least one"),

@@ -9,6 +9,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from star_jax import artefacts
@@ -268,6 +270,7 @@ def test_the_other_modes_train_what_they_say(tmp_path, mode):
         mode=mode, microbatch_size=8, mesh=MeshConfig(data=4, fsdp=2), num_steps=2
     )
     train_text.run(config, workdir)
+    artefacts.seal(workdir / "text", "text_model", meta(workdir) | {"best_step": 2})
     opened = open_trained(workdir / "text", make_mesh(MeshConfig(data=1)))
     base = config.model(train_text.read_meta(workdir / "tables").tasks["apply"])
     start = train_text.initial(base, base.build(), config.seed, make_mesh(MeshConfig()))
@@ -280,8 +283,7 @@ def test_the_other_modes_train_what_they_say(tmp_path, mode):
         )
         for name, tree in {**start.trainable, **start.frozen}.items()
     }
-    assert set(moved) == {"params", "scorer"}
-    assert not moved["params"] or mode == "full"
+    assert moved == {"params": mode == "full", "scorer": True}
     assert len(losses(workdir)) == 2
 
 
@@ -310,11 +312,67 @@ def test_other_tables_are_refused(tmp_path):
         ({"num_negatives": 2}, "microbatch_size 16 is not a multiple of a positive with"),
         ({"num_negatives": 0}, "num_negatives 0 must be >= 1"),
         ({"validation_pairs": 0}, "validation_pairs 0 must be >= 1"),
+        (
+            {"mode": "frozen", "tower": TowerConfig(pooling=PoolingConfig(layers="learned"))},
+            r"mode frozen with tower.pooling that learns \(token None, layers learned\)",
+        ),
     ],
 )
 def test_bad_configs_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         tiny_text.config(**fields)
+
+
+@pytest.mark.parametrize(
+    ("mining", "expected"),
+    [
+        ("global", {"num_groups": 16, "num_microbatches": 1, "num_chunks": 4, "num_pools": 1}),
+        ("device", {"num_groups": 16, "num_microbatches": 1, "num_chunks": 4, "num_pools": 2}),
+        ("micro", {"num_groups": 4, "num_microbatches": 4, "num_chunks": 1, "num_pools": 1}),
+    ],
+)
+def test_where_negatives_are_found(mining, expected):
+    config = tiny_text.config(batch_size=32, microbatch_size=8, mining=mining)
+    shape = config.batch_shape(2)
+    assert {name: getattr(shape, name) for name in expected} == expected
+
+
+def test_too_few_validation_pairs_for_a_group(tmp_path):
+    workdir = begin(tmp_path)
+    with pytest.raises(InputError, match="validation_pairs 1 is below the size of a group"):
+        train_text.run(tiny_text.config(validation_pairs=1), workdir)
+
+
+def test_kinds_of_other_names_have_no_adapters(tmp_path):
+    workdir = begin(tmp_path)
+    tables = workdir / "tables"
+    described = artefacts.read_manifest(tables, "tables").meta
+    path = tables / "texts" / "job.parquet"
+    texts = pq.read_table(path)
+    kind = pa.array(["vacancy"] * len(texts))
+    at = texts.schema.get_field_index("kind")
+    pq.write_table(texts.set_column(at, "kind", kind), path)
+    artefacts.seal(tables, "tables", described)
+    config = tiny_text.config(lora=LoraConfig(tower_adapters=True))
+    with pytest.raises(InputError, match="texts of job are not of the kind job; name it so"):
+        train_text.run(config, workdir)
+
+
+def test_who_applied_outside_of_the_pairs_is_no_negative(tmp_path, monkeypatch):
+    """An edge of the graph's window is no pair of the train split."""
+    workdir = begin(tmp_path)
+    seen = []
+
+    def note(pairs, records, shape, *, known, seed):
+        seen.append(known)
+        raise InputError("seen")
+
+    monkeypatch.setattr(train_text, "BatchBuilder", note)
+    monkeypatch.setattr(train_text, "known_positives", lambda *_: np.array([[0, 9]]))
+    with pytest.raises(InputError, match="seen"):
+        train_text.run(tiny_text.config(), workdir)
+    assert seen[0].between(np.array([0]), np.array([9])).all()
+    assert not seen[0].between(np.array([0]), np.array([8])).any()
 
 
 def test_configs_round_trip():

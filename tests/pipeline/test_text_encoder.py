@@ -104,6 +104,7 @@ def test_one_narrow_vector_needs_ranges(encoder):
 def test_what_is_wrong_is_named(encoder, tmp_path):
     for sentences, options, message in [
         ("x", {"prompt_name": "jop"}, "prompt_name 'jop' is unknown, needed one of job, profile"),
+        ("x", {"prompt_name": "jop", "prompt": "a: "}, "prompt_name 'jop' is unknown"),
         ("x", {"truncate_dim": 33}, r"truncate_dim 33 is outside \[1, 32\]"),
         ("x", {"batch_size": 0}, "batch_size 0 must be >= 1"),
     ]:

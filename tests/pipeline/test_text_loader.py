@@ -6,6 +6,7 @@ import pytest
 
 from star_jax.config import InputError
 from star_jax.pipeline.hard_negatives import with_hard_negatives
+from star_jax.pipeline.known_pairs import KnownPairs
 from star_jax.pipeline.tables.read import read_meta, read_pairs
 from star_jax.pipeline.text_loader import BatchBuilder, BatchShape, count_tokens, make_batches
 from star_jax.pipeline.text_pairs import PairRecords, pair_records, with_both_sides
@@ -39,8 +40,16 @@ def market(tmp_path_factory):
     return pair_records(pairs, records, sender=task.sender, receiver=task.receiver), records
 
 
+def known_of(pairs):
+    """Their own positives."""
+    positive = pairs.label == 1
+    return KnownPairs(
+        np.stack([pairs.sender[positive], pairs.receiver[positive]], axis=1).astype(int)
+    )
+
+
 def builder(market, shape=SHAPE, pairs=None, seed=3):
-    return BatchBuilder(pairs or market[0], market[1], shape, known=market[0], seed=seed)
+    return BatchBuilder(pairs or market[0], market[1], shape, known=known_of(market[0]), seed=seed)
 
 
 def batches(market, shape=SHAPE, seed=3, **fields):
@@ -165,7 +174,7 @@ def test_few_shapes_and_no_text_is_cut(market):
 def test_microbatches_are_slices_of_one_shape(market):
     whole = builder(market)
     shape = replace(SHAPE, num_groups=3, num_microbatches=2)
-    parts = BatchBuilder(market[0], market[1], shape, known=market[0], seed=3)
+    parts = BatchBuilder(market[0], market[1], shape, known=known_of(market[0]), seed=3)
     groups = np.arange(6)
     a, b = whole(0, groups), parts(0, groups)
     assert b.sender.shape == (2, 9)
@@ -229,7 +238,7 @@ def test_a_teacher_reaches_the_rows_of_its_pairs(market):
     np.testing.assert_array_equal(batch.teacher, expected)
 
 
-def test_known_positives_of_the_whole_split_are_marked(market):
+def test_known_positives_are_marked(market):
     pairs, _ = market
     known = set(zip(pairs.sender[pairs.label == 1], pairs.receiver[pairs.label == 1], strict=True))
     batch = next(batches(market))
@@ -309,7 +318,7 @@ def test_prompts_are_marked_where_their_texts_lie(tmp_path):
         receiver=task.receiver,
     )
     shape = replace(SHAPE, pack_length=128)
-    batch = BatchBuilder(pairs, records, shape, known=pairs, seed=0)(0, np.arange(6))
+    batch = BatchBuilder(pairs, records, shape, known=known_of(pairs), seed=0)(0, np.arange(6))
     (table,) = batch.texts
     assert table.skipped is not None
     words = {"document": "passage: ", "profile": "query: ", "resume": "query: "}

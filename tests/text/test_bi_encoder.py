@@ -276,9 +276,17 @@ def test_modes_and_adapters_must_agree(mode, lora):
         trainable_split(variables, mode)
 
 
-def test_a_width_beyond_the_base():
-    with pytest.raises(InputError, match=r"widths \(64, 8\) holds one above 32, the width of base"):
-        make(objective=ObjectiveConfig(widths=(64, 8)))
+@pytest.mark.parametrize("widths", [(64, 8), (16, 8)])
+def test_widths_without_that_of_the_base(widths):
+    with pytest.raises(InputError, match="the largest must be 32, the width of base"):
+        make(objective=ObjectiveConfig(widths=widths))
+
+
+def test_negative_weights_are_refused():
+    with pytest.raises(ValueError, match=r"contrastive_weight -1.0 must be >= 0"):
+        ObjectiveConfig(contrastive_weight=-1.0)
+    with pytest.raises(ValueError, match=r"positive_weight 0.0 must be > 0"):
+        ObjectiveConfig(positive_weight=0.0)
 
 
 def test_wrong_widths_are_named():

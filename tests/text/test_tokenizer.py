@@ -77,7 +77,7 @@ def test_truncation_keeps_the_ends_and_is_counted(name, limit):
 
 
 def test_a_prompt_comes_before_the_text_within_the_limit():
-    limits = TokenLimits(job=30, profile=50, resume=50, other=60)
+    limits = TokenLimits(job=60, profile=60, resume=60, other=60)
     tokenizer = read("tiny_bert", prompts="instruct-1", limits=limits)
     plain = read("tiny_bert")
     prompt = "Instruct: Represent this hire project, to find members and jobs it belongs to Query: "
@@ -86,10 +86,17 @@ def test_a_prompt_comes_before_the_text_within_the_limit():
         (expected,) = plain.encode([written], "job")
         assert got.tolist() == expected.tolist()
     (cut,) = tokenizer.encode(["nurse " * 50], "job")
-    assert len(cut) == 30
+    assert len(cut) == 60
     assert cut[-1] == 3
     kinds = [tokenizer.encode(["nurse"], kind)[0].tolist() for kind in ("job", "profile", "resume")]
     assert kinds[0] != kinds[1] != kinds[2] != kinds[0]
+
+
+def test_a_limit_that_the_prompt_fills_is_refused():
+    limits = TokenLimits(job=30, profile=60, resume=60, other=60)
+    tokenizer = read("tiny_bert", prompts="instruct-1", limits=limits)
+    with pytest.raises(InputError, match="limit 30 of job texts leaves no room behind the 5"):
+        tokenizer.encode(["nurse"], "job")
 
 
 def test_no_text_and_empty_texts():

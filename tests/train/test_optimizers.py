@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from star_jax.config import InputError
 from star_jax.train.optimizers import (
     OptimizerConfig,
     decayed,
@@ -58,6 +59,27 @@ def test_equals_optax_adamw():
     )
 
 
+def test_clips_the_norm_over_all_parameters():
+    """Gradients of different sizes: Adam alone would not care about the scale of equal ones."""
+    params = {"a": jnp.ones(3), "b": jnp.ones(4)}
+    ours = make_optimizer(OptimizerConfig(weight_decay=0.0, clip_norm=1.0))
+    theirs = optax.adam(0.01)
+    state, expected_state = ours.init(params), theirs.init(params)
+    for size in (10.0, 0.1):
+        grads = jax.tree.map(lambda p, size=size: size * p, params)
+        norm = size * 7**0.5
+        clipped = jax.tree.map(lambda g, norm=norm: g / max(norm, 1.0), grads)
+        got, state = ours.update(grads, state, params)
+        expected, expected_state = theirs.update(clipped, expected_state)
+    jax.tree.map(lambda g, e: np.testing.assert_allclose(-0.01 * g, e, rtol=1e-5), got, expected)
+
+
+def test_multipliers_of_no_parameter_are_refused():
+    optimizer = make_optimizer(OptimizerConfig(rate_multipliers=(("scoer/.*", 5.0),)))
+    with pytest.raises(InputError, match=r"'scoer/\.\*' matches none of .*: head/kernel"):
+        optimizer.init({"head": {"kernel": jnp.ones(3)}})
+
+
 def test_norms_and_biases_do_not_decay():
     tree = {
         "layers": {"attention_norm": {"weight": 0}, "mlp": {"kernel": 0, "bias": 0}},
@@ -83,6 +105,8 @@ def test_rate_multipliers_scale_the_update():
     ("field", "value", "message"),
     [
         ("learning_rate", 0.0, "learning_rate 0.0 must be > 0"),
+        ("eps", 0.0, "eps 0.0 must be > 0"),
+        ("rate_multipliers", (("a", -1.0),), "rate_multipliers 'a' has factor -1.0, needed >= 0"),
         ("final_fraction", 2.0, r"final_fraction 2.0 must be in \[0, 1\]"),
         ("max_warmup_fraction", -1.0, r"max_warmup_fraction -1.0 must be in \[0, 1\]"),
         ("no_decay", "(", "is no regular expression"),

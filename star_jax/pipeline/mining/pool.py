@@ -11,15 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64
 
-from star_jax.pipeline.tables.read import (
-    SPLIT_CODES,
-    PairTable,
-    TablesMeta,
-    TaskMeta,
-    Texts,
-    read_edges,
-    read_nodes,
-)
+from star_jax.pipeline.tables.read import PairTable, Texts, read_nodes
 from star_jax.pipeline.tables.sources import RESUME
 from star_jax.shapes import NO_TIME
 
@@ -75,39 +67,13 @@ def creation_times(tables: Path, node_type: str) -> Int64[np.ndarray, " N"]:
     return t.combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def known_positives(
-    tables: Path, meta: TablesMeta, task: TaskMeta, pairs: PairTable
-) -> Int64[np.ndarray, "A 2"]:
-    """(sender, receiver) of all positives up to the end of the train split, each once.
-
-    Args:
-      tables: Where the edges are: a positive outside of the pairs is one there.
-      meta: Of the tables.
-      task: Whose positives.
-      pairs: Of its train split.
-    """
-    positive = pairs.label == 1
-    found = [np.stack([pairs.sender[positive], pairs.receiver[positive]], axis=1)]
-    for edge in meta.edge_types:
-        if edge.name not in task.edge_types:
-            continue
-        edges = read_edges(tables, edge.name)
-        ends = np.stack([edges.sender, edges.receiver], axis=1)
-        if (edge.sender, edge.receiver) != (task.sender, task.receiver):
-            ends = ends[:, ::-1]
-        found.append(ends[edges.split <= SPLIT_CODES["train"]])
-    ends = np.concatenate(found).astype(np.int64)
-    ends = ends[np.lexsort((ends[:, 1], ends[:, 0]))]
-    return ends[np.any(np.diff(ends, axis=0, prepend=-1) != 0, axis=1)]
-
-
 def barred(
     known: Int64[np.ndarray, "A 2"], pairs: PairTable, positives: Int[np.ndarray, " P"]
 ) -> Barred:
     """Known positives of each positive's sender, and what its group holds already.
 
     Args:
-      known: As `known_positives` returns them.
+      known: As `known_positives` of `pipeline/known_pairs.py` returns them.
       pairs: Of the train split.
       positives: Rows of them.
     """

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from star_jax.pipeline.known_pairs import known_positives
 from star_jax.pipeline.mining.pool import (
     Pool,
     barred,
     creation_times,
-    known_positives,
     training_pool,
 )
 from star_jax.pipeline.mining.rank import Ranker
