@@ -30,7 +30,12 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Skips what needs an extra nobody asked for; one that was asked for must be there."""
+    """Skips what needs an extra nobody asked for; one that was asked for must be there.
+
+    Files with slow tests come first: no worker should be left with one when all others are done.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     asked = os.environ.get("STAR_EXTRAS", "").split(",")
     for item in items:
         for mark in item.iter_markers("extra"):

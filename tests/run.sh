@@ -50,8 +50,9 @@ check format "$VENV/bin/ruff" format --check
 check lint "$VENV/bin/ruff" check
 check types "$VENV/bin/basedpyright" --pythonpath "$PYTHON"
 check scripts "$VENV/bin/shellcheck" launch/*.sh tests/run.sh .ci/run
-# A worker per core; the tests of a file share its fixtures, hence one worker.
-check tests "$PYTHON" -m pytest -q --durations=15 -n auto --dist loadfile "$@"
+# A worker per core; the tests of a file share its fixtures, hence one worker. In our order, not
+# that of the plugin, which begins with the files of most tests and ends with the longest ones.
+check tests "$PYTHON" -m pytest -q --durations=15 -n auto --dist loadfile --no-loadscope-reorder "$@"
 
 if ((${#failed[@]})); then
   printf '\nfailed: %s\n' "${failed[*]}"

@@ -219,6 +219,7 @@ def test_workers_share_the_parts_and_the_last_one_writes(begun, whole, encoded, 
     assert not hidden(begun)
 
 
+@pytest.mark.slow
 def test_processes_killed_in_a_part_and_in_the_tables(begun, whole, compiled, encoded):
     """Two at the same time: the one that lives must not write tables with a gap."""
     workers = [tiny_export.config(worker=WorkerConfig(index=i, count=2)) for i in range(2)]

@@ -28,6 +28,7 @@ def kill(workdir, plan):
     assert graph_runs.losses(workdir)[-1][0] == tiny_graph.DIE_AT
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_by_bit(market, tmp_path):
     for name in ("whole", "killed"):
         graph_runs.begin(market, tmp_path / name)

@@ -32,6 +32,7 @@ def market(tmp_path_factory):
     return graph_market.write(tmp_path_factory.mktemp("market"))
 
 
+@pytest.mark.slow
 def test_both_paths_train_to_the_same_metrics(market, tmp_path):
     # Adam divides by the size of a gradient: a larger epsilon keeps it from enlarging rounding.
     optimizer = OptimizerConfig(learning_rate=1e-2, eps=1e-3)

@@ -226,6 +226,7 @@ def test_a_flipped_byte_of_the_checkpoint_is_refused_by_name(trained, tmp_path):
         export_text.run(EXPORT, workdir)
 
 
+@pytest.mark.slow
 def test_a_killed_run_repeats_an_uninterrupted_one(tmp_path):
     whole, killed = begin(tmp_path / "whole"), begin(tmp_path / "killed")
     train_text.run(tiny_text.config(), whole)

@@ -101,6 +101,7 @@ def test_another_step_draws_others(market, store):
     assert stream.pairs(STEP)[1] == stream.pairs(STEP, 1, 2)[1]
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_do_not_depend_on_the_mesh(market, store, monkeypatch):
     monkeypatch.setattr(rules, "_SMALL", 1)  # Else every array here would be copied.
     config = tiny_graph.config().model

@@ -127,6 +127,7 @@ def test_chunks_cost_the_memory_of_one(model):
     assert memory[6] < 0.5 * memory[1]
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_once_for_both_passes(model, monkeypatch):
     """Against chunks that keep their states, so that there is no second pass."""
     _, trainable, frozen = model
