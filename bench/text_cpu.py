@@ -245,7 +245,7 @@ turns, the median. Largest difference of the vectors: {difference:.1e}.
 
 def main() -> int:
     """Measures both sides in turns."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Training and export on CPU cores.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--side", choices=("star", "torch"))
     options = parser.parse_args()

@@ -83,6 +83,11 @@ UNUSED = re.compile(
     r"lm_head\..*|pooler\..*|cls\..*|embeddings\.position_ids|.*rotary_emb\.inv_freq"
     r"|decoder\..*|encoder\.embed_tokens\.weight"
 )
+# Where a file has one, it must be what the tensor itself is.
+COPIES = {
+    "encoder.embed_tokens.weight": "shared.weight",
+    "decoder.embed_tokens.weight": "shared.weight",
+}
 
 
 class Target(NamedTuple):

@@ -110,7 +110,7 @@ def _scale_by_path(multipliers: tuple[tuple[str, float], ...]) -> optax.Gradient
         name = keystr(path, simple=True, separator="/")
         return next((f for pattern, f in multipliers if re.fullmatch(pattern, name)), 1.0)
 
-    def init(params: PyTree) -> optax.EmptyState:
+    def init(params: PyTree) -> optax.OptState:
         for pattern, _ in multipliers:
             if not any(re.fullmatch(pattern, path) for path in trees.paths(params)):
                 raise InputError(
@@ -119,7 +119,7 @@ def _scale_by_path(multipliers: tuple[tuple[str, float], ...]) -> optax.Gradient
                 )
         return optax.EmptyState()
 
-    def update(updates: PyTree, state: optax.EmptyState, params: PyTree = None) -> Any:
+    def update(updates: PyTree, state: optax.OptState, params: PyTree | None = None) -> Any:
         del params
         return jax.tree.map_with_path(lambda p, u: u * factor(p), updates), state
 

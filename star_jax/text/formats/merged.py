@@ -170,7 +170,8 @@ def _read(shard: list[Stored], updates: Mapping[str, Update]) -> dict[str, np.nd
         }
         for tensor in shard:
             value = files[tensor.file].get_tensor(tensor.name)
-            update = updates.get(tensor_names.bare(tensor.name))
+            name = tensor_names.bare(tensor.name)
+            update = updates.get(tensor_names.COPIES.get(name, name))
             if update is not None:
                 # Rows one after the other: safetensors stores the buffer as it lies.
                 value = np.ascontiguousarray(update(value).astype(value.dtype))

@@ -6,13 +6,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer as RawTokenizer
 
 from star_jax.config import InputError
 from star_jax.text.families import TokenLimits, read_shape
 from star_jax.text.formats import sentences
 from star_jax.text.formats.adapter import target_modules
+from star_jax.text.formats.merged import write_weights
 from star_jax.text.formats.pair_scorer import read_logits, write_scorer
 from star_jax.text.formats.tokenizer_files import write_tokenizer
 from star_jax.text.pooling import PoolingConfig
@@ -165,3 +166,19 @@ def test_the_files_say_what_the_scorer_computes(tmp_path, config):
     write_scorer(tmp_path, params, config, 4)
     expected = jax.jit(scorer.apply)({"params": params}, *inputs)
     np.testing.assert_allclose(read_logits(tmp_path, *inputs), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_second_copy_of_the_embedding_is_the_trained_one(tmp_path):
+    """Some files of T5 hold it twice; transformers ties the two to either."""
+    base, folder = tmp_path / "base", tmp_path / "out"
+    base.mkdir()
+    folder.mkdir()
+    table = np.arange(6, dtype=np.float32).reshape(3, 2)
+    names = ("shared.weight", "encoder.embed_tokens.weight", "decoder.block.0.weight")
+    save_file({name: table for name in names}, base / "model.safetensors")
+    updates = {"shared.weight": lambda value: value + 1.0}
+    write_weights(folder, base, updates, shard_bytes=1 << 20)
+    stored = load_file(folder / "model.safetensors")
+    for name in names[:2]:
+        np.testing.assert_array_equal(stored[name], table + 1.0)
+    np.testing.assert_array_equal(stored[names[2]], table)
