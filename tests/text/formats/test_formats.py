@@ -175,7 +175,7 @@ def test_a_second_copy_of_the_embedding_is_the_trained_one(tmp_path):
     folder.mkdir()
     table = np.arange(6, dtype=np.float32).reshape(3, 2)
     names = ("shared.weight", "encoder.embed_tokens.weight", "decoder.block.0.weight")
-    save_file({name: table for name in names}, base / "model.safetensors")
+    save_file(dict.fromkeys(names, table), base / "model.safetensors")
     updates = {"shared.weight": lambda value: value + 1.0}
     write_weights(folder, base, updates, shard_bytes=1 << 20)
     stored = load_file(folder / "model.safetensors")
