@@ -7,7 +7,7 @@ first steps were timed without compiling anything again.
 import dataclasses
 import math
 import re
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import optax
@@ -110,17 +110,14 @@ def _scale_by_path(multipliers: tuple[tuple[str, float], ...]) -> optax.Gradient
         name = keystr(path, simple=True, separator="/")
         return next((f for pattern, f in multipliers if re.fullmatch(pattern, name)), 1.0)
 
-    def init(params: PyTree) -> optax.OptState:
+    def scale(updates: PyTree, _: PyTree | None) -> PyTree:
+        paths = trees.paths(updates)
         for pattern, _ in multipliers:
-            if not any(re.fullmatch(pattern, path) for path in trees.paths(params)):
+            if not any(re.fullmatch(pattern, path) for path in paths):
                 raise InputError(
                     f"rate_multipliers {pattern!r} matches none of the parameters that train: "
-                    f"{', '.join(trees.paths(params))}"
+                    f"{', '.join(paths)}"
                 )
-        return optax.EmptyState()
+        return jax.tree.map_with_path(lambda p, u: u * factor(p), updates)
 
-    def update(updates: PyTree, state: optax.OptState, params: PyTree | None = None) -> Any:
-        del params
-        return jax.tree.map_with_path(lambda p, u: u * factor(p), updates), state
-
-    return optax.GradientTransformation(init, update)
+    return optax.stateless(scale)

@@ -23,7 +23,10 @@ def config(num_steps=8, **fields) -> TextTrainConfig:
     defaults = {
         "tower": TowerConfig(base="random", prompts="none", limits=LIMITS),
         "lora": LoraConfig(rank=4),
-        "optimizer": OptimizerConfig(learning_rate=1e-2),
+        "optimizer": OptimizerConfig(
+            learning_rate=1e-2,
+            rate_multipliers=((r"scorer/.*", 1.0),),  # As presets have them; 1 changes nothing.
+        ),
         "plan": PlanConfig(num_steps=num_steps, validate_epochs=0.4),
         "mesh": MeshConfig(data=1),
         "batch_size": 16,

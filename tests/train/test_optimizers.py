@@ -76,8 +76,10 @@ def test_clips_the_norm_over_all_parameters():
 
 def test_multipliers_of_no_parameter_are_refused():
     optimizer = make_optimizer(OptimizerConfig(rate_multipliers=(("scoer/.*", 5.0),)))
+    params = {"head": {"kernel": jnp.ones(3)}}
+    state = optimizer.init(params)
     with pytest.raises(InputError, match=r"'scoer/\.\*' matches none of .*: head/kernel"):
-        optimizer.init({"head": {"kernel": jnp.ones(3)}})
+        optimizer.update(params, state, params)
 
 
 def test_norms_and_biases_do_not_decay():

@@ -12,7 +12,9 @@ from star_jax.train.state import create_state
 from star_jax.train.step import make_step
 from tests.train import regression
 
-CONFIG = OptimizerConfig(learning_rate=0.1, weight_decay=0.0)
+CONFIG = OptimizerConfig(
+    learning_rate=0.1, weight_decay=0.0, rate_multipliers=((r".*/kernel", 1.0),)
+)
 SPLIT_RULES = (Rule("layer/kernel", PartitionSpec("fsdp")), Rule(".*", PartitionSpec()))
 
 
