@@ -47,7 +47,7 @@ from star_jax.train.state import create_state
 from star_jax.train.step import make_step
 
 LEAST_TRAINING, LEAST_EXPORT = 1.0, 1.3  # Times the speed of torch.
-NUM_POSITIVES, NUM_STEPS, NUM_TEXTS, ROUNDS = 32, 12, 2000, 3
+NUM_POSITIVES, NUM_STEPS, NUM_TEXTS, ROUNDS = 32, 8, 1000, 2
 LENGTH = 256
 LIMITS = TokenLimits(job=LENGTH, profile=LENGTH, resume=LENGTH, other=LENGTH)
 CONFIG = TextTrainConfig(
