@@ -47,7 +47,7 @@ from star_jax.train.state import create_state
 from star_jax.train.step import make_step
 
 LEAST_TRAINING, LEAST_EXPORT = 1.0, 1.3  # Times the speed of torch.
-NUM_POSITIVES, NUM_STEPS, NUM_TEXTS, ROUNDS = 32, 8, 1000, 2
+NUM_POSITIVES, NUM_STEPS, NUM_TEXTS, ROUNDS = 32, 4, 400, 1
 LENGTH = 256
 LIMITS = TokenLimits(job=LENGTH, profile=LENGTH, resume=LENGTH, other=LENGTH)
 CONFIG = TextTrainConfig(
@@ -221,7 +221,7 @@ def _report(found: dict[str, list[Found]], difference: float) -> bool:
     PYTHONPATH=. python bench/text_cpu.py DATA_DIR > bench/results/text_cpu.md
 
 seqa, all-MiniLM-L6-v2 in float32, texts of up to {LENGTH} tokens; {NUM_STEPS} steps of
-{NUM_POSITIVES} positives with a negative each, {NUM_TEXTS} texts exported; {ROUNDS} rounds in
+{NUM_POSITIVES} positives with a negative each, {NUM_TEXTS} texts exported; {ROUNDS} round(s) in
 turns, the median. Largest difference of the vectors: {difference:.1e}.
 
 | | star_jax | sentence-transformers + PEFT | ratio | bar |
