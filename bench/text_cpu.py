@@ -84,6 +84,17 @@ def star(workdir: Path) -> Found:
     model_config = CONFIG.model(task)
     model = model_config.build()
     trainable, frozen = initial(model_config, model, 0, mesh)
+    chosen = _chosen(records)
+    encoder = BulkEncoder(
+        model, records, mesh, lengths=bulk_lengths(records.lengths[chosen], 8), batch_tokens=4096
+    )
+    variables = {**frozen, **trainable}
+    encoder(variables, chosen, lambda *_: None)  # Compiles.
+    begun = time.monotonic()
+    vectors = encoder(variables, chosen, lambda *_: None)
+    export = time.monotonic() - begun
+    np.save(workdir / "star.npy", vectors)
+
     optimizer = make_optimizer(CONFIG.optimizer)
     state = create_state(trainable, optimizer, seed=0, mesh=mesh, rules=FSDP_RULES)
     step = make_step(
@@ -105,16 +116,6 @@ def star(workdir: Path) -> Found:
     jax.block_until_ready(state)
     training = time.monotonic() - begun
 
-    chosen = _chosen(records)
-    encoder = BulkEncoder(
-        model, records, mesh, lengths=bulk_lengths(records.lengths[chosen], 8), batch_tokens=4096
-    )
-    variables = {**frozen, **initial(model_config, model, 0, mesh).trainable}
-    encoder(variables, chosen, lambda *_: None)  # Compiles.
-    begun = time.monotonic()
-    vectors = encoder(variables, chosen, lambda *_: None)
-    export = time.monotonic() - begun
-    np.save(workdir / "star.npy", vectors)
     padding = 1.0 - encoder.counts.num_tokens / encoder.counts.num_slots
     return Found(
         NUM_STEPS * NUM_POSITIVES / training,

@@ -35,6 +35,7 @@ from star_jax.text.formats.merged import (
 from star_jax.text.formats.pair_scorer import write_scorer
 from star_jax.text.formats.sentences import check_expressible, config_changes, write_modules
 from star_jax.text.formats.tokenizer_files import write_tokenizer
+from star_jax.text.prompts import Kind
 
 KIND = "model_export"
 
@@ -53,7 +54,7 @@ class ModelExportConfig:
     verify: Literal["libraries", "self"] = "libraries"  # `self`: by our own reader alone.
     num_texts: int = 8  # Real texts whose vectors are compared.
     # Whose adapters, for a model of lora.tower_adapters: other libraries know shared ones alone.
-    tower: Literal["job", "profile", "resume"] | None = None
+    tower: Kind | None = None
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=1))
 
     def __post_init__(self) -> None:

@@ -33,7 +33,7 @@ from star_jax.shapes import PyTree
 from star_jax.text.bi_encoder import BiEncoder, Mode, TextBatch, bi_encoder_loss, row_axes
 from star_jax.text.lora import LoraConfig
 from star_jax.text.objective import ObjectiveConfig
-from star_jax.text.packing import kind_number
+from star_jax.text.prompts import kind_number
 from star_jax.text.scorer import ScorerConfig
 from star_jax.text.tower import TowerConfig, build_tokenizer
 from star_jax.train.begun import check_begun, note_begun
@@ -117,11 +117,6 @@ class TextTrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
-        if self.mode == "frozen" and self.tower.pooling is not None and self.tower.pooling.learns:
-            raise ValueError(
-                f"mode frozen with tower.pooling that learns (token {self.tower.pooling.token}, "
-                f"layers {self.tower.pooling.layers}): needed mode lora or full"
-            )
         if self.mode == "frozen" and self.tower.pooling.learns:
             raise ValueError(
                 f"mode frozen with tower.pooling that learns (token {self.tower.pooling.token}, "

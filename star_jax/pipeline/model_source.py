@@ -19,9 +19,8 @@ from star_jax.shapes import PyTree
 from star_jax.text.bi_encoder import POOLER, BiEncoder
 from star_jax.text.families import MistralShape
 from star_jax.text.lora import COLLECTION, LoraConfig, of_tower
-from star_jax.text.packing import KINDS
 from star_jax.text.pooling import PoolingConfig
-from star_jax.text.prompts import ROLES, clean, named_prompts
+from star_jax.text.prompts import KINDS, Kind, clean, kind_of, named_prompts
 from star_jax.text.tokenizer import Tokenizer, Truncation
 from star_jax.text.tower import (
     Base,
@@ -93,7 +92,7 @@ class Vectors(NamedTuple):
     base: Float32[np.ndarray, "N E"]
 
 
-def read_source(folder: Path, mesh: Mesh, kinds: Iterable[str], tower: str | None) -> Source:
+def read_source(folder: Path, mesh: Mesh, kinds: Iterable[str], tower: Kind | None) -> Source:
     """The best checkpoint of `W/text`, for float32 arithmetic.
 
     Args:
@@ -118,7 +117,7 @@ def read_source(folder: Path, mesh: Mesh, kinds: Iterable[str], tower: str | Non
     if base.folder is None:
         raise InputError(f"base {config.base} has no files, needed a base that can be exported")
     lora = trained.model.lora
-    _check_possible(trained, tower)
+    _check_exportable(trained, tower)
     model = dataclasses.replace(trained.model, tower=build_tower(config))
     adapters, params = None, None
     if lora is not None:
@@ -141,12 +140,17 @@ def read_source(folder: Path, mesh: Mesh, kinds: Iterable[str], tower: str | Non
         prompts={
             name: words
             for name, words in named_prompts(base.prompts, kinds).items()
-            if tower is None or ROLES.get(name, name) == tower
+            if tower in (None, kind_of(name))
         },
     )
 
 
-def _check_possible(trained: TrainedText, tower: str | None) -> None:
+def _check_exportable(trained: TrainedText, tower: Kind | None) -> None:
+    """Refuses what no format can hold, and a tower where there is none to choose, or none chosen.
+
+    Raises:
+      InputError: With the remedy.
+    """
     if POOLER in trained.variables:
         pooling = trained.tower.pooling
         raise InputError(
@@ -172,10 +176,11 @@ def texts_by_kind(tables: Path) -> dict[str, list[str]]:
         texts = read_texts(tables, name)
         for kind, text in zip(texts.kind, texts.text, strict=True):
             of_kind = found.setdefault(kind, set())
-            cleaned = clean(text)
-            # Ours is cleaned once more where it is encoded: the same, but for markup in markup.
-            if len(of_kind) < _CHOSEN_FROM and clean(cleaned) == cleaned:
-                of_kind.add(cleaned)
+            if len(of_kind) < _CHOSEN_FROM:
+                cleaned = clean(text)
+                # It is cleaned again where we encode it: the same, but for markup in markup.
+                if clean(cleaned) == cleaned:
+                    of_kind.add(cleaned)
     if not found:
         raise InputError(f"{tables} holds no text, needed some to verify the export")
     return {

@@ -24,8 +24,8 @@ from star_jax.text.attention_choice import BackendChoice
 from star_jax.text.bi_encoder import BiEncoder, build_bi_encoder, encode
 from star_jax.text.families import TokenLimits
 from star_jax.text.objective import ObjectiveConfig
-from star_jax.text.packing import Tokens, kind_number
-from star_jax.text.prompts import ROLES, named_prompts
+from star_jax.text.packing import Tokens
+from star_jax.text.prompts import kind_number, kind_of, named_prompts
 from star_jax.text.scorer import ScorerConfig
 from star_jax.text.tokenizer import Tokenizer, Truncation
 from star_jax.text.tower import TowerConfig, build_tokenizer, load_params, read_base
@@ -163,7 +163,7 @@ class TextEncoder:
             rows,
             batch_size,
             skipped=skipped,
-            kind=None if prompt_name is None else ROLES.get(prompt_name, prompt_name),
+            kind=None if prompt_name is None else kind_of(prompt_name),
             show_progress=show_progress_bar,
         )
         vectors = vectors[:, :truncate_dim]
@@ -189,18 +189,12 @@ class TextEncoder:
           rows: Ids of each text.
           batch_size: Texts of one forward pass.
           skipped: Leading ids of each that are its prompt; None: there are no prompts.
-          kind: Of the texts; it matters where every tower has adapters of its own.
+          kind: Of the texts; needed where every tower has adapters of its own.
           show_progress: Logs the progress.
 
         Raises:
-          ValueError: No batch size, or a kind is needed.
+          ValueError: No batch size, or the kind is missing.
         """
-        lora = self._model.lora
-        if kind is None and lora is not None and lora.tower_adapters:
-            raise ValueError(
-                "prompt_name None with a model of lora.tower_adapters, needed the kind of the "
-                "texts: it decides the adapters that read them"
-            )
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be >= 1")
         vectors = np.empty((len(rows), self.embedding_size), np.float32)
@@ -226,12 +220,18 @@ class TextEncoder:
 
     def _before(self, prompt_name: str | None, prompt: str | None) -> tuple[str, int]:
         """The words before each text, and the limit."""
+        lora = self._model.lora
+        if prompt_name is None and lora is not None and lora.tower_adapters:
+            raise ValueError(
+                "prompt_name None with a model of lora.tower_adapters, needed the kind of the "
+                "texts: it decides the adapters that read them"
+            )
         if prompt_name is not None and prompt_name not in self.prompts:
             known = ", ".join(self.prompts)
             raise ValueError(f"prompt_name {prompt_name!r} is unknown, needed one of {known}")
         if prompt is not None or prompt_name is None:
             return prompt or "", self.max_seq_length
-        return self.prompts[prompt_name], self._limits.of(ROLES.get(prompt_name, prompt_name))
+        return self.prompts[prompt_name], self._limits.of(kind_of(prompt_name))
 
     def _pad(self, rows: Sequence[Int32[np.ndarray, " _"]], batch_size: int) -> Tokens:
         """One of the few shapes that hold these texts."""

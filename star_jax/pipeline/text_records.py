@@ -20,7 +20,7 @@ from jaxtyping import Int32, Shaped
 
 from star_jax import artefacts
 from star_jax.pipeline.tables.read import read_meta, read_texts
-from star_jax.text.packing import kind_number
+from star_jax.text.prompts import kind_number
 from star_jax.text.tokenizer import Tokenizer
 from star_jax.train.reporter import Progress
 

@@ -98,7 +98,7 @@ def build_bi_encoder(
       packed: Whether rows may hold several texts, which not every attention back end can do.
 
     Raises:
-      InputError: As `build_tower`, or a width of the objective is beyond that of the base.
+      InputError: As `build_tower`, or the largest width of the objective is not the base's.
     """
     built = build_tower(tower, packed=packed)
     if objective.widths and max(objective.widths) != built.embedding_size:

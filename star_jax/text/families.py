@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from star_jax.config import InputError
 from star_jax.text.pooling import PoolingConfig
+from star_jax.text.prompts import KINDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class TokenLimits:
 
     def of(self, kind: str) -> int:
         """The limit of a kind; every field must be set."""
-        limit = getattr(self, kind) if kind in ("job", "profile", "resume") else self.other
+        limit = getattr(self, kind) if kind in KINDS else self.other
         assert limit is not None
         return limit
 

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 from star_jax.config import InputError
 from star_jax.shapes import PyTree
 from star_jax.text.linears import Linears
-from star_jax.text.packing import KINDS
+from star_jax.text.prompts import KINDS, Kind
 
 COLLECTION = "lora"
 
@@ -121,13 +121,13 @@ def adapted(config: LoraConfig, kind: Int[Array, "R L"] | None = None) -> Iterat
         yield
 
 
-def of_tower(lora: PyTree, config: LoraConfig, kind: str) -> tuple[PyTree, LoraConfig]:
+def of_tower(lora: PyTree, config: LoraConfig, kind: Kind) -> tuple[PyTree, LoraConfig]:
     """The adapters of one tower, as shared ones.
 
     Args:
       lora: Of all towers.
       config: With `tower_adapters`.
-      kind: One of `KINDS`.
+      kind: Of the texts that it reads.
     """
     start = KINDS.index(kind) * config.rank
     end = start + config.rank

@@ -5,14 +5,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-KINDS = ("job", "profile", "resume")
-"""The kinds of texts that training reads, in the order of their numbers."""
-
-
-def kind_number(kind: str) -> int:
-    """Place of a kind in `KINDS`; -1 for any other, such as the type of an attribute node."""
-    return KINDS.index(kind) if kind in KINDS else -1
-
 
 class Tokens(NamedTuple):
     """Texts in rows of one length; a row ends in padding.

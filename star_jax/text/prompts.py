@@ -9,8 +9,13 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import Literal, get_args
 
 from star_jax.config import InputError
+
+Kind = Literal["job", "profile", "resume"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""The kinds of texts that training reads, in the order of their numbers."""
 
 OTHER = "*"
 """Stands for every kind that a version does not name, such as the type of an attribute node."""
@@ -47,6 +52,16 @@ _MARKUP = re.compile(rf"</?(?:{_TAGS.replace(' ', '|')})(?:\s[^<>]*)?/?>", re.IG
 _ENTITY = re.compile(r"&(?:[a-zA-Z]{2,31}|#\d{1,7}|#x[0-9a-fA-F]{1,6});")
 
 
+def kind_number(kind: str) -> int:
+    """Place of a kind in `KINDS`; -1 for any other, such as the type of an attribute node."""
+    return KINDS.index(kind) if kind in KINDS else -1
+
+
+def kind_of(name: str) -> str:
+    """The kind that a caller means by the name of a prompt."""
+    return ROLES.get(name, name)
+
+
 def prompt(version: str, kind: str) -> str:
     """The words put before a text of this kind.
 
@@ -64,9 +79,9 @@ def named_prompts(version: str, kinds: Iterable[str]) -> dict[str, str]:
 
     Args:
       version: Of the prompts.
-      kinds: Kinds beside job, profile and resume.
+      kinds: Kinds beside those of `KINDS`.
     """
-    names = dict.fromkeys(["job", "profile", "resume", *kinds])
+    names = dict.fromkeys([*KINDS, *kinds])
     of_kinds = {name: prompt(version, name) for name in names}
     return of_kinds | {role: prompt(version, kind) for role, kind in ROLES.items()}
 

@@ -27,7 +27,7 @@ class OptimizerConfig:
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    final_fraction: float = 0.0  # What the decay reaches after the last step, as a part of it.
+    final_fraction: float = 0.0  # Part of `learning_rate` that the decay ends at.
     max_warmup_fraction: float = 0.1  # Small batches would warm up longer than they train.
     clip_norm: float = 1.0  # 0: no clipping.
     b1: float = 0.9
@@ -110,7 +110,8 @@ def _scale_by_path(multipliers: tuple[tuple[str, float], ...]) -> optax.Gradient
         name = keystr(path, simple=True, separator="/")
         return next((f for pattern, f in multipliers if re.fullmatch(pattern, name)), 1.0)
 
-    def scale(updates: PyTree, _: PyTree | None) -> PyTree:
+    def scale(updates: PyTree, params: PyTree | None) -> PyTree:
+        del params
         paths = trees.paths(updates)
         for pattern, _ in multipliers:
             if not any(re.fullmatch(pattern, path) for path in paths):

@@ -21,12 +21,6 @@ from star_jax.pipeline.graph_model import read_model_file
 from star_jax.pipeline.graph_scoring import GraphPairScorer, SplitScoring
 from star_jax.pipeline.tables.read import read_pairs, read_ranking
 from tests.jobs import graph_runs, tiny_graph
-from tests.pipeline import graph_market
-
-
-@pytest.fixture(scope="module")
-def market(tmp_path_factory):
-    return graph_market.write(tmp_path_factory.mktemp("market"))
 
 
 @pytest.fixture(scope="module")

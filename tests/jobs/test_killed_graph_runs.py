@@ -11,12 +11,6 @@ import pytest
 
 from star_jax.jobs import train_graph
 from tests.jobs import graph_runs, tiny_graph
-from tests.pipeline import graph_market
-
-
-@pytest.fixture(scope="module")
-def market(tmp_path_factory):
-    return graph_market.write(tmp_path_factory.mktemp("market"))
 
 
 def kill(workdir, plan):

@@ -19,17 +19,11 @@ from star_jax.pipeline.graph_scoring import GraphPairScorer
 from star_jax.pipeline.tables.read import read_pairs
 from star_jax.train.optimizers import OptimizerConfig
 from tests.jobs import graph_runs, tiny_graph
-from tests.pipeline import graph_market
 
 SOFTMAX_MODEL = dataclasses.replace(
     tiny_graph.config().model,
     decoder=DecoderConfig(kind="softmax", match=MatchConfig(enabled=False)),
 )
-
-
-@pytest.fixture(scope="module")
-def market(tmp_path_factory):
-    return graph_market.write(tmp_path_factory.mktemp("market"))
 
 
 @pytest.mark.slow

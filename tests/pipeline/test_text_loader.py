@@ -196,6 +196,16 @@ def test_groups_with_few_negatives_are_padded(market):
     assert (batch.document[~batch.mask] == -1).all()
 
 
+def test_batches_have_room_for_versions_of_texts_within_a_group(market, caplog):
+    """Fixed pairs say for each row which version of the profile and of the resume it has."""
+    number = np.arange(len(market[0].label), dtype=np.int32) % 10
+    pairs = market[0]._replace(document=number, profile=10 + number, resume=20 + number)
+    shape = replace(SHAPE, num_tables=1, num_groups=1)
+    batch = builder(market, shape, pairs=pairs)(0, np.arange(1))
+    assert int(batch.mask.sum()) == shape.group_size
+    assert "found no room" not in caplog.text
+
+
 def test_a_group_takes_its_own_negatives_and_the_mined_ones(market):
     """Explicit negatives of the data are rows of the group already, mined ones come beside them."""
     pairs, _ = market

@@ -15,8 +15,9 @@ from star_jax.text.families import BertShape, MistralShape, TokenLimits
 from star_jax.text.linears import Linears
 from star_jax.text.lora import LoraConfig, adapted, init_lora, merge_lora, of_tower
 from star_jax.text.objective import ObjectiveConfig
-from star_jax.text.packing import KINDS, Tokens
+from star_jax.text.packing import Tokens
 from star_jax.text.pooling import PoolingConfig
+from star_jax.text.prompts import KINDS
 from star_jax.text.scorer import PairScorer, ScorerConfig
 from star_jax.text.tower import TextTower, TowerConfig, build_tower, load_params, param_shapes
 from tests.text.fixtures import FAMILIES, FOLDER, arrays, rows_of

@@ -9,7 +9,7 @@ import tokenizers
 
 from star_jax.config import InputError
 from star_jax.text.families import TokenLimits
-from star_jax.text.prompts import clean
+from star_jax.text.prompts import KINDS, clean
 from star_jax.text.tokenizer import Tokenizer, Truncation
 from star_jax.text.tower import TowerConfig, build_tokenizer
 from tests.text.fixtures import FAMILIES, FOLDER, arrays, texts
@@ -88,7 +88,7 @@ def test_a_prompt_comes_before_the_text_within_the_limit():
     (cut,) = tokenizer.encode(["nurse " * 50], "job")
     assert len(cut) == 60
     assert cut[-1] == 3
-    kinds = [tokenizer.encode(["nurse"], kind)[0].tolist() for kind in ("job", "profile", "resume")]
+    kinds = [tokenizer.encode(["nurse"], kind)[0].tolist() for kind in KINDS]
     assert kinds[0] != kinds[1] != kinds[2] != kinds[0]
 
 

@@ -20,6 +20,7 @@ from star_jax.text.tower import (
     TextTower,
     TowerConfig,
     build_tower,
+    init_pooler,
     load_params,
     param_shapes,
     read_base,
@@ -224,6 +225,36 @@ def test_bfloat16_keeps_float32_where_it_matters(family):
     assert dtypes["reduce_sum"] <= {"float32", "int32"}
     summed = {"float32"} if narrow.pooling.token == "mean" else set()  # A token is only taken.
     assert dtypes["dot_general"] == {"bfloat16"} | summed
+
+
+def test_latent_pooling_has_a_float32_softmax():
+    pooling = PoolingConfig(token="latent")
+    tower, params = load(
+        "tiny_bert", param_dtype="bfloat16", compute_dtype="bfloat16", pooling=pooling
+    )
+    golden = arrays("tiny_bert")
+    inputs = jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"])
+    params = {**params, "pooler": init_pooler(tower, jax.random.key(0))}
+    traced = jax.make_jaxpr(lambda p: apply(tower, p, *inputs))(params)
+    softmax = {
+        str(variable.aval.dtype)
+        for equation in equations(traced.jaxpr)
+        if equation.primitive.name == "exp"
+        for variable in equation.outvars
+    }
+    assert softmax == {"float32"}
+
+
+def test_padding_beyond_the_positions_of_a_bert_changes_nothing():
+    """Rows are padded to a multiple of 8, which its positions need not be."""
+    tower, params = load("tiny_bert")
+    assert isinstance(tower.shape, BertShape)
+    limit = tower.shape.max_positions
+    tokens = np.full((1, limit + 3), 7, np.int32)
+    mask = np.arange(limit + 3)[None] < limit
+    got = encode(tower, params, jnp.asarray(tokens), jnp.asarray(mask))
+    expected = encode(tower, params, jnp.asarray(tokens[:, :limit]), jnp.asarray(mask[:, :limit]))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 def test_the_random_base_needs_no_files():

@@ -62,6 +62,20 @@ def test_microbatches_add_up_to_the_batch(parts):
     np.testing.assert_allclose(whole[1]["loss"], split[1]["loss"], rtol=1e-5)
 
 
+def test_keys_of_steps_are_not_those_of_parameters():
+    mesh = regression.one_device()
+    state = create_state(
+        regression.params(), make_optimizer(CONFIG), seed=1, mesh=mesh, rules=FSDP_RULES
+    )
+    drawn_from = {
+        tuple(key) for key in jax.random.key_data(jax.random.split(jax.random.key(1), 8)).tolist()
+    }
+    steps = {
+        tuple(jax.random.key_data(jax.random.fold_in(state.rng, i)).tolist()) for i in range(8)
+    }
+    assert not drawn_from & steps
+
+
 def test_step_is_adam_on_the_mean_gradient():
     """The first update of Adam is the sign of the gradient times the rate."""
     optimizer = make_optimizer(CONFIG)

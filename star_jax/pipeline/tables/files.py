@@ -1,6 +1,7 @@
 """Parquet and CSV files as SQL, read strictly, and what DuckDB says of those that are damaged."""
 
 import csv
+import itertools
 from pathlib import Path
 
 import duckdb
@@ -57,9 +58,10 @@ def _header(path: Path) -> tuple[str, list[str]]:
 def _distinct(names: list[str]) -> list[str]:
     """Names for all columns: those without one are counted, and so are repeated ones."""
     found: list[str] = []
-    for number, name in enumerate(names):
-        wanted, count = name or f"column{number}", 1
-        while wanted.lower() in {other.lower() for other in found}:
-            wanted, count = f"{name or f'column{number}'}_{count}", count + 1
-        found.append(wanted)
+    taken: set[str] = set()
+    for number, given in enumerate(names):
+        name = given or f"column{number}"
+        tries = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(1)))
+        found.append(next(each for each in tries if each.lower() not in taken))
+        taken.add(found[-1].lower())
     return found

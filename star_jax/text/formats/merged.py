@@ -139,7 +139,7 @@ def write_weights(
         total = sum(tensor.num_bytes for tensor in tensors)
         content = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / _INDEX).write_text(json.dumps(content, indent=1), encoding="utf-8")
-    return {tensor.dtype for tensor in tensors if tensor_names.bare(tensor.name) in updates}
+    return {tensor.dtype for tensor in tensors if _update_of(tensor, updates) is not None}
 
 
 def write_config(folder: Path, base: Path, **changes: object) -> None:
@@ -161,6 +161,11 @@ def _shards(tensors: list[Stored], shard_bytes: int) -> Iterator[list[Stored]]:
     yield shard
 
 
+def _update_of(tensor: Stored, updates: Mapping[str, Update]) -> Update | None:
+    name = tensor_names.bare(tensor.name)
+    return updates.get(tensor_names.COPIES.get(name, name))
+
+
 def _read(shard: list[Stored], updates: Mapping[str, Update]) -> dict[str, np.ndarray]:
     values = {}
     with ExitStack() as stack:
@@ -170,8 +175,7 @@ def _read(shard: list[Stored], updates: Mapping[str, Update]) -> dict[str, np.nd
         }
         for tensor in shard:
             value = files[tensor.file].get_tensor(tensor.name)
-            name = tensor_names.bare(tensor.name)
-            update = updates.get(tensor_names.COPIES.get(name, name))
+            update = _update_of(tensor, updates)
             if update is not None:
                 # Rows one after the other: safetensors stores the buffer as it lies.
                 value = np.ascontiguousarray(update(value).astype(value.dtype))

@@ -22,10 +22,12 @@ def _save_in(schema, split):
     return dataclasses.replace(schema, edges=(schema.edges[0], save))
 
 
+WINDOWS = TimeWindows(graph=40 * DAY, train=30 * DAY, val=10 * DAY, test=10 * DAY, end=mini.END)
+
+
 def test_windows_do_not_overlap_and_the_graph_ends_before_train(tmp_path):
-    split = TimeWindows(graph=40 * DAY, train=30 * DAY, val=10 * DAY, test=10 * DAY, end=mini.END)
     tables = mini.tables()
-    out, meta = mini.imported(tmp_path, tables, mini.schema(split=split))
+    out, meta = mini.imported(tmp_path, tables, mini.schema(split=WINDOWS))
     windows = [10, 50, 80, 90, 100]
     bounds = [mini.START + d * DAY for d in windows]
     spans = []
@@ -49,12 +51,11 @@ def test_windows_do_not_overlap_and_the_graph_ends_before_train(tmp_path):
 
 def test_an_edge_without_its_split_goes_by_its_time(tmp_path):
     """Null is no split: an interaction is placed like one whose file has no such column."""
-    split = TimeWindows(graph=40 * DAY, train=30 * DAY, val=10 * DAY, test=10 * DAY, end=mini.END)
-    expected, _ = mini.imported(tmp_path / "by time", mini.tables(), mini.schema(split=split))
+    expected, _ = mini.imported(tmp_path / "by time", mini.tables(), mini.schema(split=WINDOWS))
     tables = mini.tables()
     saved = tables["save.parquet"]
     saved["part"] = ["train", *[None] * (len(saved["t"]) - 1)]
-    schema = mini.schema(split=split)
+    schema = mini.schema(split=WINDOWS)
     own = dataclasses.replace(schema.edges[1], split="part")
     out, _ = mini.imported(
         tmp_path / "own", tables, dataclasses.replace(schema, edges=(schema.edges[0], own))
@@ -71,15 +72,8 @@ def test_an_edge_without_its_split_goes_by_its_time(tmp_path):
 
 
 def test_attributes_are_not_visible_from_a_split():
-    with pytest.raises(ValueError, match="visible_from test of the attribute job__needs__skill"):
-        EdgeSource(
-            sender="job",
-            relation="needs",
-            receiver="skill",
-            kind="attribute",
-            file="f.parquet",
-            visible_from="test",
-        )
+    with pytest.raises(ValueError, match="visible_from test of the attribute job__has__skill"):
+        dataclasses.replace(mini.schema().edges[0], visible_from="test")
 
 
 def test_six_months_a_month_and_a_half_and_fifteen_days_in_seconds():
