@@ -127,11 +127,11 @@ def star(workdir: Path) -> Found:
 
 def torch(workdir: Path) -> Found:
     """Their side."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.losses import (
-        MultipleNegativesRankingLoss,
+    import torch  # pyright: ignore[reportMissingImports]
+    from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
+    from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
+    from sentence_transformers.sentence_transformer import (  # pyright: ignore[reportMissingImports]
+        losses,
     )
 
     torch.manual_seed(0)
@@ -151,7 +151,7 @@ def torch(workdir: Path) -> Found:
     )
     model[0].auto_model = get_peft_model(model[0].auto_model, adapters)
     model.train()
-    loss = MultipleNegativesRankingLoss(model)
+    loss = losses.MultipleNegativesRankingLoss(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
     order = np.random.default_rng(0).permutation(len(columns))
 
