@@ -26,7 +26,7 @@ from star_jax.embeddings.reuse import MISSING, KnownVectors, VectorFiles
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.ahead import behind
 from star_jax.pipeline.text_calibration import FILE as CALIBRATION
-from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths
+from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths, default_batch_tokens
 from star_jax.pipeline.text_model import TrainedText, open_trained
 from star_jax.pipeline.text_parts import Parts, WorkerConfig, alone, clear
 from star_jax.pipeline.text_records import TextRecords, text_records
@@ -54,7 +54,8 @@ class TextExportConfig:
       mesh: Devices of this process.
       worker: Which of several processes this one is.
       attention_backend: As in `TowerConfig`, for this machine.
-      batch_tokens: Of one forward pass on one device, padding included.
+      batch_tokens: Of one forward pass on one device, padding included. None: 1024 on a CPU,
+        whose caches hold so many, 16384 on an accelerator.
       num_lengths: Padded lengths: more pad less, and compile longer.
       part_texts: Different texts that are stored at a time; at most these are redone.
       shard_rows: Rows of one file of a table.
@@ -70,7 +71,7 @@ class TextExportConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     worker: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
     attention_backend: BackendChoice = "auto"
-    batch_tokens: int = 4096
+    batch_tokens: int | None = None
     num_lengths: int = 6
     part_texts: int = 8192
     shard_rows: int = 1 << 20
@@ -83,7 +84,7 @@ class TextExportConfig:
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "num_lengths", "part_texts", "shard_rows", "ranges_texts"):
-            if getattr(self, name) < 1:
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
         if self.platt_pairs < 0:
             raise ValueError(f"platt_pairs {self.platt_pairs} must be >= 0")
@@ -141,7 +142,7 @@ def run(config: TextExportConfig, workdir: Path) -> None:
             "vectors": export.vectors_key,
             "tokens": export.made_from["tokens"],
             "missing": artefacts.content_digest(missing.tobytes()),
-            "plan": [config.part_texts, config.num_lengths, config.batch_tokens],
+            "plan": [config.part_texts, config.num_lengths],
         },
         missing,
         records.lengths[missing],
@@ -157,7 +158,7 @@ def run(config: TextExportConfig, workdir: Path) -> None:
         records,
         mesh,
         lengths=bulk_lengths(records.lengths[missing], config.num_lengths),
-        batch_tokens=config.batch_tokens,
+        batch_tokens=config.batch_tokens or default_batch_tokens(),
     )
     _encode(export, encoder, parts, *config.worker.share())
     with alone(export.scratch):

@@ -169,6 +169,11 @@ class BulkEncoder:
         return vectors
 
 
+def default_batch_tokens() -> int:
+    """Tokens of a batch on one device of this machine: a CPU's caches hold few."""
+    return 1024 if jax.default_backend() == "cpu" else 16_384
+
+
 def bulk_lengths(lengths: Int[np.ndarray, " N"], count: int) -> tuple[int, ...]:
     """Padded lengths for all texts; one when there is no text."""
     return choose_lengths(lengths, count) if len(lengths) else (1,)

@@ -77,15 +77,27 @@ def _xla(
     scale: float,
     bias: Float[Array, "H L L"] | None,
 ) -> Float[Array, "R L H K"]:
+    """Plain matmuls of the heads' own matrices, divided last: what compilers do well on a CPU."""
     num_rows, length, num_heads, head_width = query.shape
     num_groups = key.shape[2]
-    grouped = query.reshape(num_rows, length, num_groups, num_heads // num_groups, head_width)
-    logits = jnp.einsum("ulgrk,umgk->ugrlm", grouped * scale, key).astype(jnp.float32)
+    by_head, by_group = (num_rows, num_heads, length, -1), (num_rows, num_groups, -1, length)
+    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query * scale, key, value))
+    # The heads of a group stand below one another: axis x counts heads and queries.
+    grouped = query.reshape(num_rows, num_groups, -1, head_width)
+    logits = jnp.einsum("ugxk,ugmk->ugxm", grouped, key).astype(jnp.float32).reshape(by_head)
     if bias is not None:
-        logits += bias.astype(jnp.float32).reshape(1, num_groups, -1, length, length)
-    weight = jax.nn.softmax(logits + logit_mask[:, None, None], axis=-1)
-    mixed = jnp.einsum("ugrlm,umgk->ulgrk", weight.astype(value.dtype), value)
-    return mixed.reshape(query.shape)
+        logits += bias.astype(jnp.float32)[None]
+    logits += logit_mask[:, None]
+    most = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    weight = jnp.exp(logits - most)
+    total = jnp.sum(weight, axis=-1, keepdims=True)
+    mixed = jnp.einsum(
+        "ugxm,ugmk->ugxk",
+        weight.astype(value.dtype).reshape(by_group),
+        value,
+        preferred_element_type=jnp.float32,
+    )
+    return jnp.swapaxes(mixed.reshape(by_head) / total, 1, 2).astype(value.dtype)
 
 
 def _logit_mask(
