@@ -1,9 +1,10 @@
 """Attention back ends on an NVIDIA GPU: the same results as `xla`, and how long they take.
 
-The shapes are those of the 7B text base. A back end that cannot do a case has no row in it.
+The shapes are those of the 7B text base, unless said otherwise. A back end that cannot do a case
+has no row in it; Tokamax has one for the kernel that it is asked for first, and one for the other.
 
 Run (needs requirements-gpu.txt; Python 3.12 or newer for Tokamax):
-    PYTHONPATH=. python bench/attention_gpu.py [--length 2048] [--rows 4]
+    PYTHONPATH=. python bench/attention_gpu.py > bench/results/attention_gpu.md
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,21 @@ from star_jax.text.attention import Visibility, attention
 from star_jax.text.attention_choice import Case, Machine, choose_backend, this_machine
 from star_jax.text.pooling import AttentionSpan
 
-NUM_HEADS, NUM_GROUPS, HEAD_WIDTH = 32, 8, 128
 REPEATS = 20
 LIMITS = {"float32": 5e-3, "bfloat16": 2e-2}
 """Largest difference that is rounding, of the largest value; float32 is computed in TF32."""
 
 Attend = Callable[..., jax.Array]
+
+
+class Size(NamedTuple):
+    """Of the states; `groups` are heads of keys and values."""
+
+    rows: int
+    length: int
+    heads: int
+    groups: int
+    head_width: int
 
 
 class Result(NamedTuple):
@@ -46,28 +56,38 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Attention back ends on an NVIDIA GPU.")
     parser.add_argument("--length", type=int, default=2048, help="tokens of a row")
     parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--heads", type=int, nargs=2, default=(32, 8), help="of queries, of keys")
+    parser.add_argument("--head-width", type=int, default=128)
+    parser.add_argument("--dtypes", nargs="+", default=tuple(LIMITS), choices=tuple(LIMITS))
     options = parser.parse_args()
+    heads, groups = options.heads
+    size = Size(options.rows, options.length, heads, groups, options.head_width)
     machine = this_machine()
     if machine.platform != "cuda":
         print(f"attention_gpu: this machine has platform {machine.platform}, needed an NVIDIA GPU")
         return 2
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, tokamax {machine.tokamax}")
+    print("# Attention back ends on an NVIDIA GPU\n")
+    print(f"    PYTHONPATH=. python {' '.join(sys.argv)}\n")
+    print(
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}; {size}.\n"
+        "The reference is xla; float32 is computed in TF32.\n"
+    )
     print(
         "| dtype | rows | span | back end | largest difference: result | gradients "
         "| forward ms | forward + backward ms |\n|---|---|---|---|---|---|---|---|"
     )
     wrong = False
-    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     spans: tuple[AttentionSpan, ...] = ("causal", "bidirectional")
-    for dtype, packed, span in itertools.product(dtypes, (False, True), spans):
-        case = Case(HEAD_WIDTH, dtype, span, None, packed, biased=False)
-        wrong |= compare(case, machine, options.rows, options.length)
+    for dtype, packed, span in itertools.product(options.dtypes, (False, True), spans):
+        case = Case(size.head_width, dtype, span, None, packed, biased=False)
+        wrong |= compare(case, machine, size)
+    print("\nA back end computes something else." if wrong else "\nAll compute the same.")
     return int(wrong)
 
 
-def compare(case: Case, machine: Machine, num_rows: int, length: int) -> bool:
+def compare(case: Case, machine: Machine, size: Size) -> bool:
     """Prints the rows of a case; whether a back end differs by more than rounding."""
-    inputs, visible = draw(case, num_rows, length)
+    inputs, visible = draw(case, size)
     reference, wrong = None, False
     for name, attend in back_ends(case, machine):
         result = run(attend, inputs, visible)
@@ -95,11 +115,12 @@ def back_ends(case: Case, machine: Machine) -> Iterator[tuple[str, Attend]]:
         if backend != "tokamax":
             yield backend, partial(attention, span=case.span, window=None, backend=backend)
             continue
-        options: dict[str, Any] = {"span": case.span, "window": None, "scale": HEAD_WIDTH**-0.5}
+        scale = case.head_width**-0.5
+        options: dict[str, Any] = {"span": case.span, "window": None, "scale": scale}
         yield "tokamax", unpacked(partial(kernels.tokamax, **options))
-        if machine.compute_capability >= 9.0:
-            mosaic = partial(kernels.tokamax, **options, kernel="mosaic")
-            yield "tokamax (mosaic)", unpacked(mosaic)
+        if machine.compute_capability >= 9.0 and case.dtype == "bfloat16":
+            triton = partial(kernels.tokamax, **options, implementation=("triton",))
+            yield "tokamax (triton)", unpacked(triton)
 
 
 def unpacked(kernel: Attend) -> Attend:
@@ -107,12 +128,13 @@ def unpacked(kernel: Attend) -> Attend:
     return lambda query, key, value, visible: kernel(query, key, value, *visible)
 
 
-def draw(case: Case, num_rows: int, length: int) -> tuple[list[jax.Array], Visibility]:
+def draw(case: Case, size: Size) -> tuple[list[jax.Array], Visibility]:
     """Random states, and rows that end in padding: of four texts each, or of one."""
+    num_rows, length = size.rows, size.length
     keys = jax.random.split(jax.random.key(0), 3)
     inputs = [
-        jax.random.normal(key, (num_rows, length, heads, HEAD_WIDTH), case.dtype)
-        for key, heads in zip(keys, (NUM_HEADS, NUM_GROUPS, NUM_GROUPS), strict=True)
+        jax.random.normal(key, (num_rows, length, heads, size.head_width), case.dtype)
+        for key, heads in zip(keys, (size.heads, size.groups, size.groups), strict=True)
     ]
     place = jnp.arange(length)[None, :]
     mask = place < length - 16 - jnp.arange(num_rows)[:, None]

@@ -95,7 +95,7 @@ def test_tokamax_is_the_reference(packed, span, window):
             "span": span,
             "window": window,
             "scale": 0.25,
-            "kernel": "xla_chunked",
+            "implementation": ("xla_chunked",),
         }
         return kernels.tokamax(query, key, value, *visible, **options)
 

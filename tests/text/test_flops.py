@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bench.text_flops import LAYER_7B, compile_step
+from bench.text_gpu_rows import STAR, Scale, shares
 from star_jax.text.bi_encoder import Mode
 from star_jax.text.families import BertShape, MistralShape, T5Shape
 from star_jax.text.flops import (
@@ -157,3 +158,14 @@ def test_remat_lowers_the_memory(compiled):
         compiled(MISTRAL, "lora", remat).temp_bytes for remat in ("none", "dots", "full")
     )
     assert full < dots < none
+
+
+def test_the_gpu_benchmark_counts_what_is_computed_again():
+    scale = Scale(SEVEN_B, 1, 1e15)
+    plain, full, cached = (shares(STAR[key], 1.0, scale) for key in ("rows", "rows-full", "cache"))
+    assert plain[0] == plain[1] == full[0]
+    n, down = matmul_parameters(SEVEN_B), 32 * 4096 * 14_336
+    assert full[1] / full[0] == pytest.approx(1 + (2 * n - 2 * down) / (4 * n), abs=0.01)
+    assert cached[1] / cached[0] == pytest.approx(1.5, abs=0.01)
+    export = shares(STAR["export"], 1.0, scale)[0]
+    assert export == pytest.approx(2 * n * 8 * 1800 / 1e15, rel=0.05)
