@@ -95,6 +95,10 @@ def dense_messages(
             if not rows.shape[0]:
                 continue
             into = {key: table for key, table in tables.items() if parse_key(key)[2] == name}
+            if not into and weights.include_receiver:  # All weight is on the row itself.
+                value = weights.attention.value[weights.own(name)]
+                parts.append(jnp.einsum("qd,dhk->qhk", rows, value).reshape(rows.shape))
+                continue
             senders = [
                 _projected_senders(weights, key, into.pop(key), projected[key])
                 for key in sorted(projected.keys() & into.keys())

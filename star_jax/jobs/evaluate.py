@@ -45,7 +45,8 @@ class EvaluateConfig:
 
     Attributes:
       measure: Intervals, calibration, cohorts.
-      strict_time: Also score the test pairs with a graph of only what was there before each pair.
+      strict_time: Also score the main task's test pairs with a graph of only what was there before
+        each pair.
       seed: Of the reference methods that draw.
     """
 
@@ -98,9 +99,9 @@ class _Scorers(NamedTuple):
         graph = {name: GraphModel(s, task, split, True) for name, s in self.graph.items()}
         return {TEXT: TextModel(self.text, task), **graph} if main else {**graph}
 
-    def strict_models(self, task: str, split: str) -> dict[str, Method]:
-        """The graph models by the strict rule, on what decides: the test split."""
-        if split != "test":
+    def strict_models(self, task: str, split: str, *, main: bool) -> dict[str, Method]:
+        """The graph models by the strict rule, on what decides: the main task's test split."""
+        if not main or split != "test":
             return {}
         return {name: GraphModel(s, task, split, False) for name, s in self.strict.items()}
 
@@ -126,7 +127,7 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
         }
         for task in meta.tasks:
             content["tasks"][task] = {}
-            for split in SPLITS:
+            for split in reversed(SPLITS):  # Test sees most: what holds its samples holds all.
                 at = (task, split)
                 if not _measurable(tables, at, needed=at == (main_task, "test")):
                     continue
@@ -178,8 +179,9 @@ def _measure(
 ) -> tuple[Scored, dict[str, Any]]:
     """Scores one task and split, writes the scores, and returns the metrics of all methods."""
     task, split = at
-    models = scorers.models(task, split, main=task == next(iter(meta.tasks)))
-    strict = scorers.strict_models(task, split)
+    main = task == next(iter(meta.tasks))
+    models = scorers.models(task, split, main=main)
+    strict = scorers.strict_models(task, split, main=main)
     given = _given(meta, task, split)
     fitted = fit_references(tables, meta, task, split, config.seed) if given is None else {}
     pairs, ranking = read_pairs(tables, task, split), read_ranking(tables, task, split)
