@@ -32,7 +32,7 @@ from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES
 from star_jax.pipeline.known_pairs import KnownPairs, known_positives
 from star_jax.pipeline.tables.read import read_meta, read_pairs, read_texts
-from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths
+from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths, default_batch_tokens
 from star_jax.pipeline.text_loader import BatchBuilder, make_batches
 from star_jax.pipeline.text_model import initial
 from star_jax.pipeline.text_pairs import pair_records, with_both_sides
@@ -86,7 +86,11 @@ def star(workdir: Path) -> Found:
     trainable, frozen = initial(model_config, model, 0, mesh)
     chosen = _chosen(records)
     encoder = BulkEncoder(
-        model, records, mesh, lengths=bulk_lengths(records.lengths[chosen], 8), batch_tokens=4096
+        model,
+        records,
+        mesh,
+        lengths=bulk_lengths(records.lengths[chosen], 8),
+        batch_tokens=default_batch_tokens(),
     )
     variables = {**frozen, **trainable}
     encoder(variables, chosen, lambda *_: None)  # Compiles.

@@ -91,12 +91,8 @@ def _xla(
     most = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     weight = jnp.exp(logits - most)
     total = jnp.sum(weight, axis=-1, keepdims=True)
-    mixed = jnp.einsum(
-        "ugxm,ugmk->ugxk",
-        weight.astype(value.dtype).reshape(by_group),
-        value,
-        preferred_element_type=jnp.float32,
-    )
+    weight = weight.astype(value.dtype).reshape(by_group)
+    mixed = jnp.einsum("ugxm,ugmk->ugxk", weight, value)
     return jnp.swapaxes(mixed.reshape(by_head) / total, 1, 2).astype(value.dtype)
 
 
