@@ -32,12 +32,12 @@ from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES
 from star_jax.pipeline.known_pairs import KnownPairs, known_positives
 from star_jax.pipeline.tables.read import read_meta, read_pairs, read_texts
-from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths, default_batch_tokens
+from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths
 from star_jax.pipeline.text_loader import BatchBuilder, make_batches
 from star_jax.pipeline.text_model import initial
 from star_jax.pipeline.text_pairs import pair_records, with_both_sides
 from star_jax.pipeline.text_records import text_records
-from star_jax.text.bi_encoder import bi_encoder_loss, row_axes
+from star_jax.text.bi_encoder import make_loss, row_axes
 from star_jax.text.families import TokenLimits
 from star_jax.text.objective import ObjectiveConfig
 from star_jax.text.prompts import clean
@@ -90,7 +90,7 @@ def star(workdir: Path) -> Found:
         records,
         mesh,
         lengths=bulk_lengths(records.lengths[chosen], 8),
-        batch_tokens=default_batch_tokens(),
+        batch_tokens=None,
     )
     variables = {**frozen, **trainable}
     encoder(variables, chosen, lambda *_: None)  # Compiles.
@@ -101,13 +101,7 @@ def star(workdir: Path) -> Found:
 
     optimizer = make_optimizer(CONFIG.optimizer)
     state = create_state(trainable, optimizer, seed=0, mesh=mesh, rules=FSDP_RULES)
-    step = make_step(
-        lambda t, f, batch, key: bi_encoder_loss({**f, **t}, batch, model, key),
-        optimizer,
-        state=state,
-        mesh=mesh,
-        row_axes=row_axes,
-    )
+    step = make_step(make_loss(model), optimizer, state=state, mesh=mesh, row_axes=row_axes)
     position, compile_s = batches.get_state(), -time.monotonic()
     for _ in range(NUM_STEPS):  # All shapes.
         state, _ = step(state, frozen, step.place(next(batches)), RATE)

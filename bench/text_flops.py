@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench.shapes import MISTRAL_7B
 from star_jax.losses.semi_hard import SemiHardConfig
 from star_jax.shapes import PyTree
 from star_jax.text.bi_encoder import (
@@ -30,7 +31,7 @@ from star_jax.text.bi_encoder import (
     init_scorer,
     trainable_split,
 )
-from star_jax.text.families import MistralShape, Shape, defaults
+from star_jax.text.families import Shape, defaults
 from star_jax.text.flops import attention_flops, layer_matmuls
 from star_jax.text.lora import COLLECTION, LoraConfig, init_lora, merge_lora
 from star_jax.text.objective import ObjectiveConfig
@@ -39,20 +40,7 @@ from star_jax.text.scorer import PairScorer, ScorerConfig
 from star_jax.text.stack import Remat
 from star_jax.text.tower import TextTower, param_shapes
 
-LAYER_7B = MistralShape(
-    vocab_size=32_000,
-    width=4096,
-    num_layers=3,
-    num_heads=32,
-    num_kv_heads=8,
-    head_width=128,
-    mlp_width=14_336,
-    max_positions=32_768,
-    norm_epsilon=1e-5,
-    rope_theta=10_000.0,
-    sliding_window=None,
-    eos_id=2,
-)
+LAYER_7B = dataclasses.replace(MISTRAL_7B, num_layers=3)
 
 Kind = Literal["forward", "lora", "merged", "full"]
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from star_jax.text.attention import Backend
 from star_jax.text.families import MistralShape
@@ -12,20 +13,6 @@ from star_jax.text.flops import attention_flops, hardware_flops, model_flops
 from star_jax.text.packing import Tokens
 from star_jax.text.stack import Remat
 
-MISTRAL_7B = MistralShape(
-    vocab_size=32_000,
-    width=4096,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=8,
-    head_width=128,
-    mlp_width=14_336,
-    max_positions=32_768,
-    norm_epsilon=1e-5,
-    rope_theta=10_000.0,
-    sliding_window=4096,
-    eos_id=2,
-)
 JOB, PROFILE = 1800, 248
 REPEATS = 5
 NAMES = ("q_proj", "k_proj", "v_proj")
@@ -88,22 +75,25 @@ _NAN = float("nan")
 OUT_OF_MEMORY = Found(_NAN, _NAN, _NAN, _NAN, "out of memory")
 
 
-class Scale(NamedTuple):
-    """What the shares are of."""
+class Size(NamedTuple):
+    """What is computed, and on what."""
 
     shape: MistralShape
-    texts: int  # How many times shorter they are.
+    shorter: int  # Texts are so many times shorter.
     peak: float  # FLOP/s.
 
+    def lengths(self, row: Row) -> Int[np.ndarray, " U"]:
+        """Tokens of each text of a row."""
+        texts = (JOB, PROFILE) if row.kind == "train" else (JOB,)
+        return np.repeat(np.array(texts) // self.shorter, row.pairs)
 
-def shares(row: Row, seconds: float, scale: Scale) -> tuple[float, float]:
+
+def shares(row: Row, seconds: float, size: Size) -> tuple[float, float]:
     """MFU and HFU of a row."""
-    shape, peak = scale.shape, scale.peak
+    shape, peak, lengths = size.shape, size.peak, size.lengths(row)
     mode = "lora" if row.kind == "train" else "frozen"
-    texts = (JOB, PROFILE) if row.kind == "train" else (JOB,)
-    lengths = np.repeat(np.array(texts) // scale.texts, row.pairs)
     model = model_flops(shape, mode, lengths, "causal")
-    if row.kind == "export":
+    if row.kind == "export":  # Nothing is computed again.
         return model / seconds / peak, model / seconds / peak
     # Rows of one token have no attention to speak of: what remains are the linear maps.
     ones, cached = np.ones(int(lengths.sum()), np.int64), row.chunks > 1

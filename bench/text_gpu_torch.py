@@ -21,8 +21,8 @@ from bench.text_gpu_rows import (
 from star_jax.text.families import MistralShape
 
 
-def measure(rows: dict[str, Row], shape: MistralShape, scale: int) -> Iterator[tuple[str, Found]]:
-    """Their side; texts are `scale` times shorter."""
+def measure(rows: dict[str, Row], shape: MistralShape, shorter: int) -> Iterator[tuple[str, Found]]:
+    """Their side; texts are `shorter` times shorter."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = _model(shape, device)
     optimizer = torch.optim.AdamW(
@@ -36,7 +36,7 @@ def measure(rows: dict[str, Row], shape: MistralShape, scale: int) -> Iterator[t
 
     def train(row: Row) -> float:
         with torch.autocast(device, torch.bfloat16):
-            jobs, profiles = (vectors(row.pairs, n // scale) for n in (JOB, PROFILE))
+            jobs, profiles = (vectors(row.pairs, n // shorter) for n in (JOB, PROFILE))
         target = torch.arange(row.pairs, device=device)
         loss = torch.nn.functional.cross_entropy(20.0 * jobs @ profiles.T, target)
         optimizer.zero_grad()
@@ -46,7 +46,7 @@ def measure(rows: dict[str, Row], shape: MistralShape, scale: int) -> Iterator[t
 
     def export(row: Row) -> float:
         with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
-            return float(vectors(row.pairs, JOB // scale)[0, 0].isfinite())
+            return float(vectors(row.pairs, JOB // shorter)[0, 0].isfinite())
 
     for key, row in rows.items():
         model.train(row.kind == "train")

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from bench.text_flops import LAYER_7B
+from bench.shapes import MISTRAL_7B
 from star_jax import trees
 from star_jax.jobs import import_tables, train_text
 from star_jax.jobs.import_tables import ImportConfig
@@ -104,7 +104,7 @@ def config_of(base: str) -> TextTrainConfig:
 
 def bytes_of_7b() -> float:
     """Share of bfloat16 that the 7B base takes in int8, from its shapes."""
-    shape = dataclasses.replace(LAYER_7B, num_layers=32)
+    shape = MISTRAL_7B
     tower = TextTower(shape, defaults(shape).pooling, "bfloat16", "none", "xla")
     params: PyTree = param_shapes(tower)
     kernels = trees.select(params, ".*/kernel")

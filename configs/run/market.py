@@ -1,4 +1,4 @@
-"""The quickstart on a synthetic labour market of 2,000 members, in less than fifteen minutes.
+"""The quickstart on a synthetic labour market of 2,000 members, in about a quarter of an hour.
 
 Run:
     launch/quickstart.sh
@@ -17,7 +17,8 @@ from star_jax.jobs.run import RunConfig
 def get_config() -> RunConfig:
     """Returns the quickstart with shorter budgets, and less to compile and to validate."""
     config = quickstart.with_budgets(quickstart.get_config(), text_s=150.0, graph_s=200.0)
-    # All texts fill their 64 tokens: one table of them pads hardly more than three.
+    # Most texts fill their 64 tokens: one table of them has an eighth more than three, which cost
+    # a compilation each.
     text = dataclasses.replace(
         config.train_text, num_tables=1, validation_lengths=1, validation_pairs=1000
     )

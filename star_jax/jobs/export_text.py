@@ -26,7 +26,7 @@ from star_jax.embeddings.reuse import MISSING, KnownVectors, VectorFiles
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.ahead import behind
 from star_jax.pipeline.text_calibration import FILE as CALIBRATION
-from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths, default_batch_tokens
+from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths
 from star_jax.pipeline.text_model import TrainedText, open_trained
 from star_jax.pipeline.text_parts import Parts, WorkerConfig, alone, clear
 from star_jax.pipeline.text_records import TextRecords, text_records
@@ -54,8 +54,8 @@ class TextExportConfig:
       mesh: Devices of this process.
       worker: Which of several processes this one is.
       attention_backend: As in `TowerConfig`, for this machine.
-      batch_tokens: Of one forward pass on one device, padding included. None: 1024 on a CPU,
-        whose caches hold so many, 16384 on an accelerator.
+      batch_tokens: Of one forward pass on one device, padding included. None: as `BulkEncoder`
+        says.
       num_lengths: Padded lengths: more pad less, and compile longer.
       part_texts: Different texts that are stored at a time; at most these are redone.
       shard_rows: Rows of one file of a table.
@@ -85,7 +85,7 @@ class TextExportConfig:
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "num_lengths", "part_texts", "shard_rows", "ranges_texts"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
+                raise ValueError(f"{name} {value} must be >= 1")
         if self.platt_pairs < 0:
             raise ValueError(f"platt_pairs {self.platt_pairs} must be >= 0")
         if not 0 < self.prior < 1:
@@ -142,7 +142,7 @@ def run(config: TextExportConfig, workdir: Path) -> None:
             "vectors": export.vectors_key,
             "tokens": export.made_from["tokens"],
             "missing": artefacts.content_digest(missing.tobytes()),
-            "plan": [config.part_texts, config.num_lengths],
+            "plan": [config.part_texts, config.num_lengths, config.batch_tokens],
         },
         missing,
         records.lengths[missing],
@@ -158,7 +158,7 @@ def run(config: TextExportConfig, workdir: Path) -> None:
         records,
         mesh,
         lengths=bulk_lengths(records.lengths[missing], config.num_lengths),
-        batch_tokens=config.batch_tokens or default_batch_tokens(),
+        batch_tokens=config.batch_tokens,
     )
     _encode(export, encoder, parts, *config.worker.share())
     with alone(export.scratch):

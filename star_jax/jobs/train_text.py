@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -30,7 +29,7 @@ from star_jax.pipeline.text_pairs import PairRecords, pair_records, with_both_si
 from star_jax.pipeline.text_records import TextRecords, text_records
 from star_jax.pipeline.text_validation import TextValidation
 from star_jax.shapes import PyTree
-from star_jax.text.bi_encoder import BiEncoder, Mode, TextBatch, bi_encoder_loss, row_axes
+from star_jax.text.bi_encoder import BiEncoder, Mode, make_loss, row_axes
 from star_jax.text.lora import LoraConfig
 from star_jax.text.objective import ObjectiveConfig
 from star_jax.text.prompts import kind_number
@@ -49,7 +48,7 @@ from star_jax.train.optimizers import (
 from star_jax.train.plan import Plan, PlanConfig, settle
 from star_jax.train.reporter import Reporter
 from star_jax.train.state import create_state
-from star_jax.train.step import LossFn, make_step
+from star_jax.train.step import make_step
 
 JOB = "job.json"  # What the folder was begun with.
 
@@ -80,7 +79,8 @@ class TextTrainConfig:
     num_tables: int = 3  # Of texts, by length: more of them pad less, and compile longer.
     pack_length: int | None = None  # Tokens of rows that hold several texts, instead of tables.
     validation_pairs: int = 2000  # Of the val pairs, whole groups.
-    validation_tokens: int = 4096  # Of one batch of it on one device, padding included.
+    # Of one batch of it on one device, padding included; None: as `BulkEncoder` says.
+    validation_tokens: int | None = None
     validation_lengths: int = 3  # Padded lengths of its texts.
     peak_flops: float | None = None  # Of one device, a second; None: its data sheet's, of bf16.
     seed: int = 0
@@ -115,8 +115,8 @@ class TextTrainConfig:
             "validation_tokens",
             "validation_lengths",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} {value} must be >= 1")
         if self.mode == "frozen" and self.tower.pooling.learns:
             raise ValueError(
                 f"mode frozen with tower.pooling that learns (token {self.tower.pooling.token}, "
@@ -226,7 +226,7 @@ def _train(
     builder = BatchBuilder(data.train, data.records, shape, known=data.known, seed=config.seed)
     batches = make_batches(builder, shape, seed=config.seed)
     step = make_step(
-        _loss(model),
+        make_loss(model),
         optimizer,
         state=state,
         mesh=mesh,
@@ -329,15 +329,6 @@ def _check_kinds(
                 f"lora.tower_adapters: texts of {node_type} are not of the kind {kind}; name it so "
                 "in the schema, or leave tower_adapters false"
             )
-
-
-def _loss(model: BiEncoder) -> LossFn:
-    def loss(
-        trainable: PyTree, frozen: PyTree, batch: TextBatch, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return bi_encoder_loss({**frozen, **trainable}, batch, model, key)
-
-    return loss
 
 
 def _rate(config: TextTrainConfig, plan: Plan) -> Callable[[int], float]:

@@ -61,7 +61,7 @@ class BulkEncoder:
         mesh: Mesh,
         *,
         lengths: tuple[int, ...],
-        batch_tokens: int,
+        batch_tokens: int | None,
     ) -> None:
         """Prepares the shapes.
 
@@ -70,10 +70,12 @@ class BulkEncoder:
           records: All texts.
           mesh: Rows of a batch are split over its devices.
           lengths: Padded lengths, rising.
-          batch_tokens: Tokens of a batch, padding included, on one device.
+          batch_tokens: Tokens of a batch, padding included, on one device. None: 1024 on a CPU,
+            whose caches hold so many, 16384 on an accelerator.
         """
         self._records, self._mesh, self._lengths = records, mesh, lengths
-        self._batch_tokens = batch_tokens
+        by_default = 1024 if mesh.devices.flat[0].platform == "cpu" else 16_384
+        self._batch_tokens = batch_tokens or by_default
         self._encode = jax.jit(lambda variables, texts: encode(model, variables, texts, None))
         self.embedding_size = model.tower.embedding_size
         self.counts = EncodingCounts()
@@ -167,11 +169,6 @@ class BulkEncoder:
         self.counts.num_tokens += batch.num_tokens
         on_batch(len(batch.chosen), batch.num_tokens)
         return vectors
-
-
-def default_batch_tokens() -> int:
-    """Tokens of a batch on one device of this machine: a CPU's caches hold few."""
-    return 1024 if jax.default_backend() == "cpu" else 16_384
 
 
 def bulk_lengths(lengths: Int[np.ndarray, " N"], count: int) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ class TextValidation:
         negative: Shaped[np.ndarray, " B"],
         *,
         max_pairs: int,
-        batch_tokens: int,
+        batch_tokens: int | None,
         num_lengths: int,
         seed: int,
     ) -> None:

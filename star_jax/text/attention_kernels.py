@@ -75,8 +75,8 @@ def tokamax(
       window: A token sees those less than this many positions away.
       scale: Of the logits.
       implementation: The first that can do the case runs: `mosaic` on Hopper in bfloat16, where
-        it was measured the faster one. Named, because the library's own choice ends in its plain
-        XLA form.
+        it is the faster one (bench/results/attention_gpu.md). Named, because the library's own
+        choice ends in its plain XLA form.
     """
     from tokamax import dot_product_attention  # pyright: ignore[reportMissingImports] # an extra
 

@@ -1,5 +1,6 @@
 """The bi-encoder: one tower for both sides of a pair, the scorer on top, and their loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
@@ -20,6 +21,11 @@ from star_jax.text.scorer import PairScorer, ScorerConfig
 from star_jax.text.tower import TextTower, TowerConfig, build_tower, init_pooler, load_params
 
 Mode = Literal["lora", "full", "frozen"]
+Loss = Callable[
+    [PyTree, PyTree, Any, PRNGKeyArray | Array],
+    tuple[Float[Array, ""], dict[str, Float[Array, ""]]],
+]
+"""(trainable, frozen, batch, key) -> (loss, its parts)."""
 POOLER = "pooler"
 
 
@@ -242,6 +248,13 @@ def bi_encoder_loss(
         batch.teacher,
     )
     return pair_loss(vectors, rows, lambda v: score(model, variables, v), model.objective)
+
+
+def make_loss(model: BiEncoder) -> Loss:
+    """The training loss of a batch, for `make_step`: dropout is on."""
+    return lambda trainable, frozen, batch, key: bi_encoder_loss(
+        {**frozen, **trainable}, batch, model, key
+    )
 
 
 def _apply(module: nn.Module, variables: PyTree, *args: PyTree, **options: Any) -> Array:

@@ -141,16 +141,19 @@ def test_one_layer_is_what_the_equations_say(change, path):
 
 
 @pytest.mark.parametrize(
-    ("change", "seed_type"),
+    ("change", "seed_type", "num_hops"),
     [
-        ({}, "member"),
-        ({"pooling": "mean", "skip": "jumping_knowledge", "unit_norm": True}, "member"),
-        ({"include_receiver": False}, "job"),
+        ({}, "member", 2),
+        ({}, "member", 1),  # Neighbours have only themselves, as around receivers.
+        ({"pooling": "mean", "skip": "jumping_knowledge", "unit_norm": True}, "member", 2),
+        ({"include_receiver": False}, "job", 2),
     ],
 )
-def test_both_paths_agree_in_values_and_gradients(change, seed_type):
+def test_both_paths_agree_in_values_and_gradients(change, seed_type, num_hops):
     config = dataclasses.replace(CONFIG, **change)
     subgraph = random_subgraph(seed_type, seed=3)
+    hops = tuple(hop if i < num_hops else {} for i, hop in enumerate(subgraph.hops))
+    subgraph = subgraph._replace(hops=hops)
     variables, hidden = init(config, subgraph, seed_type), features(subgraph)
     probe = np.random.default_rng(1).normal(
         size=(hop_blocks(subgraph, seed_type)[seed_type][0], DIM)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -241,6 +242,28 @@ def test_a_reference_without_methods_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"toy <market> has seed, needed methods"):
         evaluate_with_fakes(tmp_path, monkeypatch, reference={"seed": 1})
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_strict_time_is_of_the_main_task_alone(tmp_path, monkeypatch):
+    text, graph = fake_scorers(make_run(tmp_path))
+    tables = tmp_path / "tables"
+    for kind in ("pairs", "rank"):
+        shutil.copytree(tables / kind / TASK, tables / kind / "reply")
+    described = dict(artefacts.read_manifest(tables, "tables").meta)
+    described["tasks"] = described["tasks"] | {"reply": described["tasks"][TASK]}
+    artefacts.seal(tables, "tables", described)
+
+    class BothTasks(graph):
+        def score(self, pairs, split, task):
+            return super().score(pairs, split, TASK)
+
+    monkeypatch.setattr(evaluate, "TextPairScorer", text)
+    monkeypatch.setattr(evaluate, "GraphPairScorer", BothTasks)
+    evaluate.run(CONFIG, tmp_path)
+    found = metrics(tmp_path, "evaluation")["tasks"]
+    assert found[TASK]["test"]["strict_time"].keys() == {"graph", "text+graph"}
+    assert found["reply"]["test"]["models"].keys() == {"graph", "text+graph"}
+    assert not found["reply"]["test"]["strict_time"]
 
 
 def keep_positives(workdir, split):

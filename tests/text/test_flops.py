@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from bench.text_flops import LAYER_7B, compile_step
-from bench.text_gpu_rows import STAR, Scale, shares
+from bench.shapes import MISTRAL_7B
+from bench.text_flops import compile_step
+from bench.text_gpu_rows import STAR, Size, shares
 from star_jax.text.bi_encoder import Mode
 from star_jax.text.families import BertShape, MistralShape, T5Shape
 from star_jax.text.flops import (
@@ -17,7 +18,7 @@ from star_jax.text.flops import (
     model_flops,
 )
 
-SEVEN_B = dataclasses.replace(LAYER_7B, num_layers=32)
+SEVEN_B = dataclasses.replace(MISTRAL_7B, sliding_window=None)
 MINILM = BertShape(
     vocab_size=30_522,
     width=384,
@@ -161,11 +162,11 @@ def test_remat_lowers_the_memory(compiled):
 
 
 def test_the_gpu_benchmark_counts_what_is_computed_again():
-    scale = Scale(SEVEN_B, 1, 1e15)
-    plain, full, cached = (shares(STAR[key], 1.0, scale) for key in ("rows", "rows-full", "cache"))
+    size = Size(SEVEN_B, 1, 1e15)
+    plain, full, cached = (shares(STAR[key], 1.0, size) for key in ("rows", "rows-full", "cache"))
     assert plain[0] == plain[1] == full[0]
-    n, down = matmul_parameters(SEVEN_B), 32 * 4096 * 14_336
+    n, down = matmul_parameters(SEVEN_B), 32 * layer_matmuls(SEVEN_B)["down_proj"]
     assert full[1] / full[0] == pytest.approx(1 + (2 * n - 2 * down) / (4 * n), abs=0.01)
     assert cached[1] / cached[0] == pytest.approx(1.5, abs=0.01)
-    export = shares(STAR["export"], 1.0, scale)[0]
+    export = shares(STAR["export"], 1.0, size)[0]
     assert export == pytest.approx(2 * n * 8 * 1800 / 1e15, rel=0.05)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bench.shapes import MISTRAL_7B
 from star_jax import trees
 from star_jax.config import InputError
 from star_jax.text.bi_encoder import BiEncoder, encode
@@ -21,7 +22,6 @@ from star_jax.text.prompts import KINDS
 from star_jax.text.scorer import PairScorer, ScorerConfig
 from star_jax.text.tower import TextTower, TowerConfig, build_tower, load_params, param_shapes
 from tests.text.fixtures import FAMILIES, FOLDER, arrays, rows_of
-from tests.text.test_tower import MISTRAL_7B
 
 ALL = r".*/\w+_proj"
 LIMITS = TokenLimits(job=40, profile=40, resume=40, other=40)

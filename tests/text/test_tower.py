@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bench.shapes import MISTRAL_7B
 from star_jax import trees
 from star_jax.config import InputError
 from star_jax.text.attention import Visibility
@@ -263,22 +264,6 @@ def test_the_random_base_needs_no_files():
     assert isinstance(tower.shape, MistralShape)
     params = load_params(config, tower)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
-
-
-MISTRAL_7B = MistralShape(
-    vocab_size=32_000,
-    width=4096,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=8,
-    head_width=128,
-    mlp_width=14_336,
-    max_positions=32_768,
-    norm_epsilon=1e-5,
-    rope_theta=10_000.0,
-    sliding_window=4096,
-    eos_id=2,
-)
 
 
 def test_mistral_7b_has_its_parameters():
