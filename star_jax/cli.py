@@ -126,6 +126,7 @@ def _run(argv: list[str]) -> int:
         raise InputError(f"--workdir is missing; see `star {args.command} --help`")
     config = override(load_config(args.config), overrides)
     _log_to_terminal()
+    _keep_compiled(args.workdir)
     job = importlib.import_module(f"star_jax.jobs.{COMMANDS[args.command].module}")
     job.run(_part(config, get_type_hints(job.run)["config"], args), args.workdir)
     if args.command in ("report", "run"):
@@ -190,6 +191,13 @@ def _log_to_terminal() -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("star_jax").setLevel(logging.INFO)
+
+
+def _keep_compiled(workdir: Path) -> None:
+    """What XLA compiles serves every later command on the same folder; any other cache stays."""
+    jax = importlib.import_module("jax")  # Not before it is needed: `star --help` must not wait.
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
 
 
 def _print_results(workdir: Path) -> None:

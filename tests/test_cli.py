@@ -6,6 +6,7 @@ import sys
 import types
 from pathlib import Path
 
+import jax
 import pytest
 
 from star_jax import __version__, cli
@@ -60,6 +61,18 @@ def config_file(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "configs_of_test", sys.modules[__name__])
     return write
+
+
+@pytest.mark.parametrize("own", [None, "mine"])
+def test_compiled_programs_are_kept_beside_the_artefacts(calls, config_file, tmp_path, own):
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", own)
+    try:
+        assert cli.main(["evaluate", config_file(), "--workdir", str(tmp_path / "w")]) == 0
+        kept = jax.config.jax_compilation_cache_dir
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert kept == (own or str(tmp_path / "w" / "compiled"))
 
 
 def test_a_command_runs_its_job(calls, config_file):

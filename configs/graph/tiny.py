@@ -20,7 +20,7 @@ def get_config() -> GraphTrainConfig:
     """Returns the smallest run that still learns."""
     return GraphTrainConfig(
         model=GraphModelConfig(
-            features=FeatureConfig(text=False),
+            features=FeatureConfig(text="off"),
             encoder=GraphEncoderConfig(dim=16, multiplier=1, heads=2),
             decoder=DecoderConfig(hidden_size=16, match=MatchConfig(width=16)),
         ),

@@ -6,9 +6,10 @@ or, where star_jax is installed:
     star run configs/run/quickstart.py --workdir runs/mine --tables.source data/mine
 
 The text half adapts all-MiniLM-L6-v2 (fetched from the package index) by LoRA for ten minutes; the
-graph half trains for five, twice: with the text vectors and without. It is the preset of
-configs/run/recommended.py with a small base, narrow layers, fewer neighbours and budgets. Widths,
-fan-outs and learning rates were chosen on the validation splits of two real sets and serve all.
+graph half trains for five with the text vectors, and for as many steps without them. It is the
+preset of configs/run/recommended.py with a small base, narrow layers, fewer neighbours and budgets.
+Widths, fan-outs and learning rates were chosen on the validation splits of two real sets and serve
+all.
 """
 
 import dataclasses

@@ -21,7 +21,7 @@ from star_jax.pipeline.market.size import MarketConfig
 def get_config() -> RunConfig:
     """Returns the smallest run of all stages."""
     graph = graph_tiny.get_config()
-    features = dataclasses.replace(graph.model.features, text=True)
+    features = dataclasses.replace(graph.model.features, text="vectors")
     encoder = dataclasses.replace(graph.model.encoder, layers=1)  # Two compile thrice as long.
     model = dataclasses.replace(graph.model, features=features, encoder=encoder)
     return dataclasses.replace(

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from star_jax.graph.batches import NodeTable
 
 Activation = Literal["linear", "leaky_relu"]
+TextFeature = Literal["vectors", "zeros", "off"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,9 @@ class FeatureConfig:
     """Which features enter, for all node types that have them.
 
     Attributes:
-      text: Vectors of `star export-text`; off for the model of the graph alone.
+      text: "vectors": those of `star export-text`. "zeros": zeros in their place, which is the
+        graph alone in the very program that was compiled for the model with texts. "off": no
+        weights for texts.
       identity: One learned vector per node of an attribute type. Nodes that no training edge
         ends in share one: what a vector of their own would hold is the noise it began with.
       identity_types: Empty: every type that is no end of a task.
@@ -31,7 +34,7 @@ class FeatureConfig:
       activation: Of the sum of the slices; "leaky_relu" (0.2) is the paper's.
     """
 
-    text: bool = True
+    text: TextFeature = "vectors"
     identity: bool = True
     identity_types: tuple[str, ...] = ()
     categorical: bool = True

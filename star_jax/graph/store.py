@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ SPLIT_BITS = 0b011  # Of an edge's flags: 0 always visible, 1 train, 2 val, 3 te
 TIMED_BIT = 0b100  # The edge has a time of its own.
 _CHUNK_NODES = 1 << 16
 NOT_REMOVED = np.iinfo(np.int64).max
+
+TextSource = Path | Mapping[str, int] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,7 @@ class TextVersions(NamedTuple):
 class GraphStore:
     """One immutable graph. Arrays are read-only maps of files, so that threads share them."""
 
-    def __init__(self, folder: Path, text: Path | None) -> None:
+    def __init__(self, folder: Path, text: TextSource) -> None:
         self.folder = folder
         self.text = text
         self.meta = from_json(GraphMeta, json.dumps(read_manifest(folder, "graph").meta))
@@ -101,19 +104,20 @@ class GraphStore:
         }
 
     @classmethod
-    def open(cls, folder: Path, text: Path | None) -> "GraphStore":
+    def open(cls, folder: Path, text: TextSource) -> "GraphStore":
         """Opens the artefact `folder`.
 
         Args:
           folder: Output of `star build-graph`.
-          text: Output of `star export-text`; None switches text features off.
+          text: Output of `star export-text`; or node type -> width of zeros in place of its text
+            vectors; None switches text features off.
 
         Raises:
           InputError: An artefact is missing, or the text vectors belong to other tables.
         """
         return cls(folder, text)
 
-    def __reduce__(self) -> tuple[type["GraphStore"], tuple[Path, Path | None]]:
+    def __reduce__(self) -> tuple[type["GraphStore"], tuple[Path, TextSource]]:
         return GraphStore, (self.folder, self.text)  # Worker processes map the files anew.
 
     @property
@@ -150,8 +154,12 @@ def relation_salt(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
 
 
-def _text_vectors(folder: Path | None, node_type: str, needed: int) -> Float[np.ndarray, "U E"]:
-    assert folder is not None
+def _text_vectors(
+    source: Path | Mapping[str, int], node_type: str, needed: int
+) -> Float[np.ndarray, "U E"]:
+    if isinstance(source, Mapping):
+        return np.broadcast_to(np.float32(0), (needed, source[node_type]))
+    folder = source
     table = read_table(folder, node_type)
     if not np.array_equal(table.text_id, np.arange(len(table.text_id))):
         raise InputError(f"{folder}/{node_type} is not sorted by text_id; run `star export-text`")

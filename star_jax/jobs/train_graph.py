@@ -63,6 +63,7 @@ from star_jax.train.state import TrainState, create_state
 from star_jax.train.step import make_step
 
 JOB = "job.json"  # What the folder was begun with.
+PLAN = "plan.json"  # How long its training is.
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +90,8 @@ class GraphTrainConfig:
         tables' class weights.
       validation_pairs: Of each task's val pairs, whole groups.
       output: Folder in the working directory.
+      plan_of: Folder whose settled number of steps this training takes instead of settling its
+        own within the budget.
     """
 
     model: GraphModelConfig = dataclasses.field(default_factory=GraphModelConfig)
@@ -111,6 +114,7 @@ class GraphTrainConfig:
     validation_pairs: int = 4000
     seed: int = 0
     output: str = "graph_model"
+    plan_of: str | None = None
 
     def __post_init__(self) -> None:
         if self.fanouts.num_hops != self.model.encoder.layers:
@@ -131,23 +135,27 @@ class GraphTrainConfig:
 
 
 def without_text(config: GraphTrainConfig) -> GraphTrainConfig:
-    """The same training of the graph alone."""
-    features = dataclasses.replace(config.model.features, text=False)
+    """The same training of the graph alone: of equal length, in the same compiled program."""
+    features = config.model.features
+    if features.text == "vectors":
+        features = dataclasses.replace(features, text="zeros")
     model = dataclasses.replace(config.model, features=features)
-    return dataclasses.replace(config, model=model, output="graph_only_model")
+    return dataclasses.replace(
+        config, model=model, output="graph_only_model", plan_of=config.output
+    )
 
 
 def run(config: GraphTrainConfig, workdir: Path) -> None:
     """Trains, or goes on training, until the plan is done; then seals the output folder."""
     folder = workdir / config.output
     meta = read_meta(workdir / "tables")
-    inputs = inputs_of(workdir, text=config.model.features.text)
+    inputs = inputs_of(workdir, config.model.features.text)
     check_begun(folder / JOB, config, inputs)
     if (folder / artefacts.MANIFEST).is_file():
         artefacts.read_manifest(folder, KIND)
         _log.info("%s is trained already", folder)
         return
-    store = open_store(workdir, text=config.model.features.text)
+    store = open_store(workdir, config.model.features.text)
     tasks = _trainable_tasks(workdir, link_tasks(meta))
     fanouts = dict(resolve(config.fanouts, store.meta))
     for name, _ in config.task_weights:
@@ -172,7 +180,7 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
     trained, plan, num_parameters = _train(config, workdir, file, store, meta)
     summary = {
         "tasks": [task.name for task in tasks],
-        "text": config.model.features.text,
+        "text": config.model.features.text == "vectors",
         "best_step": trained.best.step,
         "best_score": trained.best.value,
         "num_steps": int(trained.state.step),
@@ -215,7 +223,8 @@ def _train(
     frozen: dict[str, Any] = {}
     plan = settle(
         config.plan,
-        path=folder / "plan.json",
+        path=folder / PLAN,
+        like=None if config.plan_of is None else workdir / config.plan_of / PLAN,
         job=config,
         steps_per_epoch=max(stream.steps_per_epoch for stream in streams.values()) / mesh.size,
         measure=lambda: measure(

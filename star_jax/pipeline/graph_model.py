@@ -1,5 +1,6 @@
 """The graph model as files: what `train-graph` leaves behind and the later stages open."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 
 from star_jax import artefacts
 from star_jax.config import InputError, from_json
-from star_jax.graph.features import FeatureConfig, NodeFeatures
+from star_jax.graph.features import FeatureConfig, NodeFeatures, TextFeature
 from star_jax.graph.model import GraphModel, GraphModelConfig, LinkTask, init_model
 from star_jax.graph.store import GraphStore
 from star_jax.parallel.rules import FSDP_RULES, replicated, shardings
@@ -59,14 +60,30 @@ class TrainedGraph(NamedTuple):
     meta: dict[str, Any]
 
 
-def open_store(workdir: Path, *, text: bool) -> GraphStore:
-    """The graph of a working directory, with its text vectors if the model reads them."""
-    return GraphStore.open(workdir / "graph", workdir / "text_embeddings" if text else None)
+def open_store(
+    workdir: Path, text: TextFeature, widths: Mapping[str, int] | None = None
+) -> GraphStore:
+    """The graph of a working directory with what its models read of the texts.
+
+    Args:
+      workdir: Holds the graph and, unless texts are off or the widths given, the text vectors.
+      text: As in `FeatureConfig`.
+      widths: Node type -> width of the zeros; None: that of its text vectors.
+    """
+    graph, vectors = workdir / "graph", workdir / "text_embeddings"
+    if text == "off":
+        return GraphStore.open(graph, None)
+    if text == "vectors":
+        return GraphStore.open(graph, vectors)
+    if widths is None:
+        store = GraphStore.open(graph, vectors)
+        widths = {name: store.text_size(name) for name in store.text_vectors}
+    return GraphStore.open(graph, widths)
 
 
-def inputs_of(workdir: Path, *, text: bool) -> dict[str, str]:
+def inputs_of(workdir: Path, text: TextFeature) -> dict[str, str]:
     """Digests of the artefacts that a graph model is made from."""
-    names = ("tables", "graph", *(("text_embeddings",) if text else ()))
+    names = ("tables", "graph", *(("text_embeddings",) if text == "vectors" else ()))
     return {name: artefacts.digest(workdir / name) for name in names}
 
 
@@ -93,7 +110,7 @@ def node_features(
         NodeFeatures(
             node_type=name,
             num_identities=store.num_nodes[name] if config.identity and name in identities else 0,
-            text_size=store.text_size(name) if config.text else 0,
+            text_size=0 if config.text == "off" else store.text_size(name),
             cardinalities=(
                 tuple(store.meta.schema.nodes[name].categorical.values())
                 if config.categorical
@@ -125,7 +142,7 @@ def open_trained(workdir: Path, name: str, mesh: Mesh) -> TrainedGraph:
     meta = artefacts.read_manifest(folder, KIND).meta
     file = read_model_file(folder)
     text = file.model.features.text
-    now = inputs_of(workdir, text=text)
+    now = inputs_of(workdir, text)
     for each, digest in file.inputs.items():
         if now[each] != digest:
             raise InputError(
@@ -144,5 +161,6 @@ def open_trained(workdir: Path, name: str, mesh: Mesh) -> TrainedGraph:
     )
     params = load_trained(folder / CHECKPOINTS, meta["best_step"], placed, frozen_digest=None)
     variables = {"params": params.trainable, "batch_stats": params.statistics}
-    store = open_store(workdir, text=text)
+    widths = {each.node_type: each.text_size for each in file.features}
+    store = open_store(workdir, text, widths)
     return TrainedGraph(model, file, variables, store, read_meta(workdir / "tables"), meta)

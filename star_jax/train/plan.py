@@ -10,10 +10,10 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from star_jax import artefacts
-from star_jax.config import check_same, to_json
+from star_jax.config import InputError, check_same, to_json
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ def settle(
     job: object,
     steps_per_epoch: float,
     measure: Callable[[], Timing],
+    like: Path | None = None,
 ) -> Plan:
     """Reads the stored plan, or makes and stores it.
 
@@ -82,13 +83,19 @@ def settle(
       job: Config of the whole job; a plan made for another one is refused.
       steps_per_epoch: Updates that see every example once.
       measure: Times a few steps and a validation; called only when a budget needs it.
+      like: Plan of another run, whose length is taken where a budget would decide.
+
+    Raises:
+      InputError: There is no plan at `like`, or the one at `path` is another job's.
     """
     if path.is_file():
-        stored = artefacts.read_json(path, "config", *Plan._fields)
-        check_same(json.dumps(stored["config"]), job, path)
-        timing = Timing(*stored["timing"]) if stored["timing"] else None
-        return Plan(**{name: stored[name] for name in Plan._fields[:-1]}, timing=timing)
-    plan = _make(config, steps_per_epoch, measure)
+        stored = _read(path)
+        check_same(json.dumps(stored.config), job, path)
+        return stored.plan
+    if like is not None and _timed(config):
+        plan = _read(like).plan
+    else:
+        plan = _make(config, steps_per_epoch, measure)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = plan._asdict() | {"config": json.loads(to_json(job))}
     artefacts.write_text(path, json.dumps(content, indent=1))
@@ -115,11 +122,33 @@ def stale(plan: Plan, step: int, best_step: int) -> bool:
     return plan.patience is not None and without_gain >= plan.patience
 
 
+class _Stored(NamedTuple):
+    """What a plan's file holds."""
+
+    plan: Plan
+    config: dict[str, Any]
+
+
+def _read(path: Path) -> _Stored:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist, this run is to be as long; train that first")
+    stored = artefacts.read_json(path, "config", *Plan._fields)
+    timing = Timing(*stored["timing"]) if stored["timing"] else None
+    plan = Plan(**{name: stored[name] for name in Plan._fields[:-1]}, timing=timing)
+    return _Stored(plan, stored["config"])
+
+
+def _timed(config: PlanConfig) -> bool:
+    """Whether the length depends on how fast steps are."""
+    return config.num_steps is None and config.budget_s is not None
+
+
 def _make(config: PlanConfig, steps_per_epoch: float, measure: Callable[[], Timing]) -> Plan:
     validate_every = max(1, round(config.validate_epochs * steps_per_epoch))
     num_steps = config.num_steps or max(1, math.ceil(config.num_epochs * steps_per_epoch))
     timing = None
-    if config.num_steps is None and config.budget_s is not None:
+    if _timed(config):
+        assert config.budget_s is not None
         timing = measure()
         share = config.validation_share
         rarest = math.ceil(timing.validation_s / timing.step_s * (1.0 - share) / share)

@@ -22,6 +22,20 @@ def test_text_vectors_stay_where_they_are(tmp_path):
     assert off.text_vectors == {}
 
 
+def test_zeros_stand_where_text_vectors_would(tmp_path):
+    store = small().build(tmp_path, text=True)
+    zeros = GraphStore.open(store.folder, {"member": 3})
+    assert zeros.text_vectors["member"].shape == store.text_vectors["member"].shape
+    assert zeros.text_vectors["member"].dtype == store.text_vectors["member"].dtype
+    assert not zeros.text_vectors["member"].any()
+    assert pickle.loads(pickle.dumps(zeros)).text_size("member") == 3
+    fanouts = dict.fromkeys(store.meta.num_edges, (4,))
+    (graph, *_), (same, *_) = (
+        draw(each, "member", [0, 1], [10] * 2, fanouts=fanouts) for each in (zeros, store)
+    )
+    np.testing.assert_array_equal(graph.nodes["member"].text_row, same.nodes["member"].text_row)
+
+
 def test_vectors_of_other_tables_are_refused(tmp_path):
     store = small().build(tmp_path)
     fewer = small()

@@ -38,7 +38,7 @@ def market(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def store(market):
-    return open_store(market, text=True)
+    return open_store(market, "vectors")
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def market(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def store(market):
-    return open_store(market, text=True)
+    return open_store(market, "vectors")
 
 
 def stream_of(market, store, shards, *, total, fresh=False):
@@ -101,6 +101,40 @@ def test_another_step_draws_others(market, store):
     assert stream.pairs(STEP)[1] == stream.pairs(STEP, 1, 2)[1]
 
 
+def model_of(config, store):
+    file = GraphModelFile(
+        model=config,
+        features=node_features(config.features, store, (TASK,)),
+        keys=tuple(sorted(store.meta.num_edges)),
+        tasks=(TASK,),
+        sampling=Sampling(fanouts={}, replace=False),
+        inputs={},
+    )
+    return file.build()
+
+
+def gradient_of(model):
+    loss = make_loss(model, task_weights={"apply": 1.0}, positive_weight={"apply": 2.0})
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def test_the_graph_alone_is_trained_by_the_program_of_the_model_with_texts(market):
+    config = tiny_graph.config().model
+    programs = {}
+    for text in ("vectors", "zeros", "off"):
+        store = open_store(market, text)
+        features = dataclasses.replace(config.features, text=text)
+        model = model_of(dataclasses.replace(config, features=features), store)
+        stream = stream_of(market, store, 1, total=(6,))
+        batch = BatchMaker({"apply": stream}, {"apply": stream.budgets()}, 1)(STEP)
+        texts = batch.tasks["apply"].sender.nodes["member"].texts
+        assert texts.any() == (text == "vectors")
+        arguments = (*init_model(model, 0), {}, batch, jax.random.key(0))
+        programs[text] = gradient_of(model).lower(*arguments).as_text()
+    assert programs["zeros"] == programs["vectors"]
+    assert programs["off"] != programs["vectors"]
+
+
 @pytest.mark.slow
 def test_loss_and_gradients_do_not_depend_on_the_mesh(market, store, monkeypatch):
     monkeypatch.setattr(rules, "_SMALL", 1)  # Else every array here would be copied.
@@ -110,19 +144,9 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(market, store, monkeypatch
         encoder=dataclasses.replace(config.encoder, dropout=0.0),
         decoder=dataclasses.replace(config.decoder, dropout=0.0),
     )
-    stream = stream_of(market, store, 1, total=(6,))
-    file = GraphModelFile(
-        model=config,
-        features=node_features(config.features, store, (TASK,)),
-        keys=tuple(sorted(store.meta.num_edges)),
-        tasks=(TASK,),
-        sampling=Sampling(fanouts={}, replace=False),
-        inputs={},
-    )
-    model = file.build()
+    model = model_of(config, store)
     params, statistics = init_model(model, 0)
-    loss = make_loss(model, task_weights={"apply": 1.0}, positive_weight={"apply": 2.0})
-    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    gradient = gradient_of(model)
     results = []
     for data, fsdp in ((1, 1), (2, 1), (4, 2)):
         shards = data * fsdp

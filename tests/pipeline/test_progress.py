@@ -116,7 +116,7 @@ def test_evaluate_speaks_while_a_model_scores(spoken, monkeypatch):
 
 
 def test_calibration_speaks_per_batch(market, spoken):
-    store = open_store(market, text=True)
+    store = open_store(market, "vectors")
     sampling = Sampling(fanouts=dict(resolve(FanoutConfig(total=(8,)), store.meta)), replace=False)
     task = LinkTask("apply", "member", "job")
     sampler = PairSampler(store, task, (graph_market.APPLY,), sampling, visible_splits=TRAIN_SPLITS)

@@ -11,7 +11,7 @@ class Job:
     plan: PlanConfig
 
 
-def plan(tmp_path, timing=None, **fields):
+def plan(tmp_path, timing=None, like=None, **fields):
     def measure():
         assert timing is not None, "nothing to measure"
         return timing
@@ -23,6 +23,7 @@ def plan(tmp_path, timing=None, **fields):
         job=Job(plan=config),
         steps_per_epoch=100.0,
         measure=measure,
+        like=like,
     )
 
 
@@ -51,6 +52,16 @@ def test_budget_larger_than_needed_changes_nothing(tmp_path):
 
 def test_budget_too_small_still_trains(tmp_path):
     assert plan(tmp_path, Timing(1.0, 1.0, 50.0), budget_s=10.0).num_steps == 1
+
+
+def test_the_length_of_another_run_is_taken_where_a_budget_would_decide(tmp_path):
+    first = plan(tmp_path, Timing(1.0, 2.0, 20.0), budget_s=100.0, num_epochs=9.0)
+    like = tmp_path / "plan.json"
+    (tmp_path / "second").mkdir()
+    assert plan(tmp_path / "second", like=like, budget_s=100.0, num_epochs=9.0) == first
+    assert plan(tmp_path / "third", like=like, num_steps=7).num_steps == 7
+    with pytest.raises(InputError, match=r"nowhere.json does not exist.*train that first"):
+        plan(tmp_path / "fourth", like=tmp_path / "nowhere.json", budget_s=100.0)
 
 
 def test_the_stored_plan_wins_over_the_clock(tmp_path):
