@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,9 +69,9 @@ def undisturbed(tmp_path_factory):
     return Undisturbed(config, folder / "whole", words)
 
 
-def _star_run(config, workdir):
+def _star_run(config, workdir, *overrides):
     cache = config.parent / "compiled"
-    done = _python(cache, "-m", "star_jax", "run", config, "--workdir", workdir)
+    done = _python(cache, "-m", "star_jax", "run", config, "--workdir", workdir, *overrides)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(workdir / "report" / "metrics.json")
     return done
@@ -130,3 +131,23 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_numbers(undisturbed, tmp
 
     again = _star_run(config, killed)
     assert again.stderr.count("unchanged, skipped") == len(STAGES)
+
+
+@pytest.mark.slow
+def test_the_path_over_jraph_ends_with_the_metrics_of_the_dense_path(undisturbed, tmp_path):
+    config, whole, jraph = undisturbed.config, undisturbed.workdir, tmp_path / "jraph"
+    shutil.copytree(whole, jraph)
+    done = _star_run(config, jraph, "--train_graph.model.encoder.path", "jraph")
+    assert done.stderr.count("unchanged, skipped") == STAGES.index("train-graph")
+    model = json.loads((jraph / "graph_model" / "model.json").read_text("utf-8"))
+    assert model["model"]["encoder"]["path"] == "jraph"
+    dense, segments = (
+        json.loads((w / "report/metrics.json").read_text("utf-8"))["models"] for w in (whole, jraph)
+    )
+    assert dense["text"] == segments["text"]
+    for name in ("graph", "text+graph"):
+        assert dense[name].keys() == segments[name].keys()
+        for metric, value in dense[name].items():
+            assert segments[name][metric] == pytest.approx(value, abs=0.01), (name, metric)
+    for path, vectors in _vectors(whole).items():
+        np.testing.assert_allclose(_vectors(jraph)[path], vectors, atol=0.01, err_msg=str(path))
