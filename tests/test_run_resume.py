@@ -30,7 +30,11 @@ from star_jax.jobs.import_tables import ImportConfig
 
 def get_config():
     # Few relations and one task: compiling is the cost.
-    return dataclasses.replace(tiny.get_config(), tables=ImportConfig(source=Path({source!r})))
+    config = dataclasses.replace(tiny.get_config(), tables=ImportConfig(source=Path({source!r})))
+    # Adam divides by the size of a gradient: a larger eps keeps it from enlarging rounding.
+    optimizer = dataclasses.replace(config.train_graph.optimizer, eps=1e-3)
+    graph = dataclasses.replace(config.train_graph, optimizer=optimizer)
+    return dataclasses.replace(config, train_graph=graph)
 """
 STAGES = (
     *("import", "train-text", "export-text", "build-graph", "train-graph", "export-graph"),
