@@ -65,11 +65,11 @@ def config_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("own", [None, "mine"])
 def test_compiled_programs_are_kept_beside_the_artefacts(calls, config_file, tmp_path, own):
-    before = jax.config.jax_compilation_cache_dir
+    before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", own)
     try:
         assert cli.main(["evaluate", config_file(), "--workdir", str(tmp_path / "w")]) == 0
-        kept = jax.config.jax_compilation_cache_dir
+        kept = jax.config.values["jax_compilation_cache_dir"]
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
     assert kept == (own or str(tmp_path / "w" / "compiled"))
