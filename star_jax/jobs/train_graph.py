@@ -208,8 +208,7 @@ def _train(
     )
     _log.info("%s parameters on %d device(s)", f"{trees.count(params):,}", mesh.size)
     streams = make_streams(config, workdir, file, store, meta, shards=mesh.size)
-    budgets = {name: stream.budgets() for name, stream in streams.items()}
-    batches = make_batches(BatchMaker(streams, budgets, mesh.size))
+    batches, steps_per_epoch = _batches(streams, mesh.size)
     loss = _loss(config, model, meta)
     step = make_step(loss, optimizer, state=state, mesh=mesh, stateful=True)
     validation = GraphValidation(
@@ -226,7 +225,7 @@ def _train(
         path=folder / PLAN,
         like=None if config.plan_of is None else workdir / config.plan_of / PLAN,
         job=config,
-        steps_per_epoch=max(stream.steps_per_epoch for stream in streams.values()) / mesh.size,
+        steps_per_epoch=steps_per_epoch,
         measure=lambda: measure(
             state=state, frozen=frozen, step=step, batches=batches, validate=validate
         ),
@@ -252,6 +251,13 @@ def _train(
         reporter=Reporter(folder),
     )
     return trained, plan, trees.count(params)
+
+
+def _batches(streams: dict[str, TaskStream], shards: int) -> tuple[Any, float]:
+    """Endless batches of all tasks, and how many of them hold every group of the largest one."""
+    budgets = {name: stream.budgets() for name, stream in streams.items()}
+    longest = max(stream.steps_per_epoch for stream in streams.values())
+    return make_batches(BatchMaker(streams, budgets, shards)), longest / shards
 
 
 def _loss(config: GraphTrainConfig, model: GraphModel, meta: TablesMeta) -> StatefulLoss:
