@@ -2,9 +2,12 @@
 
 import argparse
 import dataclasses
+import hashlib
 import importlib
 import json
 import logging
+import os
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,9 +127,9 @@ def _run(argv: list[str]) -> int:
         return 0
     if args.workdir is None:
         raise InputError(f"--workdir is missing; see `star {args.command} --help`")
+    _keep_compiled(args.workdir)
     config = override(load_config(args.config), overrides)
     _log_to_terminal()
-    _keep_compiled(args.workdir)
     job = importlib.import_module(f"star_jax.jobs.{COMMANDS[args.command].module}")
     job.run(_part(config, get_type_hints(job.run)["config"], args), args.workdir)
     if args.command in ("report", "run"):
@@ -194,10 +197,23 @@ def _log_to_terminal() -> None:
 
 
 def _keep_compiled(workdir: Path) -> None:
-    """What XLA compiles serves every later command on the same folder; any other cache stays."""
-    jax = importlib.import_module("jax")  # Not before it is needed: `star --help` must not wait.
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    """What XLA compiles serves every later command on the folder; a cache already set stays.
+
+    JAX reads the variable when it is imported, which a command does not do before it needs it.
+    XLA warns that code for another CPU can end a process with SIGILL
+    (https://github.com/jax-ml/jax/issues/38445): each kind of CPU has a folder of its own.
+    """
+    folder = workdir.absolute() / "compiled" / _cpu()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+
+
+def _cpu() -> str:
+    """Names what this machine's CPU can do."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    kinds = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+    digest = hashlib.sha256("\n".join([platform.processor(), *kinds]).encode()).hexdigest()
+    return f"{platform.machine()}-{digest[:12]}"
 
 
 def _print_results(workdir: Path) -> None:

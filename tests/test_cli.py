@@ -1,12 +1,12 @@
 import dataclasses
 import json
 import logging
+import os
 import subprocess
 import sys
 import types
 from pathlib import Path
 
-import jax
 import pytest
 
 from star_jax import __version__, cli
@@ -29,6 +29,20 @@ class JobConfig:
 class WholeConfig:
     other: Inner = Inner()
     job: JobConfig = JobConfig()
+
+
+COMPILES = """
+import jax
+from star_jax.jobs.evaluate import EvaluateConfig
+
+
+def get_config():
+    def triple(x):
+        return 3 * x
+
+    jax.jit(triple)(1.0)
+    return EvaluateConfig()
+"""
 
 
 @pytest.fixture
@@ -63,16 +77,21 @@ def config_file(tmp_path, monkeypatch):
     return write
 
 
-@pytest.mark.parametrize("own", [None, "mine"])
-def test_compiled_programs_are_kept_beside_the_artefacts(calls, config_file, tmp_path, own):
-    before = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_compilation_cache_dir", own)
-    try:
-        assert cli.main(["evaluate", config_file(), "--workdir", str(tmp_path / "w")]) == 0
-        kept = jax.config.values["jax_compilation_cache_dir"]
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-    assert kept == (own or str(tmp_path / "w" / "compiled"))
+def test_compiled_programs_are_kept_beside_the_artefacts(tmp_path):
+    """In a process of its own: JAX reads where it keeps them when it is imported."""
+    config = tmp_path / "config.py"
+    config.write_text(COMPILES, encoding="utf-8")
+    for number, own in enumerate([None, tmp_path / "mine"]):
+        workdir = tmp_path / f"w{number}"
+        environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        environment |= {} if own is None else {"JAX_COMPILATION_CACHE_DIR": str(own)}
+        command = [sys.executable, "-m", "star_jax", "evaluate", config, "--workdir", workdir]
+        done = subprocess.run(command, env=environment, capture_output=True, check=False)
+        assert done.returncode == 2  # There is nothing to evaluate.
+        kept = workdir / "compiled" if own is None else own
+        assert [path for path in kept.rglob("*") if "triple" in path.name]
+        assert (workdir / "compiled").exists() == (own is None)
 
 
 def test_a_command_runs_its_job(calls, config_file):

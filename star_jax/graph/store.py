@@ -21,6 +21,7 @@ _CHUNK_NODES = 1 << 16
 NOT_REMOVED = np.iinfo(np.int64).max
 
 TextSource = Path | Mapping[str, int] | None
+"""As `GraphStore.open` takes it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,17 +156,16 @@ def relation_salt(key: str) -> int:
 
 
 def _text_vectors(
-    source: Path | Mapping[str, int], node_type: str, needed: int
+    text: Path | Mapping[str, int], node_type: str, needed: int
 ) -> Float[np.ndarray, "U E"]:
-    if isinstance(source, Mapping):
-        return np.broadcast_to(np.float32(0), (needed, source[node_type]))
-    folder = source
-    table = read_table(folder, node_type)
+    if isinstance(text, Mapping):
+        return np.broadcast_to(np.float32(0), (needed, text[node_type]))
+    table = read_table(text, node_type)
     if not np.array_equal(table.text_id, np.arange(len(table.text_id))):
-        raise InputError(f"{folder}/{node_type} is not sorted by text_id; run `star export-text`")
+        raise InputError(f"{text}/{node_type} is not sorted by text_id; run `star export-text`")
     if len(table.text_id) < needed:
         raise InputError(
-            f"{folder}/{node_type} holds {len(table.text_id)} vectors, needed {needed} as the "
+            f"{text}/{node_type} holds {len(table.text_id)} vectors, needed {needed} as the "
             "graph counts texts; run `star export-text` on the tables the graph was built from"
         )
     return table.vectors

@@ -57,13 +57,12 @@ from star_jax.train.optimizers import (
     make_optimizer,
     warmup_steps,
 )
-from star_jax.train.plan import Plan, PlanConfig, settle
+from star_jax.train.plan import PLAN, Plan, PlanConfig, settle
 from star_jax.train.reporter import Reporter
 from star_jax.train.state import TrainState, create_state
 from star_jax.train.step import make_step
 
 JOB = "job.json"  # What the folder was begun with.
-PLAN = "plan.json"  # How long its training is.
 
 _log = logging.getLogger(__name__)
 
@@ -90,8 +89,8 @@ class GraphTrainConfig:
         tables' class weights.
       validation_pairs: Of each task's val pairs, whole groups.
       output: Folder in the working directory.
-      plan_of: Folder whose settled number of steps this training takes instead of settling its
-        own within the budget.
+      plan_of: Folder whose settled number of steps this training takes when it begins, instead of
+        settling its own within the budget.
     """
 
     model: GraphModelConfig = dataclasses.field(default_factory=GraphModelConfig)

@@ -45,7 +45,7 @@ from star_jax.train.optimizers import (
     make_optimizer,
     warmup_steps,
 )
-from star_jax.train.plan import Plan, PlanConfig, settle
+from star_jax.train.plan import PLAN, Plan, PlanConfig, settle
 from star_jax.train.reporter import Reporter
 from star_jax.train.state import create_state
 from star_jax.train.step import make_step
@@ -236,7 +236,7 @@ def _train(
     validate = _validation(config, data, model, mesh, frozen)
     plan = settle(
         config.plan,
-        path=folder / "plan.json",
+        path=folder / PLAN,
         job=config,
         steps_per_epoch=builder.num_groups / (shape.num_groups * shape.num_microbatches),
         measure=lambda: measure(

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from star_jax import artefacts
 from star_jax.config import InputError, check_same, to_json
 
+PLAN = "plan.json"  # Of a training folder.
+
 _log = logging.getLogger(__name__)
 
 
@@ -92,7 +94,7 @@ def settle(
         stored = _read(path)
         check_same(json.dumps(stored.config), job, path)
         return stored.plan
-    if like is not None and _timed(config):
+    if like is not None and _budget(config) is not None:
         plan = _read(like).plan
     else:
         plan = _make(config, steps_per_epoch, measure)
@@ -138,23 +140,22 @@ def _read(path: Path) -> _Stored:
     return _Stored(plan, stored["config"])
 
 
-def _timed(config: PlanConfig) -> bool:
-    """Whether the length depends on how fast steps are."""
-    return config.num_steps is None and config.budget_s is not None
+def _budget(config: PlanConfig) -> float | None:
+    """Seconds that the length is made for; None: it does not depend on how fast steps are."""
+    return config.budget_s if config.num_steps is None else None
 
 
 def _make(config: PlanConfig, steps_per_epoch: float, measure: Callable[[], Timing]) -> Plan:
     validate_every = max(1, round(config.validate_epochs * steps_per_epoch))
     num_steps = config.num_steps or max(1, math.ceil(config.num_epochs * steps_per_epoch))
-    timing = None
-    if _timed(config):
-        assert config.budget_s is not None
+    timing, budget_s = None, _budget(config)
+    if budget_s is not None:
         timing = measure()
         share = config.validation_share
         rarest = math.ceil(timing.validation_s / timing.step_s * (1.0 - share) / share)
         validate_every = max(validate_every, rarest)
         per_step_s = timing.step_s + timing.validation_s / validate_every
-        left_s = config.budget_s - timing.spent_s - timing.validation_s  # One at the end.
+        left_s = budget_s - timing.spent_s - timing.validation_s  # One at the end.
         num_steps = min(num_steps, max(1, int(left_s / per_step_s)))
     return Plan(
         num_steps,

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import pytest
 
+import bench.shapes
 from star_jax import trees
 from star_jax.config import InputError
 from star_jax.text.families import (
@@ -274,3 +275,4 @@ def test_the_preset_of_the_mistral_family_is_the_published_one(tmp_path):
     assert isinstance(shape, MistralShape)
     assert not any((shape.qkv_bias, shape.out_bias, shape.mlp_bias, shape.head_norm))
     assert shape.rope_scaling is None
+    assert shape == bench.shapes.MISTRAL_7B
