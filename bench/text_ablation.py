@@ -5,13 +5,17 @@ Run:
 
 Each row adds one thing to the row above and trains for the same time, validation included: the
 scorer on the frozen base, adapters by BCE, the semi-hard term, its negatives from a batch of 1024
-pairs instead of 64, and several widths at once. Val chooses the checkpoint, test is reported as
-mean and standard deviation over the seeds. The frozen row takes one seed. A run that is
-interrupted goes on in W. Exit code 1: the last full row is below TF-IDF somewhere.
+pairs instead of 64 (at 4 times the rate, the root of 16), and several widths at once. The first
+seed of a row turns the time into a number of steps, which the other seeds take. Val chooses the
+checkpoint, test is reported as mean and standard deviation over the seeds. The first and the last
+row take one seed. A run that is interrupted goes on in W. Exit code 1: the last full row is below
+TF-IDF somewhere.
 """
 
 import argparse
 import dataclasses
+import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -30,7 +34,9 @@ from star_jax.pipeline.scored import score_split
 from star_jax.pipeline.tables.read import read_meta, read_pairs, read_ranking
 from star_jax.pipeline.text_scoring import TextPairScorer
 from star_jax.text.pooling import truncate
+from star_jax.train.plan import PLAN
 
+LARGE_BATCH = 1024
 WIDTHS = (384, 256, 128, 64)
 METRICS = ("auc_uniform", "auc_uniform_warm_member", "auc_near", "recall@10", "ndcg@10")
 FROZEN, LARGE, NARROW = "frozen", "+ large batch", "+ widths"
@@ -51,11 +57,14 @@ class CutScorer(TextPairScorer):
 def rows(budget_s: float) -> dict[str, TextTrainConfig]:
     """Name -> training; each adds one thing to the one above."""
     start = quickstart.get_config().train_text
-    start = dataclasses.replace(start, plan=dataclasses.replace(start.plan, budget_s=budget_s))
+    plan = dataclasses.replace(start.plan, num_epochs=100.0, budget_s=budget_s)
+    start = dataclasses.replace(start, plan=plan)
     bce = dataclasses.replace(
         start, objective=dataclasses.replace(start.objective, contrastive="none")
     )
-    large = dataclasses.replace(start, batch_size=1024)
+    rate = start.optimizer.learning_rate * math.sqrt(LARGE_BATCH / start.batch_size)
+    optimizer = dataclasses.replace(start.optimizer, learning_rate=rate)
+    large = dataclasses.replace(start, batch_size=LARGE_BATCH, optimizer=optimizer)
     return {
         FROZEN: dataclasses.replace(bce, mode="frozen"),
         "+ BCE": bce,
@@ -65,6 +74,18 @@ def rows(budget_s: float) -> dict[str, TextTrainConfig]:
             large, objective=dataclasses.replace(large.objective, widths=WIDTHS)
         ),
     }
+
+
+def as_long_as(config: TextTrainConfig, first: Path) -> TextTrainConfig:
+    """The same training with the steps and validations that another run had settled on."""
+    settled = json.loads((first / "text" / PLAN).read_text("utf-8"))
+    plan = dataclasses.replace(
+        config.plan,
+        num_steps=settled["num_steps"],
+        validate_epochs=settled["validate_every"] / settled["steps_per_epoch"],
+        budget_s=None,
+    )
+    return dataclasses.replace(config, plan=plan)
 
 
 def measure(workdir: Path, config: TextTrainConfig, widths: tuple[int, ...]) -> dict[int, dict]:
@@ -79,6 +100,22 @@ def measure(workdir: Path, config: TextTrainConfig, widths: tuple[int, ...]) -> 
     scored = score_split(methods, pairs, ranking, meta.tasks[task])
     found = measurements.metrics_of(scored, list(methods))
     return {width: found[str(width)] for width in widths}
+
+
+def measure_seeds(
+    workdir: Path, name: str, config: TextTrainConfig, seeds: list[int], widths: tuple[int, ...]
+) -> list[dict[int, dict]]:
+    """What each seed of a row gives, all of them trained for as many steps as the first."""
+    found, first = [], None
+    for seed in seeds:
+        folder = workdir / f"{name.removeprefix('+ ').replace(' ', '_')}-{seed}"
+        folder.mkdir(exist_ok=True)
+        if not (folder / "tables").exists():
+            (folder / "tables").symlink_to((workdir / "tables").resolve())
+        seeded = dataclasses.replace(config, seed=seed)
+        found.append(measure(folder, as_long_as(seeded, first) if first else seeded, widths))
+        first = first or folder
+    return found
 
 
 def _line(name: str, found: list[dict]) -> str:
@@ -114,13 +151,7 @@ def main() -> int:
             continue
         seeds = options.seeds[:1] if name in (FROZEN, NARROW) else options.seeds
         widths = WIDTHS if name == NARROW else WIDTHS[:1]
-        found = []
-        for seed in seeds:
-            folder = workdir / f"{name.removeprefix('+ ').replace(' ', '_')}-{seed}"
-            folder.mkdir(exist_ok=True)
-            if not (folder / "tables").exists():
-                (folder / "tables").symlink_to((workdir / "tables").resolve())
-            found.append(measure(folder, dataclasses.replace(config, seed=seed), widths))
+        found = measure_seeds(workdir, name, config, seeds, widths)
         for width in widths:
             of_width = [each[width] for each in found]
             label = name if width == WIDTHS[0] else f"{name}, {width} of {WIDTHS[0]}"

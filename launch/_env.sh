@@ -6,6 +6,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$ROOT/.venv
 PYTHON=$VENV/bin/python
 DRY_RUN=${DRY_RUN:-false}
+unset PYTHONDONTWRITEBYTECODE # Else every process compiles all it imports anew, for some seconds.
 
 fail() {
   printf 'star: error: %s\n' "$*" >&2

@@ -1,4 +1,10 @@
-"""`star run` that kills itself in the middle of one stage: killed_run.py CONFIG WORKDIR STAGE."""
+"""`star run` killed in the middle of one stage after the other.
+
+killed_run.py CONFIG WORKDIR STAGE ...
+
+Prints the exit code of each run. Every run is a process of its own, forked from this one, which
+has imported all modules and started no device.
+"""
 
 import json
 import os
@@ -37,10 +43,16 @@ def _dying(stage: Stage) -> Stage:
     return stage._replace(run=run)
 
 
-def main(config: str, workdir: str, name: str) -> None:
-    """Runs up to the middle of the stage."""
+def main(config: str, workdir: str, *names: str) -> None:
+    """Runs up to the middle of each stage; each run goes on from where the one before died."""
     plan = stages(load_config(Path(config)))
-    run_stages([_dying(s) if s.name == name else s for s in plan], Path(workdir))
+    for name in names:
+        child = os.fork()
+        if not child:
+            run_stages([_dying(s) if s.name == name else s for s in plan], Path(workdir))
+        _, status = os.waitpid(child, 0)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)} {name}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -153,6 +153,7 @@ def test_a_type_that_is_no_end_of_a_task_is_exported_too(trained):
     assert meta["roles"] == {"job": "receiver", "skill": "sender"}
     assert meta["rounds"] == {"job": 1, "skill": 0}
     assert meta["num_nodes"] == {"job": 60, "skill": 8}
+    assert not (trained / "more" / "member").exists()
     scorer = GraphPairScorer(trained, "graph_model", "split")
     slices = scorer.trained.variables["params"]["features_skill"]
     expected = np.asarray(slices["identity_embedding"]) + np.asarray(slices["bias"])

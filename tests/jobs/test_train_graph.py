@@ -17,7 +17,6 @@ from star_jax.parallel.mesh import MeshConfig
 from star_jax.pipeline.graph_model import read_model_file
 from star_jax.pipeline.graph_scoring import GraphPairScorer
 from star_jax.pipeline.tables.read import read_pairs
-from star_jax.train.optimizers import OptimizerConfig
 from tests.jobs import graph_runs, tiny_graph
 
 SOFTMAX_MODEL = dataclasses.replace(
@@ -27,24 +26,6 @@ SOFTMAX_MODEL = dataclasses.replace(
 
 
 @pytest.mark.slow
-def test_both_paths_train_to_the_same_metrics(market, tmp_path):
-    # Adam divides by the size of a gradient: a larger epsilon keeps it from enlarging rounding.
-    optimizer = OptimizerConfig(learning_rate=1e-2, eps=1e-3)
-    for path in ("dense", "jraph"):
-        workdir = graph_runs.begin(market, tmp_path / path)
-        train_graph.run(tiny_graph.config(path=path, optimizer=optimizer), workdir)
-        export_graph.run(GraphExportConfig(node_types=("job",)), workdir)
-    dense, jraph = tmp_path / "dense", tmp_path / "jraph"
-    np.testing.assert_allclose(graph_runs.losses(dense), graph_runs.losses(jraph), rtol=1e-4)
-    for got, expected in zip(
-        graph_runs.rows(dense, "val"), graph_runs.rows(jraph, "val"), strict=True
-    ):
-        assert got["score"] == pytest.approx(expected["score"], abs=1e-3)
-    assert not (dense / "graph_embeddings" / "member").exists()
-    tables = [read_table(folder / "graph_embeddings", "job").vectors for folder in (dense, jraph)]
-    np.testing.assert_allclose(*tables, rtol=1e-3, atol=1e-3)
-
-
 def test_two_devices_train(market, tmp_path):
     workdir = graph_runs.begin(market, tmp_path / "two")
     train_graph.run(tiny_graph.config(num_steps=2, mesh=MeshConfig(data=2)), workdir)

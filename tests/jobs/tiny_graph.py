@@ -19,6 +19,8 @@ from star_jax.train.plan import PlanConfig
 from star_jax.train.reporter import Reporter
 
 DIE_AT = 4
+# A plan made by the clock; the budget leaves room for all of the epoch.
+BUDGETED = PlanConfig(num_epochs=1.0, budget_s=1e4, validate_epochs=0.5)
 
 
 def config(num_steps=6, path: Literal["dense", "jraph"] = "dense", **fields) -> GraphTrainConfig:
@@ -53,11 +55,6 @@ def _kill_at(step: int) -> None:
     setattr(Reporter, "log", dying_log)  # noqa: B010 - an assignment would have another type.
 
 
-def budgeted() -> GraphTrainConfig:
-    """A plan made by the clock; the budget leaves room for all of the epoch."""
-    return config(plan=PlanConfig(num_epochs=1.0, budget_s=1e4, validate_epochs=0.5))
-
-
 if __name__ == "__main__":
     _kill_at(DIE_AT)
-    train_graph.run({"exact": config, "budgeted": budgeted}[sys.argv[2]](), Path(sys.argv[1]))
+    train_graph.run(config(plan=BUDGETED), Path(sys.argv[1]))
