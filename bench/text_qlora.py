@@ -131,7 +131,8 @@ def main() -> int:
             found[name] = train(workdir, dataclasses.replace(config, tower=tower))
     share = found["int8"].base_bytes / found["none"].base_bytes
     apart = abs(found["int8"].auc - found["none"].auc)
-    print("# Int8 base weights\n\n    python bench/text_qlora.py > bench/results/text_qlora.md\n")
+    asked = " ".join(["python bench/text_qlora.py", *sys.argv[1:]])
+    print(f"# Int8 base weights\n\n    {asked} > bench/results/text_qlora.md\n")
     print(
         f"jax {jax.__version__}, {jax.devices()[0].device_kind}; {NUM_STEPS} steps, tiny market.\n"
     )

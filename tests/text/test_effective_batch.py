@@ -48,7 +48,10 @@ def model():
     lora = LoraConfig(rank=2, targets=r".*/\w+_proj", dropout=0.0)
     built = build_bi_encoder(tower, ScorerConfig(hidden=(8,)), OBJECTIVE, lora)
     variables = init_variables(built, tower, jax.random.key(0))
-    variables["lora"] = jax.tree.map(lambda leaf: leaf + 0.05, variables["lora"])
+    rng = np.random.default_rng(1)
+    variables["lora"] = jax.tree.map(
+        lambda leaf: leaf + rng.normal(0, 0.05, leaf.shape).astype(np.float32), variables["lora"]
+    )
     return built, *trainable_split(variables, "lora")
 
 
