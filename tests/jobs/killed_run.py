@@ -19,14 +19,16 @@ from star_jax.jobs.run import Stage, run_stages, stages
 
 
 def _is_amid(stage: Stage, workdir: Path) -> bool:
-    """Whether a stage has something to lose: a first file, or a validation after some steps."""
+    """Whether a stage has something to lose: a first file, or steps after a checkpoint of some."""
     if not stage.in_place:
         partial = workdir / f".{stage.output}.partial"
         return any(path.is_file() for path in partial.rglob("*"))
+    saved = [path.name for path in (workdir / stage.output / "checkpoints").glob("step-*")]
+    newest = max((int(name.removeprefix("step-")) for name in saved), default=0)
     log = workdir / stage.output / "metrics.jsonl"
     rows = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
     whole = [json.loads(row) for row in rows if row.endswith("\n")]
-    return any(row["split"] == "val" and row["step"] > 0 for row in whole)
+    return newest > 0 and any(row["split"] == "train" and row["step"] > newest for row in whole)
 
 
 def _dying(stage: Stage) -> Stage:

@@ -24,6 +24,8 @@ def test_a_killed_run_goes_on_bit_by_bit_and_measures_its_budget_once(
     done = subprocess.run(command, check=False, capture_output=True, env=environment)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert graph_runs.losses(killed)[-1][0] == tiny_graph.DIE_AT
+    newest = max(path.name for path in (killed / "graph_model" / "checkpoints").iterdir())
+    assert 0 < int(newest.removeprefix("step-")) < tiny_graph.DIE_AT
     plan = killed / "graph_model" / "plan.json"
     before = plan.read_bytes()
     settled = json.loads(before)

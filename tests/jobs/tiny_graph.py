@@ -18,9 +18,9 @@ from star_jax.train.optimizers import OptimizerConfig
 from star_jax.train.plan import PlanConfig
 from star_jax.train.reporter import Reporter
 
-DIE_AT = 4
-# A plan made by the clock; the budget leaves room for all of the epoch.
-BUDGETED = PlanConfig(num_epochs=1.0, budget_s=1e4, validate_epochs=0.5)
+DIE_AT = 6  # After the first validation, and the checkpoint that goes with it.
+# A plan made by the clock; the budget leaves room for all of the epoch and its validations.
+BUDGETED = PlanConfig(num_epochs=1.0, budget_s=1e4, validate_epochs=0.2, validation_share=0.9)
 
 
 def config(num_steps=6, path: Literal["dense", "jraph"] = "dense", **fields) -> GraphTrainConfig:
