@@ -1,7 +1,7 @@
 """Arithmetic and memory of the LoRA step, as compiled: nothing is executed.
 
 Run:
-    python bench/text_flops.py > bench/results/text_flops.md
+    PYTHONPATH=. python bench/text_flops.py > bench/results/text_flops.md
 
 Blocks of the shape of e5-mistral-7b-instruct, float32, rank 8 on all seven linear maps, the whole
 loss with its gradient. XLA's cost analysis counts the body of a loop over blocks once, whatever
@@ -179,7 +179,7 @@ def main() -> int:
         row: compile_step(LAYER_7B, row.kind, row.remat, **size, chunks=row.chunks) for row in ROWS
     }
     print("# Compiled arithmetic of the LoRA step\n")
-    print("    python bench/text_flops.py > bench/results/text_flops.md\n")
+    print("    PYTHONPATH=. python bench/text_flops.py > bench/results/text_flops.md\n")
     print(f"jax {jax.__version__}, CPU, {LAYER_7B.num_layers} blocks of the 7B shape, ", end="")
     print(f"{size['rows']} texts of {size['length']} tokens; nothing was executed.\n")
     print("| step | ND | bar | temporary memory, GB |\n|---|---|---|---|")

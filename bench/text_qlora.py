@@ -1,7 +1,7 @@
 """Int8 base weights against bfloat16 ones: bytes of the base, val AUC after 200 steps of LoRA.
 
 Run (needs the extra qwix):
-    python bench/text_qlora.py [--base FOLDER|minilm] > bench/results/text_qlora.md
+    PYTHONPATH=. python bench/text_qlora.py [--base FOLDER|minilm] > bench/results/text_qlora.md
 
 Both runs see the same batches of the tiny market and differ in `tower.base_quantisation` alone.
 Without --base the base is a generated Mistral with random weights and a byte tokenizer, whose
@@ -131,7 +131,7 @@ def main() -> int:
             found[name] = train(workdir, dataclasses.replace(config, tower=tower))
     share = found["int8"].base_bytes / found["none"].base_bytes
     apart = abs(found["int8"].auc - found["none"].auc)
-    asked = " ".join(["python bench/text_qlora.py", *sys.argv[1:]])
+    asked = " ".join(["PYTHONPATH=. python bench/text_qlora.py", *sys.argv[1:]])
     print(f"# Int8 base weights\n\n    {asked} > bench/results/text_qlora.md\n")
     print(
         f"jax {jax.__version__}, {jax.devices()[0].device_kind}; {NUM_STEPS} steps, tiny market.\n"

@@ -22,6 +22,13 @@ def test_files_and_tests_that_are_named_exist(document):
         assert (ROOT / file).is_file(), file
 
 
+def test_benchmarks_are_run_from_the_root():
+    """They import their siblings and the configs, which are not installed."""
+    for file in [*DOCUMENTS, *ROOT.glob("bench/*.py")]:
+        text = file.read_text(encoding="utf-8")
+        assert not re.findall(r"(?<!PYTHONPATH=\. )python bench/\S*", text), file
+
+
 def test_every_complaint_has_a_test_or_says_that_it_has_none():
     rows = (ROOT / "tests/complaints.md").read_text(encoding="utf-8").splitlines()
     table = [row for row in rows if row.startswith("| ")][1:]

@@ -17,6 +17,7 @@ from star_jax.embeddings.table import read_ids
 from star_jax.pipeline.tables.schema_file import schema_json
 from star_jax.text.random_base import TOKENIZER
 from tests.consent_search import search
+from tests.jobs import graph_runs
 from tests.pipeline.tables import mini
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +41,6 @@ STAGES = (
     *("import", "train-text", "export-text", "build-graph", "train-graph", "export-graph"),
     *("train-graph-only", "export-graph-only", "evaluate", "report"),
 )
-NUM_CLOSE = 6  # Steps after which rounding has not grown yet.
 
 
 def _python(*arguments):
@@ -86,13 +86,6 @@ def _vectors(workdir):
     }
 
 
-def _losses(model):
-    lines = (model / "metrics.jsonl").read_text("utf-8").splitlines()
-    found = [row for row in map(json.loads, lines) if row["split"] == "train"]
-    assert len(found) >= NUM_CLOSE
-    return [(row["step"], row["loss"], row["gradient_norm"]) for row in found]
-
-
 @pytest.mark.slow
 def test_who_opted_out_is_in_no_artefact_and_who_stayed_is(undisturbed):
     decode = tokenizers.Tokenizer.from_str(TOKENIZER).decode
@@ -131,7 +124,9 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_numbers(undisturbed, tmp
     assert metrics[0] == metrics[1]
     assert set(metrics[0]["models"]) == {"text", "graph", "text+graph"}
     for model in ("text", "graph_model", "graph_only_model"):
-        assert _losses(killed / model) == _losses(whole / model)
+        losses = graph_runs.losses(whole, model)
+        assert losses
+        assert graph_runs.losses(killed, model) == losses
     expected, got = _vectors(whole), _vectors(killed)
     assert expected.keys() == got.keys()
     assert len(expected) >= 5
@@ -151,9 +146,11 @@ def test_the_path_over_jraph_ends_with_the_metrics_of_the_dense_path(undisturbed
     assert done.stderr.count("unchanged, skipped") == STAGES.index("train-graph")
     model = json.loads((jraph / "graph_model" / "model.json").read_text("utf-8"))
     assert model["model"]["encoder"]["path"] == "jraph"
-    for model in ("graph_model", "graph_only_model"):
-        losses = [_losses(workdir / model)[:NUM_CLOSE] for workdir in (whole, jraph)]
+    for name in ("graph_model", "graph_only_model"):
+        losses = [graph_runs.losses(workdir, name) for workdir in (whole, jraph)]
         np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+        scores = [[r["score"] for r in graph_runs.rows(w, "val", name)] for w in (whole, jraph)]
+        np.testing.assert_allclose(scores[1], scores[0], atol=1e-3)
     dense, segments = (
         json.loads((w / "report/metrics.json").read_text("utf-8"))["models"] for w in (whole, jraph)
     )
@@ -165,4 +162,4 @@ def test_the_path_over_jraph_ends_with_the_metrics_of_the_dense_path(undisturbed
     expected, got = _vectors(whole), _vectors(jraph)
     assert expected.keys() == got.keys()
     for path, vectors in expected.items():
-        np.testing.assert_allclose(got[path], vectors, atol=0.01, err_msg=str(path))
+        np.testing.assert_allclose(got[path], vectors, atol=1e-3, err_msg=str(path))

@@ -1,4 +1,4 @@
-"""Folders of graph training: made from a market, and read back."""
+"""Folders of training: those of graphs made from a market, all of them read back."""
 
 import json
 import shutil

@@ -52,6 +52,7 @@ def main(config: str, workdir: str, *names: str) -> None:
         child = os.fork()
         if not child:
             run_stages([_dying(s) if s.name == name else s for s in plan], Path(workdir))
+            os._exit(0)  # Nothing killed it.
         _, status = os.waitpid(child, 0)
         sys.stdout.write(f"{os.waitstatus_to_exitcode(status)} {name}\n")
         sys.stdout.flush()

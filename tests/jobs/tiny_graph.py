@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Literal
 
 from star_jax.graph.decoders import DecoderConfig
 from star_jax.graph.encoder import GraphEncoderConfig
@@ -23,13 +22,11 @@ DIE_AT = 6  # After the first validation, and the checkpoint that goes with it.
 BUDGETED = PlanConfig(num_epochs=1.0, budget_s=1e4, validate_epochs=0.2, validation_share=0.9)
 
 
-def config(num_steps=6, path: Literal["dense", "jraph"] = "dense", **fields) -> GraphTrainConfig:
+def config(num_steps=6, **fields) -> GraphTrainConfig:
     """One narrow layer; dropout is on, so that the key of a step matters."""
     defaults = {
         "model": GraphModelConfig(
-            encoder=GraphEncoderConfig(
-                dim=8, multiplier=1, layers=1, heads=2, dropout=0.2, path=path
-            ),
+            encoder=GraphEncoderConfig(dim=8, multiplier=1, layers=1, heads=2, dropout=0.2),
             decoder=DecoderConfig(
                 hidden_size=8, dropout=0.1, match=MatchConfig(width=8, text_width=12)
             ),

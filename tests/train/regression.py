@@ -123,13 +123,13 @@ class KillingBatches(Batches):
 
 
 def _kill_in_save(checkpointer: Checkpointer) -> None:
-    """Kills the process when the arrays of the second checkpoint are there but not its manifest."""
+    """Kills the process when arrays are there but not their manifest, and there are older steps."""
     from star_jax import artefacts
 
     seal = artefacts.seal
 
     def dying_seal(folder, kind, meta):
-        if checkpointer.steps():
+        if any(checkpointer.steps()):
             os.kill(os.getpid(), signal.SIGKILL)
         seal(folder, kind, meta)
 
