@@ -6,7 +6,7 @@ Run, after `star import` into the same folder:
 One epoch in at most twenty minutes, on one GPU or on CPU cores: a training step costs some 46 MFLOP
 a token, so that two cores read about 2,000 tokens a second. Mean over tokens, the last layer,
 bidirectional and no prompt are the family's; 110,592 adapter parameters train. Not yet run to a
-metric: the quickstart, which trains the same tower on texts of 64 tokens, has those.
+metric: the quickstart, which trains the same tower on shorter texts, has those.
 """
 
 from star_jax.jobs.train_text import TextTrainConfig

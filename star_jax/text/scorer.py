@@ -5,7 +5,11 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+_COSINE_SCALE = 5.0  # Logit per unit of a part's cosine, at the start.
 
 Feature = Literal["product", "request_product", "vectors", "difference"]
 
@@ -33,7 +37,11 @@ class ScorerConfig:
 
 
 class PairScorer(nn.Module):
-    """Features of document, profile and resume, then linear layers, in float32."""
+    """Features of document, profile and resume, then linear layers, in float32.
+
+    With the feature `product`, a fresh head scores by the cosines of the two parts, as the base
+    alone would: a few hundred steps need not find anew what pretraining knows.
+    """
 
     config: ScorerConfig
 
@@ -59,10 +67,26 @@ class PairScorer(nn.Module):
                 jnp.abs(d - r) * present[:, 1:],
             ],
         }
-        parts = [part for name in self.config.features for part in features[name]()]
+        parts = [(part, name) for name in self.config.features for part in features[name]()]
         # Products of unit vectors shrink with the width; unscaled, the head starts dead.
         scale = document.shape[1] ** 0.5
-        x = jnp.concatenate([jnp.concatenate(parts, axis=1) * scale, present], axis=1)
+        x = jnp.concatenate([part for part, _ in parts], axis=1) * scale
+        x = jnp.concatenate([x, present], axis=1)
+        is_product = np.repeat([name == "product" for _, name in parts], document.shape[1])
+        first = np.append(is_product / scale, [0.0, 0.0])  # Times x: the sum of the cosines.
         for i, width in enumerate(self.config.hidden):
-            x = nn.leaky_relu(nn.Dense(width, precision="highest", name=f"hidden_{i}")(x))
-        return nn.Dense(1, precision="highest", name="logit")(x)[:, 0]
+            x = _dense(width, first, name=f"hidden_{i}")(x)
+            x = nn.leaky_relu(x)
+            first = first.any() * np.eye(1, width)[0]
+        return _dense(1, _COSINE_SCALE * first, name="logit")(x)[:, 0]
+
+
+def _dense(width: int, first: Float[np.ndarray, " N"], name: str) -> nn.Dense:
+    """A layer that begins as usual, but for its first unit, which begins with these weights."""
+    usual = nn.initializers.lecun_normal()
+
+    def init(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        kernel = usual(key, shape, dtype)
+        return kernel.at[:, 0].set(first) if first.any() else kernel
+
+    return nn.Dense(width, kernel_init=init, precision="highest", name=name)

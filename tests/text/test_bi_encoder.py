@@ -321,6 +321,24 @@ def test_scorer_features(features):
     np.testing.assert_allclose(got, expected[:, 0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("hidden", [(), (8,), (8, 4)])
+def test_a_fresh_head_scores_by_the_cosines(hidden):
+    rng = np.random.default_rng(2)
+    d, p, r = rng.normal(size=(3, 6, E)).astype(np.float32)
+    d, p, r = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (d, p, r))
+    has_profile = np.array([True, False, True, False, True, True])
+    has_resume = np.array([True, True, False, False, True, True])
+    scorer = PairScorer(ScorerConfig(hidden=hidden, features=("difference", "product")))
+    inputs = (d, p, r, has_resume, has_profile)
+    params = jax.jit(scorer.init)(jax.random.key(0), *inputs)
+    expected = (d * p).sum(1) * has_profile + (d * r).sum(1) * has_resume
+    assert (expected < 0).any()
+    for _ in hidden:
+        expected = leaky(expected)
+    got = jax.jit(scorer.apply)(params, *inputs)
+    np.testing.assert_allclose(got, 5 * expected, rtol=1e-4, atol=1e-6)
+
+
 def test_widths_are_losses_of_cut_vectors():
     config = dataclasses.replace(OBJECTIVE, widths=(E, 8))
     model, variables = make(objective=config)
