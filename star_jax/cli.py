@@ -55,6 +55,12 @@ COMMANDS = {
         "find hard negatives for another training",
     ),
     "build-graph": Command("build_graph", "tables/", "graph/", "build the memory-mapped graph"),
+    "audit-leaks": Command(
+        "audit_leaks",
+        "tables/ graph/ text_embeddings/",
+        "leaks/",
+        "plant what training may not see; fail if it reaches a loss",
+    ),
     "train-graph": Command(
         "train_graph",
         "tables/ graph/ text_embeddings/",

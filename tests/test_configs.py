@@ -51,7 +51,8 @@ def test_the_two_presets_have_the_sizes_of_section_15():
         assert graph["optimizer.learning_rate"] == 1e-4
         assert graph["batch_size"] == 4096
         assert graph["plan.validate_epochs"] == 0.1
-        assert sum(graph["fanouts.total"]) >= 100
+        assert graph["fanouts.total"] == (100, 10)
+        assert (graph["adaptive.start"], graph["adaptive.stride"]) == (2, 20)
         assert text["tower.base"] == "intfloat/e5-mistral-7b-instruct"
         assert (text["lora.rank"], text["lora.alpha"]) == (8, 32.0)
         assert text["optimizer.learning_rate"] == 1e-4
@@ -76,7 +77,9 @@ def test_the_presets_differ_in_what_was_added_alone():
 def test_the_quickstart_is_the_recommended_preset_made_small():
     pair = (to_json(_run_config(name)) for name in ("recommended", "quickstart"))
     changed = {line.split(":")[0] for line in difference(*pair)}
-    assert {path for path in changed if not path.startswith("train_text.")} == {
+    inner = ("train_text.", "train_graph.adaptive.")
+    assert {path for path in changed if not path.startswith(inner)} == {
+        "train_graph.adaptive",
         "train_graph.model.encoder.dim",
         "train_graph.model.encoder.multiplier",
         "train_graph.fanouts.total",

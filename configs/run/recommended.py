@@ -12,6 +12,7 @@ from configs.text import mistral_7b
 from star_jax.graph.decoders import DecoderConfig
 from star_jax.graph.encoder import GraphEncoderConfig
 from star_jax.graph.model import GraphModelConfig
+from star_jax.graph.samplers.adaptive import AdaptiveConfig
 from star_jax.graph.samplers.fanouts import FanoutConfig
 from star_jax.jobs.build_graph import GraphBuildConfig
 from star_jax.jobs.evaluate import EvaluateConfig
@@ -58,6 +59,7 @@ def _train_graph() -> GraphTrainConfig:
             kernel_l2=1e-5,
         ),
         fanouts=FanoutConfig(total=(100, 10)),
+        adaptive=AdaptiveConfig(),
         optimizer=OptimizerConfig(learning_rate=1e-4),
         plan=PlanConfig(num_epochs=1.0, budget_s=None, validate_epochs=0.1),
         batch_size=4096,

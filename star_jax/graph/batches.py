@@ -55,6 +55,8 @@ class PairBatch(NamedTuple):
     mask: Bool[HostOrDevice, " B"]
     # Whether the row's sender and the column's receiver are linked; where the decoder asks.
     linked: Bool[HostOrDevice, "B B"] | None = None
+    # Log of the share of the row's receiver among those of all batches; where the loss asks.
+    log_q: Float[HostOrDevice, " B"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -116,6 +116,7 @@ def build(
         num_texts=num_texts,
         num_edges={key: n for size in sizes for key, n in size.num_edges.items()},
         wide_degree={key: n for size in sizes for key, n in size.wide_degree.items()},
+        max_degree={key: n for size in sizes for key, n in size.max_degree.items()},
     )
     artefacts.set_meta(output, json.loads(to_json(meta)))
     return meta

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from star_jax.config import InputError
 from star_jax.graph.arrays import ArrayFile, ColumnFiles, scratch_array
+from star_jax.graph.samplers.search import row_sums
 from star_jax.graph.schema import EdgeType, GraphSchema
 from star_jax.graph.sorting import NO_TIME_SQL, batches, one_row, table_sql
 from star_jax.graph.store import NOT_REMOVED, TIMED_BIT
@@ -21,6 +22,7 @@ _DTYPES = {
     "time": np.dtype(np.int64),
     "removed": np.dtype(np.int64),
     "weight": np.dtype(np.float32),
+    "cumulative": np.dtype(np.float64),
     "flags": np.dtype(np.uint8),
 }
 _ORDER = " ORDER BY receiver, relation, time, sender, removed, weight, flags"
@@ -28,11 +30,20 @@ _CHUNK_NODES = 1 << 20
 _log = logging.getLogger(__name__)
 
 
+class _Contents(NamedTuple):
+    """What one table of edges holds."""
+
+    num_edges: int
+    num_removed: int
+    weights_differ: bool
+
+
 class AdjacencySizes(NamedTuple):
     """Per edge key into one node type."""
 
     num_edges: dict[str, int]
     wide_degree: dict[str, int]  # 99th percentile of the degrees above zero; 0 without edges.
+    max_degree: dict[str, int]
 
 
 def check_edges(
@@ -50,7 +61,9 @@ def check_edges(
     wrong = {
         "a sender or receiver outside its nodes": ends,
         "a split other than 0 to 3": "split IS NULL OR split NOT BETWEEN 0 AND 3",
-        "a weight that is no finite number": "weight IS NULL OR NOT isfinite(weight)",
+        "a weight that is no finite number of 0 or more": (
+            "weight IS NULL OR NOT isfinite(weight) OR weight < 0"
+        ),
     }
     counts = ", ".join(f"count(*) FILTER ({test})" for test in wrong.values())
     found = one_row(connection, f"SELECT {counts} FROM {table_sql(table)}")
@@ -79,31 +92,27 @@ def build_adjacency(
     queries = [
         _relation_sql(j, relation, schema, edges, nodes) for j, relation in enumerate(relations)
     ]
-    total, removable = 0, 0
-    if queries:
-        total, removable = one_row(
-            connection,
-            "SELECT count(*), count(*) FILTER (removed_t IS NOT NULL) FROM ("
-            + " UNION ALL ".join(
-                f"SELECT removed_t FROM {table_sql(_file(relation, schema, edges))}"
-                for relation in relations
-            )
-            + ")",
-        )
+    found = [_contents(connection, _file(relation, schema, edges)) for relation in relations]
+    total = sum(each.num_edges for each in found)
     if total > _MAX_EDGES:
         raise InputError(
             f"{total} edges point to nodes of type {receiver!r}, needed at most {_MAX_EDGES} "
             "(offsets are int32): import fewer relations or a shorter window"
         )
-    dtypes = {n: d for n, d in _DTYPES.items() if removable or n != "removed"}
+    needless = [
+        *(() if any(each.num_removed for each in found) else ("removed",)),
+        *(() if any(each.weights_differ for each in found) else ("cumulative",)),
+    ]
+    dtypes = {n: d for n, d in _DTYPES.items() if n not in needless}
     shape = (schema.nodes[receiver].count, len(relations))
     folder.mkdir(parents=True)
     scratch = folder / ".degrees"  # A file: four bytes per node and relation may be a lot.
     degrees = scratch_array(scratch, np.dtype(np.int32), shape)
-    if not removable:
-        np.save(folder / "removed.npy", np.zeros(0, _DTYPES["removed"]))
+    for name in needless:
+        np.save(folder / f"{name}.npy", np.zeros(0, _DTYPES[name]))
+    rows = batches(connection, " UNION ALL ".join(queries) + _ORDER) if queries else ()
     with ColumnFiles(folder, dtypes, total) as files:
-        for columns in batches(connection, " UNION ALL ".join(queries) + _ORDER) if queries else ():
+        for columns in _with_sums(rows, len(relations)):
             files.append(columns)
             advance(len(columns["receiver"]))
             np.add.at(degrees, (columns["receiver"], columns["relation"]), 1)
@@ -114,7 +123,32 @@ def build_adjacency(
     return AdjacencySizes(
         {edge.key: int(degrees[:, j].sum(dtype=np.int64)) for j, edge in enumerate(relations)},
         {edge.key: _wide_degree(degrees[:, j]) for j, edge in enumerate(relations)},
+        {edge.key: int(degrees[:, j].max(initial=0)) for j, edge in enumerate(relations)},
     )
+
+
+def _contents(connection: duckdb.DuckDBPyConnection, table: Path) -> _Contents:
+    sql = (
+        "SELECT count(*), count(removed_t), coalesce(min(weight), 0), coalesce(max(weight), 0) "
+        f"FROM {table_sql(table)}"
+    )
+    num_edges, num_removed, smallest, largest = one_row(connection, sql)
+    return _Contents(num_edges, num_removed, smallest < largest)
+
+
+def _with_sums(
+    chunks: Iterable[dict[str, np.ndarray]], num_relations: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Adds the column `cumulative`; a row may go on in the next chunk.
+
+    Every sum is made from its own row alone, edge by edge: an edge that comes later, there or
+    elsewhere, does not change its last bit.
+    """
+    row, total = -1, 0.0
+    for columns in chunks:
+        rows = columns["receiver"].astype(np.int64) * num_relations + columns["relation"]
+        sums, row, total = row_sums(rows, columns["weight"].astype(np.float64), row, total)
+        yield columns | {"cumulative": sums}
 
 
 def _relation_sql(

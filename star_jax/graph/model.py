@@ -259,7 +259,8 @@ def _task_loss(
     label, mask = jnp.asarray(pairs.label), jnp.asarray(pairs.mask)
     if logits.ndim == 3:
         assert pairs.linked is not None
-        return in_batch_softmax(logits, label, mask, jnp.asarray(pairs.linked))
+        log_q = None if pairs.log_q is None else jnp.asarray(pairs.log_q)
+        return in_batch_softmax(logits, label, mask, jnp.asarray(pairs.linked), log_q)
     return binary_cross_entropy(
         logits.reshape(-1), label.reshape(-1), mask.reshape(-1), positive_weight
     )

@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Literal
 
+EdgeKind = Literal["interaction", "attribute"]
 _SEPARATOR = "__"
 _REVERSE = "rev_"
+PPR = "ppr"  # The relation of neighbours by personalised PageRank, which are no edges.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class EdgeType:
     sender: str
     relation: str
     receiver: str
-    kind: Literal["interaction", "attribute"]
+    kind: EdgeKind
 
     def __post_init__(self) -> None:
         for name in (self.sender, self.relation, self.receiver):
@@ -72,6 +74,8 @@ class GraphSchema:
         for edge in self.edges:
             if edge.relation.startswith(_REVERSE):
                 raise ValueError(f"{edge.key} begins with 'rev_', a prefix kept for reverse edges")
+            if edge.relation == PPR:
+                raise ValueError(f"{edge.key} has the name of a sampler, needed another one")
             for node_type in (edge.sender, edge.receiver):
                 if node_type not in self.nodes:
                     raise ValueError(

@@ -38,6 +38,7 @@ class GraphMeta:
       num_texts: Node type -> text vectors that the index points into.
       num_edges: Edge key, reverses included -> edges.
       wide_degree: Edge key, reverses included -> 99th percentile of the non-zero degrees.
+      max_degree: Edge key, reverses included -> largest degree.
     """
 
     version: str
@@ -49,6 +50,7 @@ class GraphMeta:
     num_texts: dict[str, int]
     num_edges: dict[str, int]
     wide_degree: dict[str, int]
+    max_degree: dict[str, int]
 
 
 class Adjacency(NamedTuple):
@@ -62,6 +64,8 @@ class Adjacency(NamedTuple):
     time: Int[np.ndarray, " M"]  # The later of the edge's time and its sender's creation.
     removed: Int[np.ndarray, " removable"]  # One per edge, or empty if no edge was ever removed.
     weight: Float[np.ndarray, " M"]
+    # Of the weights, from the first edge of each relation and node on; empty if all are equal.
+    cumulative: Float[np.ndarray, " M_weighted"]
     flags: Int[np.ndarray, " M"]  # SPLIT_BITS and TIMED_BIT.
 
 

@@ -24,6 +24,7 @@ from star_jax.jobs import (
     train_graph,
     train_text,
 )
+from star_jax.pipeline import graph_training
 
 _RESUMABLE = ("text_model", "graph_model")  # Kinds that fill their folder step by step.
 _log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def stages(config: RunConfig) -> list[Stage]:
         return Stage(name, job.run, config, output, kind, inputs, kind in _RESUMABLE)
 
     c = config
-    train_only = train_graph.without_text(c.train_graph)
+    train_only = graph_training.without_text(c.train_graph)
     export_only = export_graph.without_text(c.export_graph)
     vectors, made, made_only = "text_embeddings", "graph_embeddings", "graph_only_embeddings"
     model, only = "graph_model", "graph_only_model"

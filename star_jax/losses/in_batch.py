@@ -10,6 +10,7 @@ def in_batch_softmax(
     label: Float[Array, "shards B"],
     mask: Bool[Array, "shards B"],
     linked: Bool[Array, "shards B B"],
+    log_q: Float[Array, "shards B"] | None = None,
 ) -> Float[Array, ""]:
     """Mean over real positive rows of -log softmax at their own column, in float32.
 
@@ -21,9 +22,13 @@ def in_batch_softmax(
       label: 1 applied, 0 not, of the pairs on the diagonal.
       mask: True for real pairs.
       linked: Where sender and receiver are known to belong together: no negatives.
+      log_q: Log of how often a batch holds the column's receiver: popular ones are met as negatives
+        more often, which their logits make up for (Bengio and Senecal 2008). None: no correction.
     """
     own = jnp.eye(logits.shape[-1], dtype=bool)[None]
     candidate = own | (mask[:, None, :] & ~linked)
+    if log_q is not None:
+        logits = logits - log_q[:, None, :]
     scores = jnp.where(candidate, logits.astype(jnp.float32), -jnp.inf)
     rows = jax.nn.logsumexp(scores, axis=-1) - jnp.diagonal(logits, axis1=1, axis2=2)
     weight = jnp.where(mask, label, 0.0)

@@ -18,7 +18,7 @@ from star_jax.graph.batches import Budget, Subgraph
 from star_jax.graph.decoders import SeedVectors
 from star_jax.graph.model import GraphModel, LinkTask, Role, rounds_of
 from star_jax.graph.samplers.calibrate import SeedBatch, calibrate
-from star_jax.graph.samplers.uniform import NO_EXCLUSION, Fanouts, sample
+from star_jax.graph.samplers.sample import NO_EXCLUSION, Fanouts, sample
 from star_jax.graph.store import SPLIT_BITS, TIMED_BIT, GraphStore, TextVersions
 from star_jax.pipeline.graph_loader import Sampling
 from star_jax.pipeline.progress import Work
@@ -131,7 +131,7 @@ class Embedder:
                     fanouts=fanouts,
                     budget=budget,
                     key=_KEY,
-                    replace=self._sampling.replace,
+                    sampler=self._sampling.sampler,
                     use_time=False,
                     **batch._asdict(),
                 )
@@ -165,7 +165,7 @@ class Embedder:
             seed_type=node_type,
             num_seeds=num_seeds,
             visible_splits=visible_splits,
-            replace=self._sampling.replace,
+            sampler=self._sampling.sampler,
             use_time=False,
             num_batches=len(parts),
         )

@@ -1,36 +1,27 @@
-"""Batches of graph pairs: Grain shuffles groups, the sampler gives each its own neighbourhood.
+"""Pairs with their neighbourhoods: groups of the tables, and the sampler that pads them.
 
 A group is a positive with its negatives: one sender, one time. It sees only edges of the splits
 that training may see, from before its time, without its own supervised pairs.
 """
 
 import dataclasses
-import logging
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-import grain
-import jax
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
 
 from star_jax.graph.batches import Budget, PairBatch
-from star_jax.graph.model import ROLES, GraphBatch, LinkTask, Role
+from star_jax.graph.model import ROLES, LinkTask, Role
 from star_jax.graph.samplers.calibrate import SeedBatch, calibrate
-from star_jax.graph.samplers.uniform import Exclusion, Fanouts, sample, sampling_key
+from star_jax.graph.samplers.sample import Exclusion, Fanouts, sample
+from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.store import GraphStore
-from star_jax.pipeline.graph_links import KnownLinks
 from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import SPLIT_CODES, PairTable
 from star_jax.shapes import check_int32
-from star_jax.train.loop import Counts
-
-_log = logging.getLogger(__name__)
 
 TRAIN_SPLITS = 1 << SPLIT_CODES["always"] | 1 << SPLIT_CODES["train"]
-_THREADS = 2
-_BUFFERED_BATCHES = 4
-_CALIBRATED_BATCHES = 16
 
 
 class Pairs(NamedTuple):
@@ -51,23 +42,41 @@ class Sampling:
 
     Attributes:
       fanouts: Edge key -> neighbours at every hop.
-      replace: Draw with replacement.
+      channels: Channel of personalised PageRank -> neighbours of a seed, in place of those of the
+        first hop; see `channel_key`.
+      sampler: How to choose among the visible edges.
       receiver_keys: Edge keys that are followed from a seed of the receiver role, for one hop;
         None: all keys and hops, as from a sender.
     """
 
     fanouts: dict[str, tuple[int, ...]]
-    replace: bool
+    channels: dict[str, int] = dataclasses.field(default_factory=dict)
+    sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
     receiver_keys: tuple[str, ...] | None = None
 
     def of(self, role: Role) -> Fanouts:
         """The fanouts of one role's seeds."""
         if role == "sender" or self.receiver_keys is None:
-            return self.fanouts
+            return self._whole
         return {
             key: (hops[0] if key in self.receiver_keys else 0, *(0 for _ in hops[1:]))
             for key, hops in self.fanouts.items()
         }
+
+    @property
+    def _whole(self) -> Fanouts:
+        if not self.channels:
+            return self.fanouts
+        later = {key: (0, *hops[1:]) for key, hops in self.fanouts.items()}
+        return later | {
+            key: (count, *(0 for _ in range(self.num_hops - 1)))
+            for key, count in self.channels.items()
+        }
+
+    @property
+    def num_hops(self) -> int:
+        """Hops of neighbours."""
+        return len(next(iter(self.fanouts.values())))
 
 
 class Groups:
@@ -140,6 +149,7 @@ class PairSampler:
         sampling: Sampling,
         *,
         visible_splits: int,
+        use_time: bool = True,
     ) -> None:
         """Fixes the rule of what is visible; every group sees only what was there at its time.
 
@@ -149,8 +159,10 @@ class PairSampler:
           hides: Edge keys that hold the supervised link.
           sampling: How to draw.
           visible_splits: As in `sample`.
+          use_time: As in `sample`.
         """
         self._store, self._task, self._hides = store, task, hides
+        self._use_time = use_time
         self._sampling = sampling
         self._visible_splits = visible_splits
 
@@ -177,8 +189,8 @@ class PairSampler:
                 fanouts=self._sampling.of(role),
                 budget=budget,
                 key=key,
-                replace=self._sampling.replace,
-                use_time=True,
+                sampler=self._sampling.sampler,
+                use_time=self._use_time,
                 **self._seeds(role, pairs)._asdict(),
             )
             subgraphs.append(subgraph)
@@ -187,9 +199,9 @@ class PairSampler:
         batch = PairBatch(
             sender=subgraphs[0],
             receiver=subgraphs[1],
-            sender_row=_padded(pairs.group, num_pairs),
-            receiver_row=_padded(np.arange(size, dtype=np.int32), num_pairs),
-            label=_padded(pairs.label, num_pairs),
+            sender_row=padded(pairs.group, num_pairs),
+            receiver_row=padded(np.arange(size, dtype=np.int32), num_pairs),
+            label=padded(pairs.label, num_pairs),
             mask=np.arange(num_pairs) < size,
         )
         return batch, num_cut
@@ -227,7 +239,7 @@ class PairSampler:
                     seed_type=getattr(self._task, role),
                     num_seeds=num_seeds,
                     visible_splits=self._visible_splits,
-                    replace=self._sampling.replace,
+                    sampler=self._sampling.sampler,
                     num_batches=num_batches,
                 )
                 for role, num_seeds in zip(ROLES, (num_groups, num_pairs), strict=True)
@@ -244,136 +256,8 @@ class PairSampler:
         return SeedBatch(pairs.sender[first], groups, pairs.time, exclude, pairs.sender_text[first])
 
 
-class TaskStream:
-    """The training groups of one task: which of them, and their pairs, for every batch."""
-
-    def __init__(
-        self,
-        groups: Groups,
-        sampler: PairSampler,
-        negatives: Callable[[Pairs, int], Pairs] | None,
-        *,
-        num_groups: int,
-        num_pairs: int,
-        seed: int,
-        links: KnownLinks | None = None,
-    ) -> None:
-        """Shuffles the groups anew in every epoch.
-
-        Args:
-          groups: Of the training split.
-          sampler: Makes batches of pairs.
-          negatives: Draws fresh ones; None: those of the tables.
-          num_groups: Of one batch.
-          num_pairs: Rows of one batch.
-          seed: Of the order and of the draws.
-          links: Given, batches say which of their senders and receivers are linked.
-        """
-        self._groups, self._sampler, self._negatives = groups, sampler, negatives
-        self._links = links
-        self._seed, self.num_groups, self.num_pairs = seed, num_groups, num_pairs
-        self.order = (
-            grain.MapDataset.range(len(groups))
-            .shuffle(seed=seed % (1 << 31))
-            .repeat()
-            .batch(num_groups, batch_fn=np.array)
-        )
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Batches that hold every group once."""
-        return len(self._groups) / self.num_groups
-
-    def pairs(self, step: int, shard: int = 0, num_shards: int = 1) -> tuple[Pairs, int]:
-        """The pairs of one shard of a step, and the key of its draws.
-
-        All shards of a step have one key: what is drawn for a node and a group does not depend
-        on how many devices share the step.
-        """
-        key = sampling_key(self._seed, step)
-        fresh = self._negatives is not None
-        chosen = np.asarray(self.order[step * num_shards + shard])
-        pairs = self._groups.take(chosen, positives_only=fresh)
-        return (self._negatives(pairs, key) if self._negatives else pairs), key
-
-    def budgets(self) -> RoleBudgets:
-        """Sizes that batches of the stream need."""
-        return self._sampler.budgets(
-            lambda number: self.pairs(number)[0],
-            num_groups=self.num_groups,
-            num_pairs=self.num_pairs,
-            num_batches=_CALIBRATED_BATCHES,
-        )
-
-    def batch(
-        self, step: int, budgets: RoleBudgets, shard: int = 0, num_shards: int = 1
-    ) -> tuple[PairBatch, int]:
-        """The padded batch of one shard, and how much did not fit into it."""
-        pairs, key = self.pairs(step, shard, num_shards)
-        batch, num_cut = self._sampler(pairs, budgets, self.num_pairs, key)
-        if self._links is not None:
-            linked = self._links(pairs.sender[:, None], pairs.receiver[None, :])
-            rest = self.num_pairs - len(pairs.label)
-            batch = batch._replace(linked=np.pad(linked, ((0, rest), (0, rest))))
-        return batch, num_cut
-
-
-class BatchMaker:
-    """Makes step i of all tasks and devices; a pure function of i, safe in many threads."""
-
-    def __init__(
-        self,
-        streams: Mapping[str, TaskStream],
-        budgets: Mapping[str, RoleBudgets],
-        shards: int,
-    ) -> None:
-        """Joins the tasks.
-
-        Args:
-          streams: By task.
-          budgets: By task.
-          shards: Devices; each has samples of its own, so that no index crosses devices.
-        """
-        self._streams, self._budgets, self._shards = streams, budgets, shards
-        self._warned = False
-
-    def __call__(self, step: int) -> GraphBatch:
-        """Logs once if budgets cut something off."""
-        tasks, num_cut = {}, 0
-        for name, stream in self._streams.items():
-            made = [
-                stream.batch(int(step), self._budgets[name], shard, self._shards)
-                for shard in range(self._shards)
-            ]
-            num_cut += sum(cut for _, cut in made)
-            tasks[name] = jax.tree.map(lambda *parts: np.stack(parts), *(b for b, _ in made))
-        if num_cut and not self._warned:
-            self._warned = True
-            _log.warning(
-                "step %d: %d sampled edges or texts did not fit the calibrated sizes and were "
-                "left out; this is said once",
-                *(step, num_cut),
-            )
-        return GraphBatch(tasks, np.concatenate([b.mask for b in tasks.values()], axis=1))
-
-
-def make_batches(maker: BatchMaker) -> Any:
-    """Endless batches made by threads.
-
-    Returns:
-      A Grain iterator; `get_state` and `set_state` are its position, threads do not change it.
-    """
-    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BUFFERED_BATCHES)
-    dataset = grain.MapDataset.range(1 << 31).map(maker)
-    return iter(dataset.to_iter_dataset(options))
-
-
-def count_pairs(batch: GraphBatch) -> Counts:
-    """Real and padded pairs of a host batch."""
-    return Counts(int(np.sum(batch.mask)), int(np.size(batch.mask)))
-
-
-def _padded(array: np.ndarray, size: int) -> np.ndarray:
+def padded(array: np.ndarray, size: int) -> np.ndarray:
+    """The array with zeros behind it."""
     return np.concatenate([array, np.zeros(size - len(array), array.dtype)])
 
 

@@ -209,6 +209,7 @@ class _Reports:
         values |= {
             "learning_rate": last.learning_rate,
             "padding": 1.0 - counts.units / counts.slots,
+            **counts.figures,
         } | self._meter.figures()
         self._progress.advance(1.0, float(counts.units), note=_note(values, self._unit))
         values["eta_s"] = self._progress.left_s
@@ -239,6 +240,7 @@ def _note(values: Mapping[str, float], unit: str) -> str:
     """What a progress line says beside rate and ETA; what is not known is not said."""
     shares = {
         f"real {unit}": 1.0 - values["padding"],
+        "real neighbours": values.get("neighbour_fill"),
         "MFU": values.get("mfu"),
         "HFU": values.get("hfu"),
         "data wait": values.get("data_wait"),

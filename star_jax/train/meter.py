@@ -4,8 +4,9 @@ import logging
 import re
 import resource
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,9 @@ _PEAK_FLOPS = (
 )
 
 
+_NO_FIGURES: Mapping[str, float] = MappingProxyType({})
+
+
 class Arithmetic(NamedTuple):
     """Floating-point operations of one step, on all devices together."""
 
@@ -38,6 +42,7 @@ class Counts(NamedTuple):
     units: int  # What the rate counts: real tokens, pairs.
     slots: int  # The same with padding.
     arithmetic: Arithmetic | None = None  # None: nobody counts it.
+    figures: Mapping[str, float] = _NO_FIGURES  # Whatever else is to be logged of it.
 
 
 class Meter:

@@ -6,7 +6,8 @@ import pytest
 from star_jax.config import InputError
 from star_jax.graph.samplers.calibrate import SeedBatch, calibrate
 from star_jax.graph.samplers.fanouts import FanoutConfig, resolve
-from star_jax.graph.samplers.uniform import NO_EXCLUSION, sample, sampling_key
+from star_jax.graph.samplers.sample import NO_EXCLUSION, sample, sampling_key
+from star_jax.graph.samplers.sampler import SamplerConfig
 from tests.graph.visible import ALL
 from tests.graph.worlds import Edge, World
 
@@ -47,7 +48,7 @@ def _budget(store, fanouts):
         seed_type="member",
         num_seeds=20,
         visible_splits=ALL,
-        replace=False,
+        sampler=SamplerConfig(),
     )
 
 
@@ -73,7 +74,7 @@ def test_calibrated_sizes_hold_for_other_batches(store):
             budget=budget,
             key=sampling_key(0, number),
             seed_text_row=None,
-            replace=False,
+            sampler=SamplerConfig(),
         )
         dropped += stats.num_dropped
         fill.append(stats.fill)
@@ -142,5 +143,5 @@ def test_a_budget_without_rows_for_a_sender_is_refused(store):
             budget=broken,
             key=1,
             seed_text_row=None,
-            replace=False,
+            sampler=SamplerConfig(),
         )

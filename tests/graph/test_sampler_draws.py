@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, chisquare
 
-from star_jax.graph.samplers import kernels
-from star_jax.graph.samplers.uniform import sampling_key
+from star_jax.graph.samplers import draws
+from star_jax.graph.samplers.compiled import kernel
+from star_jax.graph.samplers.picks import uniform
+from star_jax.graph.samplers.picks.draw import Draw
+from star_jax.graph.samplers.sample import sampling_key
+from star_jax.graph.samplers.visibility import Edges, Row, Rule
 from star_jax.shapes import NO_TIME
 from tests.graph.visible import TRAIN, draw, same_bytes
 from tests.graph.worlds import Edge, World
@@ -22,25 +26,26 @@ def picks(row, fanout, *, replace, num=_MANY, salt=5):
     """Positions picked by `num` nodes that all have the same row (1: visible, 0: not)."""
     row = np.asarray(row)
     n = len(row)
-    edges = kernels.Edges(
+    edges = Edges(
         bounds=np.asarray([[0, n]], np.int32),
         sender=np.arange(n, dtype=np.int32),
         time=np.zeros(n, np.int64),
         removed=np.zeros(0, np.int64),
         weight=np.ones(n, np.float32),
+        cumulative=np.zeros(0, np.float64),
         flags=np.where(row == 1, 1, HIDDEN).astype(np.uint8),
     )
     none = np.zeros(0, np.int64)
-    rule = kernels.Rule(np.asarray([NO_TIME]), True, TRAIN, np.zeros(2, np.int64), none)
+    rule = Rule(np.asarray([NO_TIME]), True, 0, TRAIN, np.zeros(2, np.int64), none)
     out, scratch = np.empty(fanout, np.int64), np.empty(4 * fanout, np.int64)
     found = []
     for node in range(num):
-        start = np.uint64(kernels.stream(np.uint64(11), np.uint64(salt), node))
-        count = kernels.pick(
+        start = np.uint64(draws.stream(np.uint64(11), np.uint64(salt), node))
+        count = uniform.pick(
             edges,
             rule,
-            kernels.Row(0, n, 0, 0, 0),
-            kernels.Draw(fanout, replace, start),
+            Row(0, 0, n, 0, 0, 0),
+            Draw(fanout, replace, start),
             scratch,
             out,
         )
@@ -91,7 +96,7 @@ def test_neighbouring_counters_are_independent():
 
 def test_random_integers_stay_below_their_bound_however_large():
     for n in (1, 3, 2**31 - 1):
-        values = [kernels.below(np.uint64(9), slot, n)[0] for slot in range(2000)]
+        values = [draws.below(np.uint64(9), slot, n)[0] for slot in range(2000)]
         assert min(values) >= 0
         assert max(values) < n
         thirds = np.bincount(np.asarray(values) * 3 // n if n > 1 else [0], minlength=3)
@@ -103,7 +108,7 @@ def test_splitmix64_gives_its_published_values():
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     golden = 0x9E3779B97F4A7C15
     states = [(1234567 + i * golden) % 2**64 for i in (1, 2, 3)]
-    assert [int(kernels.mix(np.uint64(state))) for state in states] == published
+    assert [int(draws.mix(np.uint64(state))) for state in states] == published
 
 
 def test_keys_of_runs_and_steps_differ():
@@ -159,15 +164,15 @@ def test_a_hub_costs_no_more_tries_than_a_small_row(monkeypatch):
     """Rows of which every other edge is hidden: edges looked at per draw, whatever the length."""
     fanout, num = 10, 60
     looked = 0
-    plain = {name: getattr(kernels, name).py_func for name in ("pick", "_enumerate", "_visible")}
+    plain = {name: getattr(uniform, name).py_func for name in ("pick", "_enumerate", "visible")}
 
     def counting(*args):
         nonlocal looked
         looked += 1
-        return plain["_visible"](*args)
+        return plain["visible"](*args)
 
-    for name, function in (plain | {"_visible": counting}).items():
-        monkeypatch.setattr(kernels, name, function)
+    for name, function in (plain | {"visible": counting}).items():
+        monkeypatch.setattr(uniform, name, function)
     means = {}
     for n in (100, 1000, 100_000):
         looked = 0
@@ -209,6 +214,6 @@ def test_kernels_compile_where_nothing_can_be_cached(caplog):
     scope = {}
     exec("def twice(x):\n    return 2 * x", scope)
     with caplog.at_level("INFO"):
-        twice = kernels.kernel(scope["twice"])
+        twice = kernel(scope["twice"])
     assert twice(21) == 42
     assert "set NUMBA_CACHE_DIR" in caplog.text

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from star_jax.graph.samplers.uniform import sampling_key
+from star_jax.graph.samplers.sample import sampling_key
+from star_jax.graph.samplers.sampler import SamplerConfig
 from tests.graph.visible import draw, sampled, text_as_of
 from tests.graph.worlds import Edge, Text, World
 
@@ -80,7 +81,9 @@ def test_a_node_of_two_groups_has_two_rows_with_the_texts_of_their_times(world, 
 
 def test_within_a_group_every_node_has_one_row(store):
     seeds = np.arange(6)
-    subgraph, _, _ = draw(store, "member", seeds, [40], groups=np.zeros(6, np.int32), replace=True)
+    sampler = SamplerConfig(replace=True)
+    groups = np.zeros(6, np.int32)
+    subgraph, _, _ = draw(store, "member", seeds, [40], groups=groups, sampler=sampler)
     for table in subgraph.nodes.values():
         nodes = table.node[table.mask]
         assert len(np.unique(nodes)) == len(nodes)

@@ -8,7 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from star_jax.graph.build import BuildOptions
-from star_jax.graph.samplers.uniform import NO_EXCLUSION, Exclusion, sampling_key
+from star_jax.graph.samplers.channels import channel_key
+from star_jax.graph.samplers.sample import NO_EXCLUSION, Exclusion, sampling_key
+from star_jax.graph.samplers.sampler import PprConfig, SamplerConfig
 from tests.graph.visible import TEST, TRAIN, VAL, draw, same_bytes, sampled, visible_edges
 from tests.graph.worlds import Edge, Text, World
 
@@ -109,7 +111,7 @@ def test_a_small_fanout_takes_a_part_of_the_visible(world, time, splits, fanout,
             [time] * 3,
             visible_splits=splits,
             fanouts=dict.fromkeys(store.meta.num_edges, (fanout, 1)),
-            replace=replace,
+            sampler=SamplerConfig(replace=replace),
         )
     for hop, tables in enumerate(subgraph.hops):
         k = fanout if hop == 0 else 1
@@ -264,8 +266,9 @@ def another_future(world, rng):
     return World(nodes=nodes, edges=edges, texts={"job": texts})
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_permuting_the_future_changes_no_byte(tmp_path, seed):
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kind", ["uniform", "weighted", "top_k", "last_n", "ppr", "ppr_walks"])
+def test_permuting_the_future_changes_no_byte(tmp_path, seed, kind):
     rng = np.random.default_rng(seed)
     world = past_and_future(rng)
     options = BuildOptions(memory_limit_gib=0.5, num_threads=1, age_unit=10.0)
@@ -275,14 +278,19 @@ def test_permuting_the_future_changes_no_byte(tmp_path, seed):
     ]
     assert stores[0].version != stores[1].version
     results, budget = [], None
+    sampler = SamplerConfig(kind=kind, ppr=PprConfig(num_walks=50))
+    ranked = {}
+    if sampler.by_rank:
+        ranked = {channel_key(name, "member"): (3, 0) for name in ("member", "job", "skill")}
     for store in stores:
         subgraph, _, budget = draw(
             store,
             "member",
             np.arange(12),
             [NOW] * 12,
-            fanouts=dict.fromkeys(store.meta.num_edges, (3, 2)),
+            fanouts=dict.fromkeys(store.meta.num_edges, (3, 2)) | ranked,
             budget=budget,
+            sampler=sampler,
             key=sampling_key(seed, 7),
         )
         results.append(subgraph)

@@ -6,7 +6,8 @@ from collections import Counter
 import numpy as np
 
 from star_jax.graph.samplers.calibrate import SeedBatch, calibrate
-from star_jax.graph.samplers.uniform import NO_EXCLUSION, sample
+from star_jax.graph.samplers.sample import NO_EXCLUSION, sample
+from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.shapes import NO_TIME
 
 TRAIN = 0b0011  # Splits 0 and train.
@@ -87,7 +88,7 @@ def draw(store, seed_type, seeds, times, **options):
         "fanouts": dict.fromkeys(store.meta.num_edges, (64, 64)),
         "key": 0,  # As in the first batch of `calibrate`: exactly this sample fits the budget.
         "seed_text_row": None,
-        "replace": False,
+        "sampler": SamplerConfig(),
         "use_time": True,
     } | options
     group_time = np.asarray([NO_TIME if t is None else t for t in times], np.int64)
@@ -111,7 +112,7 @@ def make_budget(store, seed_type, seeds, group_time, options):
         seed_type=seed_type,
         num_seeds=len(seeds),
         visible_splits=options["visible_splits"],
-        replace=options["replace"],
+        sampler=options["sampler"],
         use_time=options["use_time"],
         num_batches=1,
     )

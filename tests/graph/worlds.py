@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from star_jax import artefacts
 from star_jax.embeddings.table import EmbeddingTable, write_shard
 from star_jax.graph.build import BuildOptions, GraphTables, build
-from star_jax.graph.schema import EdgeType, GraphSchema, NodeType
+from star_jax.graph.schema import EdgeKind, EdgeType, GraphSchema, NodeType
 from star_jax.graph.store import GraphStore
 from star_jax.shapes import NO_TIME
 
@@ -43,7 +43,7 @@ class World:
     texts: dict[str, list[Text]] = dataclasses.field(default_factory=dict)
     categorical: dict[str, dict[str, list[int]]] = dataclasses.field(default_factory=dict)
     dense: dict[str, dict[str, list[float | None]]] = dataclasses.field(default_factory=dict)
-    kinds: dict[str, str] = dataclasses.field(default_factory=dict)
+    kinds: dict[str, EdgeKind] = dataclasses.field(default_factory=dict)
 
     def schema(self):
         nodes = {
@@ -62,7 +62,7 @@ class World:
                     sender=sender,
                     relation=relation,
                     receiver=receiver,
-                    kind="interaction",
+                    kind=self.kinds.get(key, "interaction"),
                 )
             )
         return GraphSchema(nodes=nodes, edges=tuple(edges))

@@ -14,6 +14,10 @@ from star_jax.jobs import train_graph
 from tests.jobs import graph_runs, tiny_graph
 
 
+def sampled_sizes(workdir):
+    return [n for row in graph_runs.rows(workdir, "val") for n in row if n.startswith("score@")]
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_bit_by_bit_and_measures_its_budget_once(
     market, tmp_path, monkeypatch
@@ -36,10 +40,13 @@ def test_a_killed_run_goes_on_bit_by_bit_and_measures_its_budget_once(
         raise AssertionError("measured again")
 
     monkeypatch.setattr(train_graph, "measure", measure)
-    train_graph.run(tiny_graph.config(plan=tiny_graph.BUDGETED), killed)
+    growing = tiny_graph.config(plan=tiny_graph.BUDGETED, adaptive=tiny_graph.GROWING)
+    train_graph.run(growing, killed)
     assert plan.read_bytes() == before
     unbudgeted = dataclasses.replace(tiny_graph.BUDGETED, budget_s=None)
-    train_graph.run(tiny_graph.config(plan=unbudgeted), whole)
+    train_graph.run(dataclasses.replace(growing, plan=unbudgeted), whole)
     assert graph_runs.losses(killed) == graph_runs.losses(whole)
     assert len(graph_runs.losses(killed)) == settled["num_steps"]
     assert graph_runs.meta(killed) == graph_runs.meta(whole)
+    sizes = [sampled_sizes(folder) for folder in (killed, whole)]
+    assert sizes[0] == sizes[1] == ["score@2"] * 2 + ["score@6"] * 4

@@ -10,10 +10,13 @@ from star_jax.config import InputError, from_json, to_json
 from star_jax.embeddings.table import read_table
 from star_jax.graph.decoders import DecoderConfig
 from star_jax.graph.match import MatchConfig
+from star_jax.graph.samplers.adaptive import AdaptiveConfig
+from star_jax.graph.samplers.sampler import PprConfig, SamplerConfig
 from star_jax.jobs import export_graph, train_graph
 from star_jax.jobs.export_graph import GraphExportConfig
 from star_jax.jobs.train_graph import GraphTrainConfig
 from star_jax.parallel.mesh import MeshConfig
+from star_jax.pipeline import graph_training
 from star_jax.pipeline.graph_model import read_model_file
 from star_jax.pipeline.graph_scoring import GraphPairScorer
 from star_jax.pipeline.tables.read import read_pairs
@@ -34,7 +37,8 @@ def test_two_devices_train(market, tmp_path):
 
 def test_trains_against_the_receivers_of_the_batch(market, tmp_path):
     workdir = graph_runs.begin(market, tmp_path / "softmax")
-    train_graph.run(tiny_graph.config(num_steps=30, model=SOFTMAX_MODEL), workdir)
+    config = tiny_graph.config(num_steps=30, model=SOFTMAX_MODEL, popularity_correction=True)
+    train_graph.run(config, workdir)
     first, *_, last = (row["loss_apply"] for row in graph_runs.rows(workdir, "train"))
     assert last < 0.9 * first
 
@@ -44,7 +48,7 @@ def test_without_text_and_with_fresh_negatives(market, tmp_path):
     config = tiny_graph.config(
         num_steps=2, negatives="uniform", num_negatives=2, receiver_view="all"
     )
-    train_graph.run(train_graph.without_text(config), workdir)
+    train_graph.run(graph_training.without_text(config), workdir)
     shutil.rmtree(workdir / "text_embeddings")  # Other texts do not make another graph alone.
     assert read_model_file(workdir / "graph_only_model").sampling.receiver_keys is None
     export_graph.run(export_graph.without_text(GraphExportConfig()), workdir)
@@ -57,10 +61,33 @@ def test_without_text_and_with_fresh_negatives(market, tmp_path):
     assert np.isfinite(scores).all()
 
 
+def test_trains_and_exports_over_ranked_neighbours(market, tmp_path):
+    workdir = graph_runs.begin(market, tmp_path / "ppr")
+    sampler = SamplerConfig(kind="ppr", ppr=PprConfig(epsilon=1e-3, types=("job", "skill")))
+    train_graph.run(tiny_graph.config(num_steps=2, sampler=sampler), workdir)
+    channels = read_model_file(workdir / "graph_model").sampling.channels
+    assert channels == {
+        f"{near}__ppr__{seed}": 3 for near in ("job", "skill") for seed in ("member", "recruiter")
+    }
+    assert all(row["neighbours"] > 48 for row in graph_runs.rows(workdir, "train"))
+    export_graph.run(GraphExportConfig(), workdir)
+    vectors = read_table(workdir / "graph_embeddings", "member").vectors
+    assert np.isfinite(vectors).all()
+    assert np.std(vectors, axis=0).min() > 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"adaptive": AdaptiveConfig(), "sampler": SamplerConfig(kind="full")},
+            "adaptive with sampler.kind=full, which takes all neighbours anyway",
+        ),
         ({"batch_size": 0}, "batch_size 0 must be >= 1"),
+        (
+            {"popularity_correction": True},
+            "popularity_correction is for model.decoder.kind=softmax, it is mlp",
+        ),
         ({"positive_weight": 0.0}, "positive_weight 0.0 must be > 0"),
         (
             {"positive_weight": 2.0, "model": SOFTMAX_MODEL},

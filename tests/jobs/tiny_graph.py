@@ -9,6 +9,7 @@ from star_jax.graph.decoders import DecoderConfig
 from star_jax.graph.encoder import GraphEncoderConfig
 from star_jax.graph.match import MatchConfig
 from star_jax.graph.model import GraphModelConfig
+from star_jax.graph.samplers.adaptive import AdaptiveConfig
 from star_jax.graph.samplers.fanouts import FanoutConfig
 from star_jax.jobs import train_graph
 from star_jax.jobs.train_graph import GraphTrainConfig
@@ -20,6 +21,9 @@ from star_jax.train.reporter import Reporter
 DIE_AT = 6  # After the first validation, and the checkpoint that goes with it.
 # A plan made by the clock; the budget leaves room for all of the epoch and its validations.
 BUDGETED = PlanConfig(num_epochs=1.0, budget_s=1e4, validate_epochs=0.2, validation_share=0.9)
+
+# The first validation that follows another one adds all that are left.
+GROWING = AdaptiveConfig(start=2, stride=4, tolerance=1.0, decay=1.0)
 
 
 def config(num_steps=6, **fields) -> GraphTrainConfig:
@@ -54,4 +58,4 @@ def _kill_at(step: int) -> None:
 
 if __name__ == "__main__":
     _kill_at(DIE_AT)
-    train_graph.run(config(plan=BUDGETED), Path(sys.argv[1]))
+    train_graph.run(config(plan=BUDGETED, adaptive=GROWING), Path(sys.argv[1]))

@@ -19,7 +19,9 @@ def batch():
     return {"logits": logits, "label": label, "mask": mask, "linked": linked}
 
 
-def by_hand(logits, label, mask, linked):
+def by_hand(logits, label, mask, linked, log_q=None):
+    if log_q is not None:
+        logits = logits - log_q[:, None, :]
     rows = []
     for shard in range(SHARDS):
         for row in range(B):
@@ -38,6 +40,15 @@ def test_a_positive_against_the_receivers_of_its_device_that_it_is_not_linked_wi
     np.testing.assert_allclose(got, by_hand(**batch), rtol=1e-5)
     unmasked = batch | {"linked": np.zeros_like(batch["linked"])}
     assert abs(by_hand(**unmasked) - by_hand(**batch)) > 0.01
+
+
+def test_the_correction_lowers_what_is_met_often(batch):
+    log_q = np.log(np.random.default_rng(1).random((SHARDS, B))).astype(np.float32)
+    got = jax.jit(in_batch_softmax)(**batch, log_q=log_q)
+    np.testing.assert_allclose(got, by_hand(**batch, log_q=log_q), rtol=1e-5)
+    assert abs(by_hand(**batch, log_q=log_q) - by_hand(**batch)) > 0.01
+    even = jax.jit(in_batch_softmax)(**batch, log_q=np.full((SHARDS, B), -3.0, np.float32))
+    np.testing.assert_allclose(even, by_hand(**batch), rtol=1e-5)
 
 
 def test_padding_links_and_negatives_of_others_have_no_gradient(batch):

@@ -11,18 +11,10 @@ from star_jax.pipeline.graph_embedding import (
     visible_until,
 )
 from star_jax.pipeline.graph_links import KnownLinks
-from star_jax.pipeline.graph_loader import (
-    TRAIN_SPLITS,
-    BatchMaker,
-    Groups,
-    PairSampler,
-    Sampling,
-    TaskStream,
-    count_pairs,
-    make_batches,
-)
+from star_jax.pipeline.graph_loader import TRAIN_SPLITS, Groups, PairSampler, Sampling
 from star_jax.pipeline.graph_model import open_store
 from star_jax.pipeline.graph_negatives import UniformNegatives
+from star_jax.pipeline.graph_streams import BatchMaker, TaskStream, count_pairs, make_batches
 from star_jax.pipeline.tables.read import read_edges, read_pairs
 from star_jax.shapes import NO_TIME
 from tests.pipeline import graph_market
@@ -48,13 +40,14 @@ def groups(market):
 
 def sampler_of(store, total=(50,)):
     fanouts = dict(resolve(FanoutConfig(total=total), store.meta))
-    sampling = Sampling(fanouts=fanouts, replace=False)
+    sampling = Sampling(fanouts=fanouts)
     return PairSampler(store, TASK, (APPLY,), sampling, visible_splits=TRAIN_SPLITS)
 
 
-def stream_of(store, groups, negatives=None, *, links=None, **options):
-    defaults = {"num_groups": 6, "num_pairs": 18, "seed": 7}
-    return TaskStream(groups, sampler_of(store), negatives, links=links, **defaults | options)
+def stream_of(store, groups, negatives=None, *, links=None, num_groups=6, num_pairs=18, seed=7):
+    sampler = sampler_of(store)
+    sizes = {"num_groups": num_groups, "num_pairs": num_pairs}
+    return TaskStream(groups, sampler, negatives, links=links, seed=seed, **sizes)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +131,7 @@ def test_a_group_sees_what_was_there_without_its_own_pairs(market, store, groups
 def test_a_receiver_may_be_seen_with_its_attributes_alone(store, groups):
     fanouts = dict(resolve(FanoutConfig(total=(50, 4)), store.meta))
     attributes = ("skill__rev_needs__job",)
-    sampling = Sampling(fanouts=fanouts, replace=False, receiver_keys=attributes)
+    sampling = Sampling(fanouts=fanouts, receiver_keys=attributes)
     assert sampling.of("sender") == fanouts
     seen = {key: hops for key, hops in sampling.of("receiver").items() if any(hops)}
     assert seen == {key: (fanouts[key][0], 0) for key in attributes}

@@ -11,16 +11,10 @@ from star_jax.graph.samplers.fanouts import FanoutConfig, resolve
 from star_jax.graph.schema import parse_key
 from star_jax.parallel import rules
 from star_jax.parallel.mesh import MeshConfig, make_mesh
-from star_jax.pipeline.graph_loader import (
-    TRAIN_SPLITS,
-    BatchMaker,
-    Groups,
-    PairSampler,
-    Sampling,
-    TaskStream,
-)
+from star_jax.pipeline.graph_loader import TRAIN_SPLITS, Groups, PairSampler, Sampling
 from star_jax.pipeline.graph_model import GraphModelFile, node_features, open_store
 from star_jax.pipeline.graph_negatives import UniformNegatives
+from star_jax.pipeline.graph_streams import BatchMaker, TaskStream
 from star_jax.pipeline.tables.read import read_pairs
 from tests.jobs import tiny_graph
 from tests.pipeline import graph_market
@@ -42,7 +36,7 @@ def store(market):
 
 
 def stream_of(market, store, shards, *, total, fresh=False):
-    sampling = Sampling(fanouts=dict(resolve(FanoutConfig(total=total), store.meta)), replace=False)
+    sampling = Sampling(fanouts=dict(resolve(FanoutConfig(total=total), store.meta)))
     groups = Groups(read_pairs(market / "tables", "apply", "train"))
     return TaskStream(
         groups,
@@ -107,7 +101,7 @@ def model_of(config, store):
         features=node_features(config.features, store, (TASK,)),
         keys=tuple(sorted(store.meta.num_edges)),
         tasks=(TASK,),
-        sampling=Sampling(fanouts={}, replace=False),
+        sampling=Sampling(fanouts={}),
         inputs={},
     )
     return file.build()

@@ -117,7 +117,7 @@ def test_evaluate_speaks_while_a_model_scores(spoken, monkeypatch):
 
 def test_calibration_speaks_per_batch(market, spoken):
     store = open_store(market, "vectors")
-    sampling = Sampling(fanouts=dict(resolve(FanoutConfig(total=(8,)), store.meta)), replace=False)
+    sampling = Sampling(fanouts=dict(resolve(FanoutConfig(total=(8,)), store.meta)))
     task = LinkTask("apply", "member", "job")
     sampler = PairSampler(store, task, (graph_market.APPLY,), sampling, visible_splits=TRAIN_SPLITS)
     groups = Groups(read_pairs(market / "tables", "apply", "train"))

@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Int
 
 from star_jax.graph.batches import Budget
-from star_jax.graph.samplers import kernels
+from star_jax.graph.samplers import search
 from star_jax.graph.samplers.gather import texts_of
 from star_jax.graph.samplers.layout import Expansion, Layout, layout_of
-from star_jax.graph.samplers.uniform import Exclusion, Fanouts, expand
+from star_jax.graph.samplers.sample import Exclusion, Fanouts, expand
+from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.schema import parse_key
 from star_jax.graph.store import GraphStore
 
@@ -37,7 +38,7 @@ def calibrate(
     seed_type: str,
     num_seeds: int,
     visible_splits: int,
-    replace: bool,
+    sampler: SamplerConfig,
     use_time: bool = True,
     num_batches: int = 16,
 ) -> Budget:
@@ -49,7 +50,7 @@ def calibrate(
       fanouts: Neighbours to draw.
       seed_type: Node type of the seeds.
       num_seeds: The most seeds a batch can have: their rows never overflow.
-      visible_splits: As in `sample`, like `replace` and `use_time`.
+      visible_splits: As in `sample`, like `sampler` and `use_time`.
       num_batches: How many to look at.
     """
     num_hops = len(next(iter(fanouts.values()))) if fanouts else 0
@@ -70,7 +71,7 @@ def calibrate(
             fanouts=fanouts,
             key=number,
             seed_text_row=batch.seed_text_row,
-            replace=replace,
+            sampler=sampler,
             use_time=use_time,
         )
         for i, name in enumerate(layout.types):
@@ -157,4 +158,4 @@ def _num_texts(
         batch.group_time[expansion.rows.group[real]],
         pointed,
     )
-    return len(kernels.number(text, len(text))[1])
+    return len(search.number(text, len(text))[1])

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from star_jax.graph.batches import Budget, Neighbours, NodeTable, Subgraph
-from star_jax.graph.samplers import kernels
+from star_jax.graph.samplers import kernels, search
 from star_jax.graph.samplers.layout import Expansion, Layout, Table
 from star_jax.graph.store import GraphStore
 
@@ -59,7 +59,7 @@ def gather(
         times = group_time[expansion.rows.group[base + real]]
         text = texts_of(store, name, node[real], times, pointed)
         capacity = capacities.get(name, 0)
-        number, distinct, dropped[name] = kernels.number(text, capacity)
+        number, distinct, dropped[name] = search.number(text, capacity)
         text_row = np.full(num_rows, -1, np.int32)
         text_row[real] = number
         seen = np.zeros(num_rows, np.bool_)
@@ -108,7 +108,7 @@ def _as_of(
     if node_type not in store.text_versions:
         return np.full(len(nodes), -1, np.int32)
     versions = store.text_versions[node_type]
-    return kernels.texts_as_of(
+    return search.texts_as_of(
         versions.bounds, versions.time, versions.text, nodes, times.astype(np.int64)
     )
 

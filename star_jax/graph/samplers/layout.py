@@ -132,6 +132,7 @@ def relations_into(
       hides: Edge key -> how supervised pairs hide its edges, if they do (`Relations.hidden`).
     """
     column = {edge.key: j for j, edge in enumerate(store.relations[receiver])}
+    kind = {edge.key: edge.kind for edge in store.relations[receiver]}
     tables = [table for table in layout.hops[hop] if table.key in column]
     if not tables:
         return None
@@ -148,4 +149,5 @@ def relations_into(
         sender_type=integers([type_index[parse_key(table.key)[0]] for table in tables]),
         start=integers([table.start for table in tables]),
         hidden=integers([hides.get(table.key, 0) for table in tables]),
+        dated=np.asarray([kind[table.key] == "interaction" for table in tables]),
     )

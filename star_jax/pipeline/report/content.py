@@ -41,6 +41,7 @@ class ReportContent(NamedTuple):
     scores: dict[str, Float[np.ndarray, " B"]]
     trainings: list[Training]
     stages: list[StageRecord]
+    leaks: dict[str, Any] | None  # Of `star audit-leaks`, if it was run on this graph.
 
     @property
     def main(self) -> dict[str, Any]:
@@ -78,7 +79,17 @@ def gather(workdir: Path) -> ReportContent:
             if (workdir / name / "metrics.jsonl").is_file()
         ],
         stages=read_stages(workdir),
+        leaks=_leaks(workdir / "leaks", workdir / "graph"),
     )
+
+
+def _leaks(folder: Path, graph: Path) -> dict[str, Any] | None:
+    if not folder.is_dir():
+        return None
+    audited = artefacts.read_manifest(folder, "leaks").meta["graph"]
+    if audited != artefacts.read_manifest(graph, "graph").meta["version"]:
+        return None
+    return artefacts.read_json(folder / "audit.json", "passed", "kinds")
 
 
 def read_curves(path: Path) -> dict[str, Curve]:

@@ -138,7 +138,27 @@ def other_views(content: ReportContent) -> str:
                 ]
                 models, references = found["models"], found["references"]
                 parts.append(_methods(f"{task}, {split} split", keys, models, references))
+    if content.leaks is not None:
+        parts.append(_leak_table(content.leaks["kinds"]))
     return "\n".join(parts)
+
+
+def _leak_table(kinds: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            Cell(kind.replace("_", " "), "word"),
+            f"{found['reachable']:,}",
+            Cell(f"{sum(found['reached'].values()):,}", "bad" if found["problem"] else ""),
+            Cell(found["problem"] or "none", "word"),
+        ]
+        for kind, found in kinds.items()
+    ]
+    return table(
+        "Leak audit",
+        [Cell("canaries", "word"), "sampled without rules", "with rules", Cell("leak", "word")],
+        rows,
+        note="Edges and texts that no training example may see, planted into a copy of the graph.",
+    )
 
 
 def _headlines(content: ReportContent) -> list[tuple[str, str, str]]:

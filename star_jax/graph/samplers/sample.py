@@ -1,4 +1,4 @@
-"""Uniform neighbours, with or without replacement, among the edges an example may see.
+"""The neighbourhoods of seeds, chosen among the edges that each example may see.
 
 Every draw is a function of (key, relation, node, slot), so one key gives one sample whatever the
 batch around it, the number of threads, or what lies in the example's future.
@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from star_jax.graph.batches import Budget, Subgraph
-from star_jax.graph.samplers import kernels
+from star_jax.graph.samplers import draws, kernels
+from star_jax.graph.samplers.channels import fill
 from star_jax.graph.samplers.gather import gather, known_texts
 from star_jax.graph.samplers.layout import (
     Expansion,
@@ -21,6 +22,8 @@ from star_jax.graph.samplers.layout import (
     layout_of,
     relations_into,
 )
+from star_jax.graph.samplers.sampler import SamplerConfig
+from star_jax.graph.samplers.visibility import Edges, Rule
 from star_jax.graph.schema import reverse_key
 from star_jax.graph.store import GraphStore
 
@@ -69,7 +72,7 @@ class SampleStats(NamedTuple):
 
 def sampling_key(run_seed: int, step: int) -> int:
     """The key of one step's draws (evaluation: of one batch's)."""
-    word: UInt64[np.ndarray, ""] = kernels.stream(
+    word: UInt64[np.ndarray, ""] = draws.stream(
         np.uint64(run_seed & _WORD), np.uint64(0x53544152), step
     )
     return int(word)
@@ -88,7 +91,7 @@ def sample(
     budget: Budget,
     key: int,
     seed_text_row: Int[np.ndarray, " S"] | None,
-    replace: bool,
+    sampler: SamplerConfig,
     use_time: bool = True,
 ) -> tuple[Subgraph, SampleStats]:
     """Samples the neighbourhood of every seed as its group may see it.
@@ -108,7 +111,7 @@ def sample(
       key: From `sampling_key`; 64 bits.
       seed_text_row: Per seed the text its event points to (-1: none), which wins over the last
         version before the group's time; None: no event points anywhere.
-      replace: Draw with replacement.
+      sampler: How to choose among the visible edges.
       use_time: False for the split rule: no edge, node or removal is hidden by its time. Texts
         and ages are as of the group's time under both rules.
 
@@ -128,7 +131,7 @@ def sample(
         fanouts=fanouts,
         key=key,
         seed_text_row=seed_text_row,
-        replace=replace,
+        sampler=sampler,
         use_time=use_time,
     )
     pointed = None if seed_text_row is None else (seed_type, seed_text_row)
@@ -149,12 +152,13 @@ def expand(
     fanouts: Fanouts,
     key: int,
     seed_text_row: Int[np.ndarray, " S"] | None,
-    replace: bool,
+    sampler: SamplerConfig,
     use_time: bool,
 ) -> Expansion:
     """`sample` without the features: rows for the seeds, then hop by hop for their neighbours."""
     _check_seeds(store, layout, seed_type, seeds, groups, len(group_time))
-    rule = _rule(group_time, exclude, visible_splits, use_time)
+    rule = _rule(group_time, exclude, visible_splits, use_time, sampler.max_age)
+    walk = kernels.expand_by(sampler.pick)
     shared = known_texts(store, seed_type, seeds, group_time[groups], seed_text_row)
     rows, slots = empty_rows(layout), empty_slots(layout)
     num_types, num_blocks = layout.sizes.shape
@@ -164,23 +168,27 @@ def expand(
     rows.limit[seed_index] = layout.sizes[seed_index, 0]
     kernels.add_seeds(rows, seed_index, seeds.astype(np.int32), groups.astype(np.int32), shared)
     used[seed_index, 0] = len(seeds)
+    hides = _hides(exclude)
     for hop in range(num_blocks - 1):
         for i in range(num_types):
             rows.cursor[i], rows.limit[i] = layout.block(i, hop + 1)
         drawn = _drawn(layout, hop, fanouts)
+        if hop == 0:
+            seeds_block = (seed_index, 0, len(seeds))
+            fill(store, layout, rows, slots, rule, sampler, seeds_block, drawn, hides, key)
         for i, receiver in enumerate(layout.types):
-            relations = relations_into(store, layout, hop, receiver, drawn, _hides(exclude))
+            relations = relations_into(store, layout, hop, receiver, drawn, hides)
             if relations is None or used[i, hop] == 0:
                 continue
             first, _ = layout.block(i, hop)
-            kernels.expand(
-                kernels.Edges(*store.adjacency[receiver]),
+            walk(
+                Edges(*store.adjacency[receiver]),
                 relations,
                 rule,
                 rows,
                 slots,
                 (i, first, first + int(used[i, hop])),
-                replace,
+                sampler.replace,
                 np.uint64(key),
                 store.meta.age_unit,
             )
@@ -197,8 +205,12 @@ def _stats(layout: Layout, expansion: Expansion, dropped_texts: dict[str, int]) 
 
 
 def _rule(
-    group_time: Int[np.ndarray, " G"], exclude: Exclusion, visible_splits: int, use_time: bool
-) -> kernels.Rule:
+    group_time: Int[np.ndarray, " G"],
+    exclude: Exclusion,
+    visible_splits: int,
+    use_time: bool,
+    max_age: int | None,
+) -> Rule:
     num_groups = len(group_time)
     if not 0 < visible_splits < 16:
         raise ValueError(f"visible_splits is {visible_splits}, needed bits 0 to 3, at least one")
@@ -209,9 +221,10 @@ def _rule(
     pairs = exclude.sender.astype(np.int64) << 32 | exclude.receiver.astype(np.int64)
     order = np.lexsort((pairs, exclude.group))
     bounds = np.searchsorted(exclude.group[order], np.arange(num_groups + 1))
-    return kernels.Rule(
+    return Rule(
         time=group_time.astype(np.int64),
         use_time=use_time,
+        max_age=max_age or 0,
         splits=visible_splits,
         pair_bounds=bounds.astype(np.int64),
         pairs=pairs[order],

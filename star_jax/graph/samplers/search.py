@@ -1,0 +1,107 @@
+"""Compiled searches in sorted and in unsorted integers."""
+
+from typing import no_type_check
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from star_jax.graph.samplers.compiled import kernel
+from star_jax.graph.samplers.draws import mix
+from star_jax.shapes import NO_TIME
+
+_NO_TIME = np.int64(NO_TIME)
+
+
+@kernel
+@no_type_check
+def first_at_least(values: Int[np.ndarray, " M"], begin: int, end: int, bound: int) -> int:
+    """First position in begin:end whose value is not below `bound`; `end` if there is none."""
+    while begin < end:
+        middle = (begin + end) >> 1
+        if values[middle] < bound:
+            begin = middle + 1
+        else:
+            end = middle
+    return begin
+
+
+@kernel
+@no_type_check
+def first_above(values: Float[np.ndarray, " M"], begin: int, end: int, bound: float) -> int:
+    """First position in begin:end whose value is above `bound`; `end` if there is none."""
+    while begin < end:
+        middle = (begin + end) >> 1
+        if values[middle] <= bound:
+            begin = middle + 1
+        else:
+            end = middle
+    return begin
+
+
+@kernel
+@no_type_check
+def row_sums(
+    rows: Int[np.ndarray, " M"], values: Float[np.ndarray, " M"], row: int, total: float
+) -> tuple[Float[np.ndarray, " M"], int, float]:
+    """Running sums that begin anew with every row; goes on from (row, total), and returns both."""
+    sums = np.empty(values.size, np.float64)
+    for i in range(values.size):
+        if rows[i] != row:
+            row, total = rows[i], 0.0
+        total += values[i]
+        sums[i] = total
+    return sums, row, total
+
+
+@kernel
+@no_type_check
+def texts_as_of(
+    bounds: Int[np.ndarray, " N_plus_1"],
+    time: Int[np.ndarray, " versions"],
+    text: Int[np.ndarray, " versions"],
+    nodes: Int[np.ndarray, " R"],
+    times: Int[np.ndarray, " R"],
+) -> Int[np.ndarray, " R"]:
+    """Per node the last version before its time (NO_TIME: the last of all); -1 if none."""
+    out = np.full(nodes.size, -1, np.int32)
+    for i in range(nodes.size):
+        begin, end = bounds[nodes[i]], bounds[nodes[i] + 1]
+        if times[i] != _NO_TIME:
+            end = first_at_least(time, begin, end, times[i])
+        if end > begin:
+            out[i] = text[end - 1]
+    return out
+
+
+@kernel
+@no_type_check
+def number(
+    values: Int[np.ndarray, " R"], capacity: int
+) -> tuple[Int[np.ndarray, " R"], Int[np.ndarray, " U"], int]:
+    """Numbers distinct values (not negative) in the order they are met.
+
+    Returns:
+      The number of each value (-1 for a negative one or where the capacity is exhausted), the
+      distinct values, and how many values the capacity left out.
+    """
+    size = 8
+    while size < 2 * values.size:
+        size *= 2
+    slot_value, slot_number = np.full(size, -1, np.int64), np.empty(size, np.int32)
+    numbers, distinct = np.full(values.size, -1, np.int32), np.empty(capacity, np.int32)
+    found, dropped = 0, 0
+    for i in range(values.size):
+        if values[i] < 0:
+            continue
+        slot = np.int64(mix(np.uint64(values[i])) & np.uint64(size - 1))
+        while slot_value[slot] >= 0 and slot_value[slot] != values[i]:
+            slot = (slot + 1) & (size - 1)
+        if slot_value[slot] < 0:
+            if found == capacity:
+                dropped += 1
+                continue
+            slot_value[slot], slot_number[slot] = values[i], found
+            distinct[found] = values[i]
+            found += 1
+        numbers[i] = slot_number[slot]
+    return numbers, distinct[:found], dropped

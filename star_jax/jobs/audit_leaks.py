@@ -1,0 +1,272 @@
+"""`star audit-leaks`: plants what training may not see, and fails if any of it reaches a loss.
+
+Reads `W/tables`, `W/graph` and, with text features, `W/text_embeddings`; writes `W/leaks`. The
+graph is built again for every kind of canary (`pipeline/canaries.py`). Batches of early training
+examples are then sampled as in training: none may hold a canary, and with the future changed the
+batches, the loss and its gradient must be the same in every bit. That the canaries can be reached
+at all is shown by sampling with the rules off. Neighbours by rank have scores and no edges that
+could be told apart: there the future alone is audited.
+"""
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Int
+
+from star_jax import artefacts
+from star_jax.config import InputError
+from star_jax.graph.batches import PairBatch
+from star_jax.graph.build import BuildOptions, GraphTables, build
+from star_jax.graph.model import ROLES, GraphBatch, LinkTask, init_model
+from star_jax.graph.store import GraphStore
+from star_jax.jobs.build_graph import files_of
+from star_jax.pipeline import canaries
+from star_jax.pipeline.graph_loader import TRAIN_SPLITS, Groups, Pairs, PairSampler, RoleBudgets
+from star_jax.pipeline.graph_model import GraphModelFile, open_store
+from star_jax.pipeline.graph_training import GraphTrainConfig, describe, make_model_loss
+from star_jax.pipeline.tables.read import TablesMeta, read_meta, read_pairs
+from star_jax.shapes import NO_TIME
+
+KIND = "leaks"
+_EARLY = 0.5  # Share of the training groups, by time, that examples are taken from.
+_GROUPS = 64  # Examples of one task.
+_SINGLE = 16  # Of those, for the canaries that only their own example may not see.
+_ALL_SPLITS = 0b1111
+
+_log = logging.getLogger(__name__)
+
+
+class _Examples(NamedTuple):
+    """Training examples of one task."""
+
+    groups: Groups
+    chosen: Int[np.ndarray, " G"]  # Which of them.
+    first: int  # Number of the first one across tasks, from 1 on.
+    pairs: Pairs
+    budgets: RoleBudgets
+
+
+class _Audit(NamedTuple):
+    """What is sampled, and how."""
+
+    config: GraphTrainConfig
+    file: GraphModelFile
+    meta: TablesMeta
+    examples: dict[str, _Examples]
+
+    def sampler(self, store: GraphStore, task: LinkTask, *, rules: bool) -> PairSampler:
+        """As in training; without rules, canaries are as visible as any edge."""
+        sampling = self.file.sampling
+        if not rules:
+            sampler = dataclasses.replace(sampling.sampler, max_age=None)
+            sampling = dataclasses.replace(sampling, sampler=sampler)
+        return PairSampler(
+            store,
+            task,
+            tuple(self.meta.tasks[task.name].edge_types) if rules else (),
+            sampling,
+            visible_splits=TRAIN_SPLITS if rules else _ALL_SPLITS,
+            use_time=rules,
+        )
+
+    def batches(self, store: GraphStore, *, rules: bool) -> dict[str, PairBatch]:
+        """All examples, one batch per task."""
+        found = {}
+        for task in self.file.tasks:
+            made = self.examples[task.name]
+            sampler = self.sampler(store, task, rules=rules)
+            size = len(made.pairs.label)
+            found[task.name], _ = sampler(made.pairs, made.budgets, size, self.config.seed)
+        return found
+
+    def canaries(self, store: GraphStore, *, rules: bool) -> dict[str, int]:
+        """Where canaries that are nobody's were sampled, and how many."""
+        batches = self.batches(store, rules=rules)
+        return _counts((name, batch, 0) for name, batch in batches.items())
+
+    def own_targets(self, store: GraphStore, *, rules: bool) -> dict[str, int]:
+        """Where examples met their own pairs: those of others they may see, so one at a time."""
+
+        def single() -> Iterator[tuple[str, PairBatch, int]]:
+            for task in self.file.tasks:
+                made = self.examples[task.name]
+                sampler = self.sampler(store, task, rules=rules)
+                for number, group in enumerate(made.chosen[:_SINGLE]):
+                    pairs = made.groups.take(np.asarray([group]))
+                    size = len(made.pairs.label)
+                    batch, _ = sampler(pairs, made.budgets, size, self.config.seed)
+                    yield task.name, batch, made.first + number
+
+        return _counts(single())
+
+
+def run(config: GraphTrainConfig, workdir: Path) -> None:
+    """Audits the sampling of a training config.
+
+    Raises:
+      InputError: A canary was seen, or none could have been.
+    """
+    meta = read_meta(workdir / "tables")
+    store = open_store(workdir, config.model.features.text)
+    file = describe(config, workdir, store, meta)
+    audit = _Audit(config, file, meta, _examples(config, workdir, file, store, meta))
+    clean = audit.batches(store, rules=True)
+    scratch = workdir / ".leaks"
+    shutil.rmtree(scratch, ignore_errors=True)
+    found = {}
+    try:
+        for kind in ("future",) if config.sampler.by_rank else canaries.KINDS:
+            planted = _planted(kind, audit, store, clean, workdir, scratch / kind)
+            found[kind] = _compare(kind, audit, clean, planted)
+            _log.info("%s: %s", kind, found[kind])
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    problems = [f"{kind}: {each['problem']}" for kind, each in found.items() if each["problem"]]
+    with artefacts.writing(workdir / KIND, KIND) as partial:
+        content = {"passed": not problems, "kinds": found}
+        artefacts.write_text(partial / "audit.json", json.dumps(content, indent=1))
+        artefacts.set_meta(partial, {"passed": not problems, "graph": store.version})
+    if problems:
+        raise InputError(f"leaks: {'; '.join(problems)}; see {workdir / KIND / 'audit.json'}")
+
+
+def _examples(
+    config: GraphTrainConfig,
+    workdir: Path,
+    file: GraphModelFile,
+    store: GraphStore,
+    meta: TablesMeta,
+) -> dict[str, _Examples]:
+    """Groups of the earlier half of the training pairs, drawn at random."""
+    found: dict[str, _Examples] = {}
+    for task in file.tasks:
+        groups = Groups(read_pairs(workdir / "tables", task.name, "train"))
+        time = groups.take(np.arange(len(groups))).time
+        timed = time != NO_TIME
+        if not timed.any():
+            raise InputError(f"the training pairs of {task.name} have no times to audit")
+        early = np.flatnonzero(timed & (time <= np.quantile(time[timed], _EARLY)))
+        rng = np.random.default_rng(config.seed)
+        chosen = np.sort(rng.permutation(early)[:_GROUPS])
+        pairs = groups.take(chosen)
+        sampler = PairSampler(
+            store,
+            task,
+            tuple(meta.tasks[task.name].edge_types),
+            file.sampling,
+            visible_splits=TRAIN_SPLITS,
+        )
+        budgets = sampler.budgets(
+            lambda _, pairs=pairs: pairs,
+            num_groups=len(chosen),
+            num_pairs=len(pairs.label),
+            num_batches=1,
+        )
+        first = 1 + sum(len(each.chosen) for each in found.values())
+        found[task.name] = _Examples(groups, chosen, first, pairs, budgets)
+    return found
+
+
+def _planted(
+    kind: canaries.Kind,
+    audit: _Audit,
+    store: GraphStore,
+    clean: dict[str, PairBatch],
+    workdir: Path,
+    folder: Path,
+) -> GraphStore:
+    """The graph with canaries of one kind."""
+    folder.mkdir(parents=True)
+    time = np.concatenate([each.pairs.time for each in audit.examples.values()])
+    targets = [
+        canaries.Pairs(
+            tuple(audit.meta.tasks[name].edge_types),
+            made.pairs.sender,
+            made.pairs.receiver,
+            made.first + made.pairs.group,
+        )
+        for name, made in audit.examples.items()
+    ]
+    tables: GraphTables = canaries.plant(
+        kind,
+        files_of(audit.meta, workdir / "tables"),
+        store.meta.schema,
+        folder,
+        near=_reached(store, clean),
+        times=canaries.Times(int(time.min()) - 1, int(time.min()), int(time.max())),
+        targets=targets,
+        seed=audit.config.seed,
+    )
+    options = BuildOptions(age_unit=store.meta.age_unit, text_kinds=store.meta.text_kind)
+    with artefacts.writing(folder / "graph", "graph") as output:
+        build(output, store.meta.schema, tables, store.meta.time_unit, options)
+    return GraphStore.open(folder / "graph", store.text)
+
+
+def _reached(store: GraphStore, clean: dict[str, PairBatch]) -> dict[str, Int[np.ndarray, " _"]]:
+    """Nodes in the samples that some training edge ends in: a canary does not make them so."""
+    found: dict[str, list[np.ndarray]] = {}
+    for batch in clean.values():
+        for role in ROLES:
+            for name, table in getattr(batch, role).nodes.items():
+                found.setdefault(name, []).append(np.asarray(table.node)[table.mask & table.seen])
+    return {name: np.unique(np.concatenate(parts)) for name, parts in found.items()}
+
+
+def _compare(
+    kind: canaries.Kind,
+    audit: _Audit,
+    clean: dict[str, PairBatch],
+    planted: GraphStore,
+) -> dict[str, Any]:
+    """What was reached with the rules and without, and what differs."""
+    count = audit.own_targets if kind == "target" else audit.canaries
+    reached = count(planted, rules=True)
+    reachable = sum(count(planted, rules=False).values())
+    result = {"reachable": reachable, "reached": reached, "problem": ""}
+    if reached:
+        where = ", ".join(f"{number} by {name}" for name, number in reached.items())
+        result["problem"] = f"canaries were sampled, {where}"
+    elif not reachable:
+        result["problem"] = "no canary can be reached even with the rules off: nothing is shown"
+    elif kind == "future":
+        with_rules = audit.batches(planted, rules=True)
+        result |= {"loss": _loss(audit, clean), "loss_planted": _loss(audit, with_rules)}
+        leaves = zip(jax.tree.leaves(clean), jax.tree.leaves(with_rules), strict=True)
+        if not all(np.array_equal(a, b) for a, b in leaves):
+            result["problem"] = "the future changed a batch"
+        elif result["loss"] != result["loss_planted"]:
+            result["problem"] = "the future changed the loss or its gradient"
+    return result
+
+
+def _counts(batches: Iterable[tuple[str, PairBatch, int]]) -> dict[str, int]:
+    """Task, role, relation and hop -> canaries of the example named beside the batch."""
+    found: Counter[str] = Counter()
+    for task, batch, example in batches:
+        for role in ROLES:
+            for where, number in canaries.count(getattr(batch, role), example).items():
+                found[f"{task} {role} {where}"] += number
+    return dict(found)
+
+
+def _loss(audit: _Audit, batches: dict[str, PairBatch]) -> list[float]:
+    """The training loss of a fresh model, and the norm of its gradient."""
+    model = audit.file.build()
+    params, statistics = init_model(model, audit.config.seed)
+    loss = make_model_loss(audit.config, model, audit.meta)
+    tasks = {name: jax.tree.map(lambda leaf: leaf[None], batch) for name, batch in batches.items()}
+    mask = np.concatenate([batch.mask for batch in tasks.values()], axis=1)
+    key = jax.random.key(audit.config.seed)
+    both = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, _), gradient = both(params, statistics, {}, GraphBatch(tasks, mask), key)
+    return [float(value), float(optax.tree.norm(gradient))]

@@ -1,0 +1,254 @@
+"""A graph training: its config, the model and the loss it describes, its batches and validation."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Literal
+
+from star_jax.config import InputError
+from star_jax.graph.model import GraphModel, GraphModelConfig, LinkTask, StatefulLoss, make_loss
+from star_jax.graph.samplers.adaptive import AdaptiveConfig
+from star_jax.graph.samplers.fanouts import FanoutConfig, channels, resolve
+from star_jax.graph.samplers.sampler import SamplerConfig
+from star_jax.graph.store import GraphMeta, GraphStore
+from star_jax.parallel.mesh import MeshConfig
+from star_jax.pipeline.graph_adaptive import GraphValidate
+from star_jax.pipeline.graph_loader import Sampling
+from star_jax.pipeline.graph_model import GraphModelFile, inputs_of, link_tasks, node_features
+from star_jax.pipeline.graph_streams import BatchMaker, TaskStream, make_batches, make_streams
+from star_jax.pipeline.graph_validation import GraphValidation
+from star_jax.pipeline.tables.read import TablesMeta, read_pairs
+from star_jax.train.loop import Batches
+from star_jax.train.optimizers import OptimizerConfig
+from star_jax.train.plan import PlanConfig
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphTrainConfig:
+    """Training of the graph half on all tasks of the tables.
+
+    Attributes:
+      model: Features, encoder, decoders.
+      fanouts: Neighbours per hop; as many hops as the encoder has layers.
+      sampler: How neighbours are chosen.
+      adaptive: Given, training begins with fewer neighbours and takes more when validation stops
+        to gain; the fanouts are the largest, and what validation, scoring and export have.
+      receiver_view: What a receiver is seen with. "attributes": its features and its attribute
+        neighbours. "all": whatever a sender is seen with; then what happened around a receiver
+        also tells how long it has been in the pool, which parts positives from negatives in
+        training and says nothing of new receivers.
+      negatives: "tables": those that the import wrote; "uniform": fresh ones in every batch,
+        from the receivers of training positives that existed before the event.
+      num_negatives: Per positive, of fresh ones.
+      popularity_correction: With model.decoder.kind=softmax, logits are lowered by the log of how
+        often a receiver is met as a negative (logQ).
+      batch_size: Pairs of one update, of all tasks and devices together.
+      size_power: A task's share of the batch is its number of groups to this power.
+      task_weights: (Task, weight of its loss); 1 for tasks that are not named.
+      positive_weight: Weight of a positive pair, where a negative one weighs 1; times the
+        tables' class weights.
+      validation_pairs: Of each task's val pairs, whole groups.
+      output: Folder in the working directory.
+      plan_of: Folder whose settled number of steps this training takes when it begins, instead of
+        settling its own within the budget.
+    """
+
+    model: GraphModelConfig = dataclasses.field(default_factory=GraphModelConfig)
+    fanouts: FanoutConfig = dataclasses.field(default_factory=FanoutConfig)
+    sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
+    adaptive: AdaptiveConfig | None = None
+    receiver_view: Literal["attributes", "all"] = "attributes"
+    negatives: Literal["tables", "uniform"] = "tables"
+    num_negatives: int = 1
+    popularity_correction: bool = False
+    optimizer: OptimizerConfig = dataclasses.field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-3)
+    )
+    plan: PlanConfig = dataclasses.field(
+        default_factory=lambda: PlanConfig(num_epochs=10.0, budget_s=600.0)
+    )
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    batch_size: int = 512
+    size_power: float = 0.5
+    task_weights: tuple[tuple[str, float], ...] = ()
+    positive_weight: float = 1.0
+    validation_pairs: int = 4000
+    seed: int = 0
+    output: str = "graph_model"
+    plan_of: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.fanouts.num_hops != self.model.encoder.layers:
+            raise ValueError(
+                f"fanouts have {self.fanouts.num_hops} hops, needed {self.model.encoder.layers}, "
+                "as many as model.encoder.layers"
+            )
+        for name in ("num_negatives", "batch_size", "validation_pairs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
+        if self.adaptive is not None and self.sampler.kind == "full":
+            raise ValueError("adaptive with sampler.kind=full, which takes all neighbours anyway")
+        if not self.positive_weight > 0:
+            raise ValueError(f"positive_weight {self.positive_weight} must be > 0")
+        if self.popularity_correction and self.model.decoder.kind != "softmax":
+            raise ValueError(
+                "popularity_correction is for model.decoder.kind=softmax, it is "
+                f"{self.model.decoder.kind}"
+            )
+        if self.model.decoder.kind == "softmax" and self.positive_weight != 1.0:
+            raise ValueError(
+                f"positive_weight {self.positive_weight} with model.decoder.kind=softmax, whose "
+                "loss has positives alone; needed 1.0"
+            )
+
+
+def without_text(config: GraphTrainConfig) -> GraphTrainConfig:
+    """The same training of the graph alone: of equal length, in the same compiled program."""
+    features = config.model.features
+    if features.text == "vectors":
+        features = dataclasses.replace(features, text="zeros")
+    model = dataclasses.replace(config.model, features=features)
+    return dataclasses.replace(
+        config, model=model, output="graph_only_model", plan_of=config.output
+    )
+
+
+def describe(
+    config: GraphTrainConfig, workdir: Path, store: GraphStore, meta: TablesMeta
+) -> GraphModelFile:
+    """The model that a config trains on the tables of a folder.
+
+    Raises:
+      InputError: The config names what the tables do not have, or no task has training pairs.
+    """
+    tasks = _trainable_tasks(workdir, link_tasks(meta))
+    for name, _ in config.task_weights:
+        if name not in meta.tasks:
+            raise InputError(f"task_weights names {name!r}, needed one of {', '.join(meta.tasks)}")
+    sampling = _sampling(config, store.meta, tasks, config.fanouts.largest)
+    return GraphModelFile(
+        model=config.model,
+        features=node_features(config.model.features, store, tasks),
+        keys=tuple(sorted({*store.meta.num_edges, *sampling.channels})),
+        tasks=tasks,
+        sampling=sampling,
+        inputs=inputs_of(workdir, config.model.features.text),
+    )
+
+
+class GraphData:
+    """Batches and validation, both with as many neighbours per node and hop as asked for."""
+
+    def __init__(
+        self,
+        config: GraphTrainConfig,
+        workdir: Path,
+        file: GraphModelFile,
+        store: GraphStore,
+        meta: TablesMeta,
+        shards: int,
+    ) -> None:
+        self._config, self._workdir, self._file = config, workdir, file
+        self._store, self._meta, self._shards = store, meta, shards
+
+    def batches(self, size: int) -> Batches:
+        """Endless batches of all tasks; the examples and their order do not depend on the size."""
+        streams = self._streams(size)
+        budgets = {name: stream.budgets() for name, stream in streams.items()}
+        return make_batches(BatchMaker(streams, budgets, self._shards))
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Batches that hold every group of the largest task once."""
+        streams = self._streams(self._config.fanouts.largest)
+        return max(stream.steps_per_epoch for stream in streams.values()) / self._shards
+
+    def validation(self, size: int) -> GraphValidate:
+        """Validation on the same pairs whatever the size."""
+        config, file = self._config, self._sized(size)
+        return GraphValidation(
+            file.build(),
+            self._store,
+            file,
+            self._workdir / "tables",
+            max_pairs=config.validation_pairs,
+            seed=config.seed,
+        )
+
+    def _streams(self, size: int) -> dict[str, TaskStream]:
+        config = self._config
+        return make_streams(
+            self._sized(size),
+            self._workdir / "tables",
+            self._store,
+            hides={name: tuple(task.edge_types) for name, task in self._meta.tasks.items()},
+            num_negatives=config.num_negatives if config.negatives == "uniform" else None,
+            know_links=config.model.decoder.kind == "softmax",
+            correct=config.popularity_correction,
+            batch_size=config.batch_size / self._shards,
+            size_power=config.size_power,
+            seed=config.seed,
+        )
+
+    def _sized(self, size: int) -> GraphModelFile:
+        sampling = _sampling(self._config, self._store.meta, self._file.tasks, size)
+        return dataclasses.replace(self._file, sampling=sampling)
+
+
+def make_model_loss(config: GraphTrainConfig, model: GraphModel, meta: TablesMeta) -> StatefulLoss:
+    """The loss of all tasks, with the config's weights and the tables' class weights."""
+    return make_loss(
+        model,
+        task_weights={task.name: 1.0 for task in model.tasks} | dict(config.task_weights),
+        positive_weight={
+            task.name: config.positive_weight * _class_ratio(meta, task) for task in model.tasks
+        },
+    )
+
+
+def _sampling(
+    config: GraphTrainConfig, meta: GraphMeta, tasks: tuple[LinkTask, ...], size: int
+) -> Sampling:
+    """How neighbours are drawn, with at most `size` per node and hop."""
+    fanouts = config.fanouts.at_most(size)
+    seed_types = {task.sender for task in tasks}
+    receiver_keys = None
+    if config.receiver_view == "attributes":
+        receiver_keys = _attribute_keys(meta)
+    else:
+        seed_types |= {task.receiver for task in tasks}
+    return Sampling(
+        fanouts=dict(resolve(fanouts, meta, config.sampler.kind)),
+        channels=channels(fanouts, meta, config.sampler, seed_types),
+        sampler=config.sampler,
+        receiver_keys=receiver_keys,
+    )
+
+
+def _trainable_tasks(workdir: Path, tasks: tuple[LinkTask, ...]) -> tuple[LinkTask, ...]:
+    """Tasks with training pairs.
+
+    Raises:
+      InputError: No task has any.
+    """
+    found = []
+    for task in tasks:
+        if len(read_pairs(workdir / "tables", task.name, "train").label):
+            found.append(task)
+        else:
+            _log.warning("task %s has no training pairs and is left out", task.name)
+    if not found:
+        raise InputError(f"{workdir / 'tables'} has no training pairs, needed some for one task")
+    return tuple(found)
+
+
+def _attribute_keys(meta: GraphMeta) -> tuple[str, ...]:
+    """Edge keys, reverses included, that say what a node is rather than what it did."""
+    return tuple(sorted(e.key for e in meta.schema.all_edges() if e.kind == "attribute"))
+
+
+def _class_ratio(meta: TablesMeta, task: LinkTask) -> float:
+    negative, positive = meta.tasks[task.name].class_weights
+    return positive / negative
