@@ -85,7 +85,10 @@ class _Audit(NamedTuple):
             made = self.examples[task.name]
             sampler = self.sampler(store, task, rules=rules)
             size = len(made.pairs.label)
-            found[task.name], _ = sampler(made.pairs, made.budgets, size, self.config.seed)
+            batch, _ = sampler(made.pairs, made.budgets, size, self.config.seed)
+            if self.config.model.decoder.kind == "softmax":  # Any links do: both graphs have them.
+                batch = batch._replace(linked=np.eye(size, dtype=np.bool_))
+            found[task.name] = batch
         return found
 
     def canaries(self, store: GraphStore, *, rules: bool) -> dict[str, int]:

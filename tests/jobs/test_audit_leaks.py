@@ -1,5 +1,6 @@
 """`audit-leaks` passes on the sampler as it is, and finds each rule that is switched off."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 
 from star_jax import artefacts
 from star_jax.config import InputError
+from star_jax.graph.decoders import DecoderConfig
+from star_jax.graph.match import MatchConfig
 from star_jax.graph.samplers.sampler import PprConfig, SamplerConfig
 from star_jax.jobs import audit_leaks
 from star_jax.pipeline.canaries import KINDS
@@ -25,8 +28,13 @@ def workdir(market, tmp_path):
     return graph_runs.begin(market, tmp_path / "audit")
 
 
-def test_the_sampler_leaks_nothing(workdir):
-    audit_leaks.run(tiny_graph.config(), workdir)
+@pytest.mark.parametrize("decoder", ["mlp", "softmax"])
+def test_the_sampler_leaks_nothing(workdir, decoder):
+    match = MatchConfig(enabled=decoder == "mlp", width=8, text_width=12)
+    model = dataclasses.replace(
+        tiny_graph.config().model, decoder=DecoderConfig(kind=decoder, hidden_size=8, match=match)
+    )
+    audit_leaks.run(tiny_graph.config(model=model), workdir)
     found = audited(workdir)
     assert found["passed"]
     assert tuple(found["kinds"]) == KINDS
