@@ -16,6 +16,7 @@ from star_jax import artefacts
 from star_jax.config import InputError, check_same, to_json
 
 PLAN = "plan.json"  # Of a training folder.
+_LEAST_SHARE = 1 / 3  # Of a budget, for steps, however long compiling takes.
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ class PlanConfig:
 
     num_steps: int | None = None  # Exact; the epochs and the budget then do not count.
     num_epochs: float = 1.0
-    budget_s: float | None = 1200.0  # Training and validation together; None: no limit.
+    budget_s: float | None = 1200.0  # Training and validation together; None: no limit. Compiling
+    # counts, but leaves a third to the steps: on a slow machine the run is longer, not worthless.
     validate_epochs: float = 0.1  # Validate this often,
     validation_share: float = 0.1  # but not more than this part of the measured time.
     checkpoint_s: float = 120.0  # Also save when the last checkpoint is this old.
@@ -155,7 +157,8 @@ def _make(config: PlanConfig, steps_per_epoch: float, measure: Callable[[], Timi
         rarest = math.ceil(timing.validation_s / timing.step_s * (1.0 - share) / share)
         validate_every = max(validate_every, rarest)
         per_step_s = timing.step_s + timing.validation_s / validate_every
-        left_s = budget_s - timing.spent_s - timing.validation_s  # One at the end.
+        left_s = max(budget_s - timing.spent_s, _LEAST_SHARE * budget_s)
+        left_s -= timing.validation_s  # One at the end.
         num_steps = min(num_steps, max(1, int(left_s / per_step_s)))
     return Plan(
         num_steps,

@@ -51,7 +51,14 @@ def test_budget_larger_than_needed_changes_nothing(tmp_path):
 
 
 def test_budget_too_small_still_trains(tmp_path):
-    assert plan(tmp_path, Timing(1.0, 1.0, 50.0), budget_s=10.0).num_steps == 1
+    assert plan(tmp_path, Timing(1.0, 1.0, 50.0), budget_s=3.0).num_steps == 1
+
+
+@pytest.mark.parametrize("spent_s", [70.0, 99.0, 500.0])
+def test_compiling_leaves_a_third_of_the_budget_to_the_steps(tmp_path, spent_s):
+    """Where little is left or nothing: 90 s / 3 - 2 s of validation at the end, at 1.1 s a step."""
+    settled = plan(tmp_path, Timing(1.0, 2.0, spent_s), budget_s=90.0, num_epochs=9.0)
+    assert settled.num_steps == int(28 / (1.0 + 2.0 / 18))
 
 
 def test_the_length_of_another_run_is_taken_where_a_budget_would_decide(tmp_path):
