@@ -144,13 +144,13 @@ def make_graph(folder: Path, num_edges: int) -> GraphStore:
     edges = {}
     for edge in schema.edges:
         size = round(1e6 * RELATIONS[edge.key] * share)
-        ends = [
+        sender, receiver = (
             rng.integers(0, schema.nodes[name].count, size, dtype=np.int32)
             for name in (edge.sender, edge.receiver)
-        ]
+        )
         timed = edge.relation in TIMED
         times = rng.integers(0, SPAN, size) if timed else np.full(size, NO_TIME, np.int64)
-        edges[edge.key] = Edges(*ends, times)
+        edges[edge.key] = Edges(sender, receiver, times)
     sizes: dict[str, Int64[np.ndarray, " N"]] = {}
     with artefacts.writing(folder, "graph") as partial:
         for name, node in schema.nodes.items():

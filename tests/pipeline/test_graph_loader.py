@@ -45,9 +45,15 @@ def sampler_of(store, total=(50,)):
 
 
 def stream_of(store, groups, negatives=None, *, links=None, num_groups=6, num_pairs=18, seed=7):
-    sampler = sampler_of(store)
-    sizes = {"num_groups": num_groups, "num_pairs": num_pairs}
-    return TaskStream(groups, sampler, negatives, links=links, seed=seed, **sizes)
+    return TaskStream(
+        groups,
+        sampler_of(store),
+        negatives,
+        num_groups=num_groups,
+        num_pairs=num_pairs,
+        seed=seed,
+        links=links,
+    )
 
 
 @pytest.fixture(scope="module")
