@@ -3,8 +3,8 @@
 Run, on GPUs of 80 GB, after `star import`, `star export-text` and `star build-graph`:
     star train-graph configs/graph/ppr_200_5.py --workdir runs/recommended
 
-Forward push with what it leaves over added: without it, and with alpha 0.5, fewer than 200 nodes
-get a score at all. Not yet run at this size.
+What forward push leaves over is added to its scores, which gives scores to more nodes than it
+settles. Not yet run at this size.
 """
 
 import dataclasses

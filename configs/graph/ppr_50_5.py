@@ -4,8 +4,7 @@ Run, on GPUs of 80 GB, after `star import`, `star export-text` and `star build-g
     star train-graph configs/graph/ppr_50_5.py --workdir runs/recommended
 
 The preset `recommended` with another sampler. The paper does not say what its two numbers are; a
-number of neighbours per hop is how the encoder takes its sizes elsewhere. Not yet run at
-this size.
+number of neighbours per hop is how the encoder takes its sizes elsewhere. Not yet run at this size.
 """
 
 import dataclasses

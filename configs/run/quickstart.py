@@ -1,4 +1,4 @@
-"""The whole path for any set of tables, on two CPU cores, in three quarters of an hour or less.
+"""The whole path for any set of tables, on two CPU cores, in about an hour or less.
 
 Run:
     launch/quickstart.sh DATA_DIR

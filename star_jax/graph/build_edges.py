@@ -35,7 +35,7 @@ class _Contents(NamedTuple):
 
     num_edges: int
     num_removed: int
-    weights_differ: bool
+    is_weighted: bool  # Its edges are not all equally likely to be drawn by weight.
 
 
 class AdjacencySizes(NamedTuple):
@@ -101,7 +101,7 @@ def build_adjacency(
         )
     needless = [
         *(() if any(each.num_removed for each in found) else ("removed",)),
-        *(() if any(each.weights_differ for each in found) else ("cumulative",)),
+        *(() if any(each.is_weighted for each in found) else ("cumulative",)),
     ]
     dtypes = {n: d for n, d in _DTYPES.items() if n not in needless}
     shape = (schema.nodes[receiver].count, len(relations))
@@ -111,8 +111,10 @@ def build_adjacency(
     for name in needless:
         np.save(folder / f"{name}.npy", np.zeros(0, _DTYPES[name]))
     rows = batches(connection, " UNION ALL ".join(queries) + _ORDER) if queries else ()
+    if "cumulative" in dtypes:
+        rows = _with_sums(rows, len(relations))
     with ColumnFiles(folder, dtypes, total) as files:
-        for columns in _with_sums(rows, len(relations)):
+        for columns in rows:
             files.append(columns)
             advance(len(columns["receiver"]))
             np.add.at(degrees, (columns["receiver"], columns["relation"]), 1)
@@ -133,7 +135,7 @@ def _contents(connection: duckdb.DuckDBPyConnection, table: Path) -> _Contents:
         f"FROM {table_sql(table)}"
     )
     num_edges, num_removed, smallest, largest = one_row(connection, sql)
-    return _Contents(num_edges, num_removed, smallest < largest)
+    return _Contents(num_edges, num_removed, smallest < largest or largest <= 0 < num_edges)
 
 
 def _with_sums(

@@ -64,7 +64,7 @@ class Adjacency(NamedTuple):
     time: Int[np.ndarray, " M"]  # The later of the edge's time and its sender's creation.
     removed: Int[np.ndarray, " removable"]  # One per edge, or empty if no edge was ever removed.
     weight: Float[np.ndarray, " M"]
-    # Of the weights, from the first edge of each relation and node on; empty if all are equal.
+    # Of the weights, from the first edge of each relation and node on; empty if equal, above 0.
     cumulative: Float[np.ndarray, " M_weighted"]
     flags: Int[np.ndarray, " M"]  # SPLIT_BITS and TIMED_BIT.
 

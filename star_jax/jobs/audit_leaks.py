@@ -5,7 +5,8 @@ graph is built again for every kind of canary (`pipeline/canaries.py`). Batches 
 examples are then sampled as in training: none may hold a canary, and with the future changed the
 batches, the loss and its gradient must be the same in every bit. That the canaries can be reached
 at all is shown by sampling with the rules off. Neighbours by rank have scores and no edges that
-could be told apart: there the future alone is audited.
+could be told apart: there the future alone is audited, and what is reached without rules counts
+the arrays that it changes.
 """
 
 import dataclasses
@@ -129,7 +130,7 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
     try:
         for kind in ("future",) if config.sampler.by_rank else canaries.KINDS:
             planted = _planted(kind, audit, store, clean, workdir, scratch / kind)
-            found[kind] = _compare(kind, audit, clean, planted)
+            found[kind] = _compare(kind, audit, store, clean, planted)
             _log.info("%s: %s", kind, found[kind])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -161,13 +162,7 @@ def _examples(
         rng = np.random.default_rng(config.seed)
         chosen = np.sort(rng.permutation(early)[:_GROUPS])
         pairs = groups.take(chosen)
-        sampler = PairSampler(
-            store,
-            task,
-            tuple(meta.tasks[task.name].edge_types),
-            file.sampling,
-            visible_splits=TRAIN_SPLITS,
-        )
+        sampler = _Audit(config, file, meta, {}).sampler(store, task, rules=True)
         budgets = sampler.budgets(
             lambda _, pairs=pairs: pairs,
             num_groups=len(chosen),
@@ -191,7 +186,7 @@ def _planted(
     folder.mkdir(parents=True)
     time = np.concatenate([each.pairs.time for each in audit.examples.values()])
     targets = [
-        canaries.Pairs(
+        canaries.Targets(
             tuple(audit.meta.tasks[name].edge_types),
             made.pairs.sender,
             made.pairs.receiver,
@@ -228,13 +223,18 @@ def _reached(store: GraphStore, clean: dict[str, PairBatch]) -> dict[str, Int[np
 def _compare(
     kind: canaries.Kind,
     audit: _Audit,
+    store: GraphStore,
     clean: dict[str, PairBatch],
     planted: GraphStore,
 ) -> dict[str, Any]:
     """What was reached with the rules and without, and what differs."""
     count = audit.own_targets if kind == "target" else audit.canaries
     reached = count(planted, rules=True)
-    reachable = sum(count(planted, rules=False).values())
+    if audit.config.sampler.by_rank:
+        unruled = (audit.batches(each, rules=False) for each in (store, planted))
+        reachable = _changed(*unruled)
+    else:
+        reachable = sum(count(planted, rules=False).values())
     result = {"reachable": reachable, "reached": reached, "problem": ""}
     if reached:
         where = ", ".join(f"{number} by {name}" for name, number in reached.items())
@@ -244,12 +244,17 @@ def _compare(
     elif kind == "future":
         with_rules = audit.batches(planted, rules=True)
         result |= {"loss": _loss(audit, clean), "loss_planted": _loss(audit, with_rules)}
-        leaves = zip(jax.tree.leaves(clean), jax.tree.leaves(with_rules), strict=True)
-        if not all(np.array_equal(a, b) for a, b in leaves):
+        if _changed(clean, with_rules):
             result["problem"] = "the future changed a batch"
         elif result["loss"] != result["loss_planted"]:
             result["problem"] = "the future changed the loss or its gradient"
     return result
+
+
+def _changed(a: dict[str, PairBatch], b: dict[str, PairBatch]) -> int:
+    """How many arrays differ."""
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return sum(not np.array_equal(x, y) for x, y in leaves)
 
 
 def _counts(batches: Iterable[tuple[str, PairBatch, int]]) -> dict[str, int]:

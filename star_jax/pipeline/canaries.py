@@ -28,7 +28,7 @@ class Times(NamedTuple):
     last: int
 
 
-class Pairs(NamedTuple):
+class Targets(NamedTuple):
     """Supervised pairs of the audited examples, and the edge types that hold them."""
 
     edge_keys: tuple[str, ...]
@@ -45,7 +45,7 @@ def plant(
     *,
     near: Mapping[str, Int[np.ndarray, " _"]],
     times: Times,
-    targets: list[Pairs],
+    targets: list[Targets],
     seed: int,
 ) -> GraphTables:
     """Writes the tables anew, with canaries between nodes that the examples reach.
@@ -69,9 +69,10 @@ def plant(
     texts = dict(tables.texts)
     with duckdb.connect(":memory:") as connection:
         for edge in schema.edges:
-            planted = _edges(kind, edge.sender, edge.receiver, near, times, rng)
             if kind == "target":
                 planted = _targets([each for each in targets if edge.key in each.edge_keys], times)
+            else:
+                planted = _edges(kind, edge.sender, edge.receiver, near, times, rng)
             if planted is None or not planted.num_rows:
                 continue
             edges[edge.key] = folder / f"{edge.key}.parquet"
@@ -107,7 +108,7 @@ def count(subgraph: Subgraph, example: int = 0) -> dict[str, int]:
 
 
 def _edges(
-    kind: Kind,
+    kind: Literal["future", "later_split", "removed"],
     sender: str,
     receiver: str,
     near: Mapping[str, Int[np.ndarray, " _"]],
@@ -124,12 +125,11 @@ def _edges(
         "future": (times.last + rng.integers(0, 3, size), None, np.full(size, 1)),
         "later_split": (early, None, rng.integers(2, 4, size)),
         "removed": (early, np.full(size, times.first), np.full(size, 1)),
-        "target": (early, None, np.full(size, 1)),
     }
     return _table(rng.permutation(ends[0]), rng.permutation(ends[1]), *options[kind])
 
 
-def _targets(pairs: list[Pairs], times: Times) -> pa.Table | None:
+def _targets(pairs: list[Targets], times: Times) -> pa.Table | None:
     if not pairs:
         return None
     sender = np.concatenate([each.sender for each in pairs])

@@ -95,7 +95,7 @@ class AdaptiveValidation:
           make: Neighbours per node and hop -> validation on the same pairs.
           batches: Are told every score.
         """
-        self._full, self._make = full, functools.cache(make)
+        self._full, self._make = full, functools.lru_cache(1)(make)  # No size comes back.
         self._batches = batches
 
     def __call__(self, variables: PyTree, step: int) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -25,7 +24,6 @@ from star_jax.pipeline.graph_loader import (
 )
 from star_jax.pipeline.graph_model import GraphModelFile
 from star_jax.pipeline.graph_negatives import UniformNegatives
-from star_jax.pipeline.tables.read import read_pairs
 from star_jax.train.loop import Counts
 
 _log = logging.getLogger(__name__)
@@ -154,7 +152,7 @@ class BatchMaker:
 
 def make_streams(
     file: GraphModelFile,
-    tables: Path,
+    groups: Mapping[str, Groups],
     store: GraphStore,
     *,
     hides: Mapping[str, tuple[str, ...]],
@@ -165,11 +163,11 @@ def make_streams(
     size_power: float,
     seed: int,
 ) -> dict[str, TaskStream]:
-    """The training groups of all tasks, for static shapes.
+    """Every task's part of the batch, of a static shape.
 
     Args:
       file: Names the tasks and how neighbours are drawn.
-      tables: Output of `star import`.
+      groups: Task -> its training groups.
       store: The graph.
       hides: Task -> edge keys that hold the supervised link.
       num_negatives: Fresh ones per positive; None: those of the tables.
@@ -179,8 +177,7 @@ def make_streams(
       size_power: A task's share of them is its number of groups to this power.
       seed: Of the order and of the draws.
     """
-    groups = {task.name: Groups(read_pairs(tables, task.name, "train")) for task in file.tasks}
-    total = sum(len(each) ** size_power for each in groups.values())
+    total = sum(len(groups[task.name]) ** size_power for task in file.tasks)
     streams = {}
     for number, task in enumerate(file.tasks):
         mine = groups[task.name]

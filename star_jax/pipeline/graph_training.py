@@ -13,7 +13,7 @@ from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.store import GraphMeta, GraphStore
 from star_jax.parallel.mesh import MeshConfig
 from star_jax.pipeline.graph_adaptive import GraphValidate
-from star_jax.pipeline.graph_loader import Sampling
+from star_jax.pipeline.graph_loader import Groups, Sampling
 from star_jax.pipeline.graph_model import GraphModelFile, inputs_of, link_tasks, node_features
 from star_jax.pipeline.graph_streams import BatchMaker, TaskStream, make_batches, make_streams
 from star_jax.pipeline.graph_validation import GraphValidation
@@ -152,6 +152,10 @@ class GraphData:
     ) -> None:
         self._config, self._workdir, self._file = config, workdir, file
         self._store, self._meta, self._shards = store, meta, shards
+        self._groups = {
+            task.name: Groups(read_pairs(workdir / "tables", task.name, "train"))
+            for task in file.tasks
+        }
 
     def batches(self, size: int) -> Batches:
         """Endless batches of all tasks; the examples and their order do not depend on the size."""
@@ -181,7 +185,7 @@ class GraphData:
         config = self._config
         return make_streams(
             self._sized(size),
-            self._workdir / "tables",
+            self._groups,
             self._store,
             hides={name: tuple(task.edge_types) for name, task in self._meta.tasks.items()},
             num_negatives=config.num_negatives if config.negatives == "uniform" else None,

@@ -23,7 +23,7 @@ from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.samplers.visibility import Edges, Row, Rule
 from star_jax.shapes import NO_TIME
 from tests.graph.test_sampler_visibility import SLOW_BUILD, maybe_time, worlds
-from tests.graph.visible import TRAIN, draw, sampled, visible_edges
+from tests.graph.visible import TRAIN, draw, sampled, sampled_and_visible
 from tests.graph.worlds import Edge, World
 
 KEY = "job__rev_apply__member"
@@ -45,20 +45,14 @@ def test_every_kind_takes_a_part_of_the_visible(kind, world, time, splits, fanou
             fanouts=dict.fromkeys(store.meta.num_edges, (fanout, 1)),
             sampler=SamplerConfig(kind=kind),
         )
-    for hop, tables in enumerate(subgraph.hops):
-        for key in tables:
-            receiver_type = key.split("__")[2]
-            for row, found in sampled(subgraph, budget, key, hop).items():
-                node = int(subgraph.nodes[receiver_type].node[row])
-                visible = visible_edges(world, key, node, time, splits)
-                assert found <= visible
-                assert found.total() == min(fanout if hop == 0 else 1, visible.total())
-                if kind == "top_k":
-                    largest = sorted((w for _, w in visible.elements()), reverse=True)
-                    assert (
-                        sorted((w for _, w in found.elements()), reverse=True)
-                        == largest[: found.total()]
-                    )
+    for hop, found, visible in sampled_and_visible(subgraph, budget, world, time, splits):
+        assert found <= visible
+        assert found.total() == min(fanout if hop == 0 else 1, visible.total())
+        if kind == "top_k":
+            largest, taken = (
+                sorted((w for _, w in edges.elements()), reverse=True) for edges in (visible, found)
+            )
+            assert taken == largest[: len(taken)]
 
 
 def member_of(tmp_path, edges):
@@ -217,6 +211,12 @@ def test_running_sums_begin_anew_with_every_relation_and_node(tmp_path, monkeypa
         jobs_of(equal, None, 1, SamplerConfig(kind=kind), key=5) for kind in ("weighted", "uniform")
     )
     assert weighted == uniform
+
+
+def test_where_all_weights_are_zero_nothing_is_drawn_by_weight(tmp_path):
+    store = member_of(tmp_path, [Edge(0, 1, weight=0.0), Edge(0, 2, weight=0.0)])
+    assert jobs_of(store, None, 1, SamplerConfig(kind="weighted")) == []
+    assert len(jobs_of(store, None, 1, SamplerConfig())) == 1
 
 
 def test_full_takes_every_neighbour_or_says_that_there_are_too_many(tmp_path, monkeypatch):

@@ -11,7 +11,16 @@ from star_jax.graph.build import BuildOptions
 from star_jax.graph.samplers.channels import channel_key
 from star_jax.graph.samplers.sample import NO_EXCLUSION, Exclusion, sampling_key
 from star_jax.graph.samplers.sampler import PprConfig, SamplerConfig
-from tests.graph.visible import TEST, TRAIN, VAL, draw, same_bytes, sampled, visible_edges
+from tests.graph.visible import (
+    TEST,
+    TRAIN,
+    VAL,
+    draw,
+    same_bytes,
+    sampled,
+    sampled_and_visible,
+    visible_edges,
+)
 from tests.graph.worlds import Edge, Text, World
 
 KEYS = ("member__apply__job", "job__rev_apply__member", "member__knows__member", "job__in__town")
@@ -113,19 +122,14 @@ def test_a_small_fanout_takes_a_part_of_the_visible(world, time, splits, fanout,
             fanouts=dict.fromkeys(store.meta.num_edges, (fanout, 1)),
             sampler=SamplerConfig(replace=replace),
         )
-    for hop, tables in enumerate(subgraph.hops):
+    for hop, found, visible in sampled_and_visible(subgraph, budget, world, time, splits):
         k = fanout if hop == 0 else 1
-        for key in tables:
-            receiver_type = key.split("__")[2]
-            for row, found in sampled(subgraph, budget, key, hop).items():
-                node = int(subgraph.nodes[receiver_type].node[row])
-                visible = visible_edges(world, key, node, time, splits)
-                assert set(found) <= set(visible)
-                if replace:
-                    assert found.total() == (k if visible else 0)
-                else:
-                    assert found <= visible
-                    assert found.total() == min(k, visible.total())
+        assert set(found) <= set(visible)
+        if replace:
+            assert found.total() == (k if visible else 0)
+        else:
+            assert found <= visible
+            assert found.total() == min(k, visible.total())
 
 
 @pytest.fixture

@@ -78,6 +78,16 @@ def sampled(subgraph, budget, key, hop):
     return found
 
 
+def sampled_and_visible(subgraph, budget, world, time, splits):
+    """(Hop, sampled, visible) of every real row of every table."""
+    for hop, tables in enumerate(subgraph.hops):
+        for key in tables:
+            receiver_type = key.split("__")[2]
+            for row, found in sampled(subgraph, budget, key, hop).items():
+                node = int(subgraph.nodes[receiver_type].node[row])
+                yield hop, found, visible_edges(world, key, node, time, splits)
+
+
 def draw(store, seed_type, seeds, times, **options):
     """Every seed in a group of its own, with a budget made for exactly this request."""
     seeds = np.asarray(seeds, np.int64)

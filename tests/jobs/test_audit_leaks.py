@@ -78,6 +78,16 @@ def test_a_rule_that_is_off_is_found(workdir, monkeypatch, kind, change, kinds):
         assert "canaries were sampled" in str(error.value)
 
 
+def test_neighbours_by_rank_are_audited_by_what_they_change(workdir, monkeypatch):
+    """Nothing but ranks is sampled: no table holds an edge that could be counted."""
+    monkeypatch.setattr(audit_leaks, "_loss", lambda *_: [0.0, 0.0])
+    sampler = SamplerConfig(kind="ppr", ppr=PprConfig(epsilon=1e-3))
+    audit_leaks.run(tiny_graph.config(sampler=sampler, receiver_view="all"), workdir)
+    (future,) = audited(workdir)["kinds"].values()
+    assert future["reachable"] > 0
+    assert future["problem"] == ""
+
+
 def test_an_audit_that_could_find_nothing_fails(workdir, monkeypatch):
     plant = audit_leaks.canaries.plant
 

@@ -232,6 +232,23 @@ def test_a_set_with_one_kind_of_everything_still_has_a_page(tmp_path, monkeypatc
         assert said in text
 
 
+@pytest.mark.parametrize("graph", ["audited", "another"])
+def test_a_leak_audit_of_this_graph_is_shown(tmp_path, monkeypatch, graph):
+    evaluate_with_fakes(tmp_path, monkeypatch)
+    with artefacts.writing(tmp_path / "graph", "graph") as partial:
+        artefacts.set_meta(partial, {"version": "audited"})
+    kinds = {
+        "removed": {"reachable": 1234, "reached": {"by a": 7}, "problem": "seven were sampled"}
+    }
+    with artefacts.writing(tmp_path / "leaks", "leaks") as partial:
+        artefacts.write_text(partial / "audit.json", json.dumps({"passed": False, "kinds": kinds}))
+        artefacts.set_meta(partial, {"passed": False, "graph": graph})
+    report.run(report.ReportConfig(max_map_points=50), tmp_path)
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    shown = ["Leak audit" in page, "1,234" in page, "seven were sampled" in page]
+    assert shown == [graph == "audited"] * 3
+
+
 def test_report_needs_an_evaluation(tmp_path):
     with pytest.raises(InputError, match=r"evaluation is not a complete artefact; run"):
         report.run(report.ReportConfig(), tmp_path)

@@ -5,10 +5,10 @@ import pytest
 
 from star_jax.graph.samplers.fanouts import FanoutConfig, resolve
 from star_jax.graph.store import GraphStore
-from star_jax.pipeline.graph_loader import Sampling
+from star_jax.pipeline.graph_loader import Groups, Sampling
 from star_jax.pipeline.graph_model import GraphModelFile, link_tasks
 from star_jax.pipeline.graph_streams import make_streams
-from star_jax.pipeline.tables.read import read_meta
+from star_jax.pipeline.tables.read import read_meta, read_pairs
 from tests.jobs import tiny_graph
 from tests.pipeline import graph_market
 
@@ -32,7 +32,7 @@ def test_the_share_of_a_receiver_is_that_of_many_batches(workdir, num_negatives)
     )
     stream = make_streams(
         file,
-        workdir / "tables",
+        {"apply": Groups(read_pairs(workdir / "tables", "apply", "train"))},
         store,
         hides={name: tuple(task.edge_types) for name, task in meta.tasks.items()},
         num_negatives=num_negatives,

@@ -1,15 +1,16 @@
 """How the neighbours of a node are chosen among the edges an example may see."""
 
 import dataclasses
-import importlib
 import math
 from typing import Literal
 
 from star_jax.graph.samplers.compiled import Compiled
+from star_jax.graph.samplers.picks import last_n, top_k, uniform, weighted
 
 Kind = Literal["uniform", "weighted", "top_k", "last_n", "full", "ppr", "ppr_walks"]
 _RANDOM = ("uniform", "weighted", "ppr", "ppr_walks")
 _BY_RANK = ("ppr", "ppr_walks")
+_PICKS = {"weighted": weighted.pick, "top_k": top_k.pick, "last_n": last_n.pick}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,5 @@ class SamplerConfig:
     @property
     def pick(self) -> Compiled:
         """The compiled function that picks from one row."""
-        # With a fanout of at least its length, a row is taken whole.
-        name = "uniform" if self.kind == "full" or self.by_rank else self.kind
-        return importlib.import_module(f"star_jax.graph.samplers.picks.{name}").pick
+        # With a fanout of at least its length, a row is taken whole: `full` is uniform.
+        return _PICKS.get(self.kind, uniform.pick)
