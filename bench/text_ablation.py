@@ -4,12 +4,12 @@ Run:
     PYTHONPATH=. python bench/text_ablation.py DATA_DIR --workdir W [--seeds 0 1 2] [--budget 480]
 
 Each row adds one thing to the row above and trains for the same time, validation included: the
-scorer on the frozen base, adapters by BCE, the semi-hard term, its negatives from a batch of 256
-pairs instead of 64 (at twice the rate, the root of 4), and several widths at once. The first
-seed of a row turns the time into a number of steps, which the other seeds take. Val chooses the
-checkpoint, test is reported as mean and standard deviation over the seeds. The first and the last
-row take one seed. A run that is interrupted goes on in W. Exit code 1: the last full row is below
-TF-IDF somewhere.
+scorer on the frozen base (a quarter of the time), adapters by BCE, the semi-hard term, its
+negatives from a batch of 256 pairs instead of 64 (at twice the rate, the root of 4), and several
+widths at once. The first seed of a row turns the time into a number of steps, which the other
+seeds take. Val chooses the checkpoint, test is reported as mean and standard deviation over the
+seeds. The first and the last row take one seed. A run that is interrupted goes on in W. Exit code
+1: the last full row is below TF-IDF somewhere.
 """
 
 import argparse
@@ -19,21 +19,29 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32
 
 from configs.run import quickstart
-from star_jax.jobs import export_text, import_tables, train_text
+from star_jax.jobs import import_tables, train_text
 from star_jax.jobs.evaluate import TextModel
-from star_jax.jobs.export_text import TextExportConfig
 from star_jax.jobs.import_tables import ImportConfig
 from star_jax.jobs.train_text import TextTrainConfig
+from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline import measurements
 from star_jax.pipeline.scored import score_split
-from star_jax.pipeline.tables.read import read_meta, read_pairs, read_ranking
+from star_jax.pipeline.tables.read import TablesMeta, read_meta, read_pairs, read_ranking
+from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths
+from star_jax.pipeline.text_model import open_trained
+from star_jax.pipeline.text_records import text_records
 from star_jax.pipeline.text_scoring import TextPairScorer
+from star_jax.shapes import PyTree
+from star_jax.text.bi_encoder import BiEncoder
 from star_jax.text.pooling import truncate
+from star_jax.text.tower import build_tokenizer
 from star_jax.train.plan import PLAN
 
 LARGE_BATCH = 256  # Eight minutes hold some twenty updates of it on two cores.
@@ -42,16 +50,48 @@ METRICS = ("auc_uniform", "auc_uniform_warm_member", "auc_near", "recall@10", "n
 FROZEN, LARGE, NARROW = "frozen", "+ large batch", "+ widths"
 
 
-class CutScorer(TextPairScorer):
-    """Scores by the leading numbers of every vector, scaled to length 1."""
+class TestTexts(NamedTuple):
+    """The texts of the test split alone, encoded: rows of their types' tables, zeros elsewhere."""
 
-    def __init__(self, workdir: Path, width: int) -> None:
-        """Opens `W/text` and `W/text_embeddings`."""
-        super().__init__(workdir)
-        self._width = width
+    model: BiEncoder
+    variables: PyTree
+    vectors: dict[str, Float32[np.ndarray, "N E"]]
 
-    def _table(self, node_type: str) -> np.ndarray:
-        return np.asarray(truncate(jnp.asarray(super()._table(node_type)), self._width))
+    @classmethod
+    def encode(cls, workdir: Path, meta: TablesMeta, task: str) -> "TestTexts":
+        """Encodes them by the model in `W/text`."""
+        mesh = make_mesh(MeshConfig())
+        trained = open_trained(workdir / "text", mesh)
+        records = text_records(workdir, build_tokenizer(trained.tower))
+        pairs = read_pairs(workdir / "tables", task, "test")
+        ranking = read_ranking(workdir / "tables", task, "test")
+        ends = meta.tasks[task]
+        used = [(ends.receiver, pairs.receiver_text)]
+        used += [(ends.sender, pairs.sender_text), (ends.sender, pairs.sender_resume)]
+        if ranking is not None:
+            used += [(ends.receiver, ranking.candidate_text)]
+            used += [(ends.sender, ranking.sender_text), (ends.sender, ranking.sender_resume)]
+        needed = np.unique(np.concatenate([records.of(*each) for each in used]))
+        needed = needed[needed >= 0]
+        lengths = bulk_lengths(records.lengths[needed], 6)
+        encoder = BulkEncoder(trained.model, records, mesh, lengths=lengths, batch_tokens=None)
+        found = encoder(trained.variables, needed, lambda _, __: None)
+        vectors = {}
+        for node_type in {node_type for node_type, _ in used}:
+            rows = records.records.get(node_type, np.zeros(0, np.int32))
+            place = np.minimum(np.searchsorted(needed, rows), len(needed) - 1)
+            hit = needed[place] == rows
+            vectors[node_type] = np.where(hit[:, None], found[place], np.float32(0))
+        return cls(trained.model, trained.variables, vectors)
+
+    def scorer(self, meta: TablesMeta, width: int) -> TextPairScorer:
+        """Scores by the leading numbers of every vector, scaled to length 1."""
+        return TextPairScorer(
+            self.model,
+            self.variables,
+            meta.tasks,
+            lambda name: np.asarray(truncate(jnp.asarray(self.vectors[name]), width)),
+        )
 
 
 def rows(budget_s: float) -> dict[str, TextTrainConfig]:
@@ -65,8 +105,9 @@ def rows(budget_s: float) -> dict[str, TextTrainConfig]:
     rate = start.optimizer.learning_rate * math.sqrt(LARGE_BATCH / start.batch_size)
     optimizer = dataclasses.replace(start.optimizer, learning_rate=rate)
     large = dataclasses.replace(start, batch_size=LARGE_BATCH, optimizer=optimizer)
+    short = dataclasses.replace(plan, budget_s=budget_s / 4)  # Its steps take no base.
     return {
-        FROZEN: dataclasses.replace(bce, mode="frozen"),
+        FROZEN: dataclasses.replace(bce, mode="frozen", plan=short),
         "+ BCE": bce,
         "+ contrastive": start,
         LARGE: large,
@@ -89,14 +130,14 @@ def as_long_as(config: TextTrainConfig, first: Path) -> TextTrainConfig:
 
 
 def measure(workdir: Path, config: TextTrainConfig, widths: tuple[int, ...]) -> dict[int, dict]:
-    """Trains, exports, and measures the test split by each width."""
+    """Trains, and measures the test split by each width."""
     train_text.run(config, workdir)
-    export_text.run(TextExportConfig(), workdir)
     meta = read_meta(workdir / "tables")
     task = next(iter(meta.tasks))
     pairs = read_pairs(workdir / "tables", task, "test")
     ranking = read_ranking(workdir / "tables", task, "test")
-    methods = {str(width): TextModel(CutScorer(workdir, width), task) for width in widths}
+    texts = TestTexts.encode(workdir, meta, task)
+    methods = {str(width): TextModel(texts.scorer(meta, width), task) for width in widths}
     scored = score_split(methods, pairs, ranking, meta.tasks[task])
     found = measurements.metrics_of(scored, list(methods))
     return {width: found[str(width)] for width in widths}

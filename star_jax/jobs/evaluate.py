@@ -112,7 +112,7 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
     meta = read_meta(tables)
     main_task = next(iter(meta.tasks))
     scorers = _Scorers(
-        TextPairScorer(workdir),
+        TextPairScorer.open(workdir),
         {name: GraphPairScorer(workdir, model, "split") for name, model in _GRAPH_MODELS},
         {name: GraphPairScorer(workdir, model, "time") for name, model in _GRAPH_MODELS}
         if config.strict_time

@@ -1,5 +1,7 @@
 """Scores pairs and rankings with the trained scorer over vectors that are already there."""
 
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ from star_jax.config import InputError
 from star_jax.embeddings.table import read_table
 from star_jax.losses.contrastive import Component
 from star_jax.pipeline.progress import Work
-from star_jax.pipeline.tables.read import PairTable, Ranking, read_meta
+from star_jax.pipeline.tables.read import PairTable, Ranking, TaskMeta, read_meta
 from star_jax.pipeline.text_model import open_scorer
 from star_jax.shapes import PyTree
 from star_jax.text.bi_encoder import BiEncoder, score
@@ -79,23 +81,44 @@ class PairLogits:
 
 
 class TextPairScorer:
-    """The text half alone, as `evaluate` asks it: from `W/text` and `W/text_embeddings`."""
+    """The text half alone, as `evaluate` asks it."""
 
-    def __init__(self, workdir: Path) -> None:
-        """Opens the scorer and the tables of both sides of the first task.
+    def __init__(
+        self,
+        model: BiEncoder,
+        variables: PyTree,
+        tasks: Mapping[str, TaskMeta],
+        vectors_of: Callable[[str], Float32[np.ndarray, "N E"]],
+    ) -> None:
+        """Reads the vectors of a side when it first meets it.
+
+        Args:
+          model: Scores.
+          variables: With "scorer".
+          tasks: Of the tables; the model was trained on the first one.
+          vectors_of: Node type -> vectors of its texts; none for a type without texts.
+        """
+        self._variables, self._tasks = variables, tasks
+        self._logits = PairLogits(model)
+        self._table = functools.cache(vectors_of)
+
+    @classmethod
+    def open(cls, workdir: Path) -> "TextPairScorer":
+        """The scorer of `W/text` over the vectors of `W/text_embeddings`.
 
         Raises:
           InputError: A stage is missing, or the vectors were made by another model.
         """
         meta = read_meta(workdir / "tables")
-        self._tasks = meta.tasks
-        self._with_texts = {name for name, node in meta.node_types.items() if node.has_texts}
         check_made_by(workdir)
-        self._folder = workdir / "text_embeddings"
-        model, self._variables = open_scorer(workdir / "text")
-        self._logits = PairLogits(model)
-        self._embedding_size = model.tower.embedding_size
-        self._tables: dict[str, np.ndarray] = {}
+        model, variables = open_scorer(workdir / "text")
+
+        def vectors_of(node_type: str) -> Float32[np.ndarray, "N E"]:
+            if not meta.node_types[node_type].has_texts:
+                return np.zeros((0, model.tower.embedding_size), np.float32)
+            return np.asarray(read_table(workdir / "text_embeddings", node_type).vectors)
+
+        return cls(model, variables, meta.tasks, vectors_of)
 
     def score(self, pairs: PairTable) -> Float32[np.ndarray, " B"]:
         """Logit of every pair of the first task; without texts, what the scorer says of nothing."""
@@ -125,15 +148,6 @@ class TextPairScorer:
 
     def _sides(self, task: str) -> tuple[Float32[np.ndarray, "N E"], Float32[np.ndarray, "M E"]]:
         return self._table(self._tasks[task].receiver), self._table(self._tasks[task].sender)
-
-    def _table(self, node_type: str) -> Float32[np.ndarray, "N E"]:
-        if node_type not in self._tables:
-            self._tables[node_type] = (
-                np.asarray(read_table(self._folder, node_type).vectors)
-                if node_type in self._with_texts
-                else np.zeros((0, self._embedding_size), np.float32)
-            )
-        return self._tables[node_type]
 
 
 def check_made_by(workdir: Path) -> None:

@@ -96,7 +96,7 @@ def test_by_the_scorer_with_its_probabilities(mined, tmp_path):
     mine_negatives.run(replace(MINE, score="scorer", choice=choice), workdir)
     hard = read_pairs(workdir / "hard_negatives", "apply", "train")
     pairs = read_pairs(workdir / "tables", "apply", "train")
-    scorer = TextPairScorer(workdir)
+    scorer = TextPairScorer.open(workdir)
     score = 1 / (1 + np.exp(-scorer.score(hard)))
     own = dict(zip(pairs.group[pairs.label == 1].tolist(), range(len(pairs.label)), strict=False))
     positive = 1 / (1 + np.exp(-scorer.score(pairs)[pairs.label == 1]))

@@ -160,7 +160,7 @@ def test_the_export_says_what_a_logit_means(trained):
     assert manifest["calibration"]["shift"] == found.shift
     pairs = read_pairs(trained / "tables", "apply", "val")
     uniform = (pairs.label == 1) | (pairs.negative == "uniform")
-    logits = TextPairScorer(trained).score(pairs)[uniform]
+    logits = TextPairScorer.open(trained).score(pairs)[uniform]
     expected = fit_calibration(pairs.label[uniform] == 1, logits, prior=1 / 17, positive_rate=rate)
     assert found.num_pairs in (0, uniform.sum())
     assert found.slope == pytest.approx(expected.slope, rel=1e-3)
@@ -187,7 +187,7 @@ def test_scores_are_the_scorer_on_the_table(trained):
 
     columns = (pairs.receiver_text, pairs.sender_text, pairs.sender_resume)
     expected = [logit(*row) for row in zip(*columns, strict=True)]
-    scorer = TextPairScorer(trained)
+    scorer = TextPairScorer.open(trained)
     np.testing.assert_allclose(scorer.score(pairs), expected, rtol=1e-4, atol=1e-5)
 
     ranking = read_ranking(trained / "tables", "apply", "test")
@@ -204,7 +204,7 @@ def test_vectors_of_another_model_are_refused(trained, tmp_path):
     content = artefacts.read_manifest(workdir / "text", "text_model")
     artefacts.seal(workdir / "text", "text_model", content.meta | {"best_step": 0})
     with pytest.raises(InputError, match=r"was made by text model .* run `star export-text` again"):
-        TextPairScorer(workdir)
+        TextPairScorer.open(workdir)
 
 
 def test_a_finished_run_is_left_alone_and_another_config_refused(trained):
@@ -294,7 +294,7 @@ def test_without_texts_nothing_is_trained_and_nothing_fails(tmp_path, caplog):
     assert "no training pair has texts on both sides" in caplog.text
     assert meta(workdir)["trained"] is False
     export_text.run(EXPORT, workdir)
-    scores = TextPairScorer(workdir).score(read_pairs(workdir / "tables", "apply", "test"))
+    scores = TextPairScorer.open(workdir).score(read_pairs(workdir / "tables", "apply", "test"))
     assert len(set(scores.tolist())) == 1
 
 
