@@ -45,7 +45,10 @@ class Subgraph(NamedTuple):
 
 
 class PairBatch(NamedTuple):
-    """Labelled pairs; each role has its own subgraph, so that a dual encoder is exact."""
+    """Labelled pairs; each role has its own subgraph, so that a dual encoder is exact.
+
+    An engine that samples inside the program has its request in place of the subgraph until then.
+    """
 
     sender: Subgraph
     receiver: Subgraph

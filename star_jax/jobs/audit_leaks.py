@@ -27,13 +27,21 @@ from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.graph.batches import PairBatch
 from star_jax.graph.build import BuildOptions, GraphTables, build
+from star_jax.graph.engines.drawing import Drawing
+from star_jax.graph.engines.protocol import GraphEngine
 from star_jax.graph.model import ROLES, GraphBatch, LinkTask, init_model
 from star_jax.graph.store import GraphStore
 from star_jax.jobs.build_graph import files_of
+from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline import canaries
 from star_jax.pipeline.graph_loader import TRAIN_SPLITS, Groups, Pairs, PairSampler, RoleBudgets
 from star_jax.pipeline.graph_model import GraphModelFile, open_store
-from star_jax.pipeline.graph_training import GraphTrainConfig, describe, make_model_loss
+from star_jax.pipeline.graph_training import (
+    GraphTrainConfig,
+    describe,
+    make_engine,
+    make_model_loss,
+)
 from star_jax.pipeline.tables.read import TablesMeta, read_meta, read_pairs
 from star_jax.shapes import NO_TIME
 
@@ -56,6 +64,19 @@ class _Examples(NamedTuple):
     budgets: RoleBudgets
 
 
+class _Graph(NamedTuple):
+    """A graph and the engine of the config over it, on one device."""
+
+    store: GraphStore
+    engine: GraphEngine
+    draw: Drawing
+
+    @classmethod
+    def of(cls, config: GraphTrainConfig, store: GraphStore) -> "_Graph":
+        engine = make_engine(config, store, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+        return cls(store, engine, Drawing(engine))
+
+
 class _Audit(NamedTuple):
     """What is sampled, and how."""
 
@@ -64,50 +85,53 @@ class _Audit(NamedTuple):
     meta: TablesMeta
     examples: dict[str, _Examples]
 
-    def sampler(self, store: GraphStore, task: LinkTask, *, rules: bool) -> PairSampler:
+    def sampler(self, graph: _Graph, task: LinkTask, *, rules: bool) -> PairSampler:
         """As in training; without rules, canaries are as visible as any edge."""
         sampling = self.file.sampling
         if not rules:
             sampler = dataclasses.replace(sampling.sampler, max_age=None)
             sampling = dataclasses.replace(sampling, sampler=sampler)
         return PairSampler(
-            store,
+            graph.store,
             task,
             tuple(self.meta.tasks[task.name].edge_types) if rules else (),
             sampling,
             visible_splits=TRAIN_SPLITS if rules else _ALL_SPLITS,
             use_time=rules,
+            engine=graph.engine,
         )
 
-    def batches(self, store: GraphStore, *, rules: bool) -> dict[str, PairBatch]:
+    def batches(self, graph: _Graph, *, rules: bool) -> dict[str, PairBatch]:
         """All examples, one batch per task."""
         found = {}
         for task in self.file.tasks:
             made = self.examples[task.name]
-            sampler = self.sampler(store, task, rules=rules)
+            sampler = self.sampler(graph, task, rules=rules)
             size = len(made.pairs.label)
             batch, _ = sampler(made.pairs, made.budgets, size, self.config.seed)
+            batch = graph.draw(batch)
             if self.config.model.decoder.kind == "softmax":  # Any links do: both graphs have them.
                 batch = batch._replace(linked=np.eye(size, dtype=np.bool_))
             found[task.name] = batch
         return found
 
-    def canaries(self, store: GraphStore, *, rules: bool) -> dict[str, int]:
+    def canaries(self, graph: _Graph, *, rules: bool) -> dict[str, int]:
         """Where canaries that are nobody's were sampled, and how many."""
-        batches = self.batches(store, rules=rules)
+        batches = self.batches(graph, rules=rules)
         return _counts((name, batch, 0) for name, batch in batches.items())
 
-    def own_targets(self, store: GraphStore, *, rules: bool) -> dict[str, int]:
+    def own_targets(self, graph: _Graph, *, rules: bool) -> dict[str, int]:
         """Where examples met their own pairs: those of others they may see, so one at a time."""
 
         def single() -> Iterator[tuple[str, PairBatch, int]]:
             for task in self.file.tasks:
                 made = self.examples[task.name]
-                sampler = self.sampler(store, task, rules=rules)
+                sampler = self.sampler(graph, task, rules=rules)
                 for number, group in enumerate(made.chosen[:_SINGLE]):
                     pairs = made.groups.take(np.asarray([group]))
                     size = len(made.pairs.label)
                     batch, _ = sampler(pairs, made.budgets, size, self.config.seed)
+                    batch = graph.draw(batch)
                     yield task.name, batch, made.first + number
 
         return _counts(single())
@@ -122,15 +146,16 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
     meta = read_meta(workdir / "tables")
     store = open_store(workdir, config.model.features.text)
     file = describe(config, workdir, store, meta)
-    audit = _Audit(config, file, meta, _examples(config, workdir, file, store, meta))
-    clean = audit.batches(store, rules=True)
+    graph = _Graph.of(config, store)
+    audit = _Audit(config, file, meta, _examples(config, workdir, file, graph, meta))
+    clean = audit.batches(graph, rules=True)
     scratch = workdir / ".leaks"
     shutil.rmtree(scratch, ignore_errors=True)
     found = {}
     try:
         for kind in ("future",) if config.sampler.by_rank else canaries.KINDS:
             planted = _planted(kind, audit, store, clean, workdir, scratch / kind)
-            found[kind] = _compare(kind, audit, store, clean, planted)
+            found[kind] = _compare(kind, audit, graph, clean, _Graph.of(config, planted))
             _log.info("%s: %s", kind, found[kind])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -147,7 +172,7 @@ def _examples(
     config: GraphTrainConfig,
     workdir: Path,
     file: GraphModelFile,
-    store: GraphStore,
+    graph: _Graph,
     meta: TablesMeta,
 ) -> dict[str, _Examples]:
     """Groups of the earlier half of the training pairs, drawn at random."""
@@ -162,7 +187,7 @@ def _examples(
         rng = np.random.default_rng(config.seed)
         chosen = np.sort(rng.permutation(early)[:_GROUPS])
         pairs = groups.take(chosen)
-        sampler = _Audit(config, file, meta, {}).sampler(store, task, rules=True)
+        sampler = _Audit(config, file, meta, {}).sampler(graph, task, rules=True)
         budgets = sampler.budgets(
             lambda _, pairs=pairs: pairs,
             num_groups=len(chosen),
@@ -223,15 +248,15 @@ def _reached(store: GraphStore, clean: dict[str, PairBatch]) -> dict[str, Int[np
 def _compare(
     kind: canaries.Kind,
     audit: _Audit,
-    store: GraphStore,
+    graph: _Graph,
     clean: dict[str, PairBatch],
-    planted: GraphStore,
+    planted: _Graph,
 ) -> dict[str, Any]:
     """What was reached with the rules and without, and what differs."""
     count = audit.own_targets if kind == "target" else audit.canaries
     reached = count(planted, rules=True)
     if audit.config.sampler.by_rank:
-        unruled = (audit.batches(each, rules=False) for each in (store, planted))
+        unruled = (audit.batches(each, rules=False) for each in (graph, planted))
         reachable = _changed(*unruled)
     else:
         reachable = sum(count(planted, rules=False).values())

@@ -8,10 +8,10 @@ import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from star_jax import artefacts, trees
 from star_jax.config import to_json
+from star_jax.graph.engines.drawing import sampling_loss
 from star_jax.graph.model import init_model
 from star_jax.graph.store import GraphStore
 from star_jax.parallel.mesh import make_mesh
@@ -26,7 +26,13 @@ from star_jax.pipeline.graph_model import (
     open_store,
 )
 from star_jax.pipeline.graph_streams import count_pairs
-from star_jax.pipeline.graph_training import GraphData, GraphTrainConfig, describe, make_model_loss
+from star_jax.pipeline.graph_training import (
+    GraphData,
+    GraphTrainConfig,
+    describe,
+    make_engine,
+    make_model_loss,
+)
 from star_jax.pipeline.tables.read import TablesMeta, read_meta
 from star_jax.train.begun import check_begun, note_begun
 from star_jax.train.checkpoints import Checkpointer, tree_digest
@@ -86,14 +92,17 @@ def _train(
         params, optimizer, seed=config.seed, mesh=mesh, rules=FSDP_RULES, statistics=statistics
     )
     _log.info("%s parameters on %d device(s)", f"{trees.count(params):,}", mesh.size)
-    step = make_step(
-        make_model_loss(config, model, meta), optimizer, state=state, mesh=mesh, stateful=True
-    )
-    data = GraphData(config, workdir, file, store, meta, mesh.size)
+    engine = make_engine(config, store, mesh)
+    loss = make_model_loss(config, model, meta)
+    if engine.in_program:
+        loss = sampling_loss(loss, engine)
+    step = make_step(loss, optimizer, state=state, mesh=mesh, stateful=True)
+    data = GraphData(config, workdir, file, store, meta, mesh.size, engine)
     largest = config.fanouts.largest
     batches, validation = data.batches(largest), data.validation(largest)
-    frozen: dict[str, Any] = {}
-    timed = functools.partial(measure, state=state, frozen=frozen, step=step, batches=batches)
+    timed = functools.partial(
+        measure, state=state, frozen=engine.arrays, step=step, batches=batches
+    )
     plan = settle(
         config.plan,
         path=folder / PLAN,
@@ -108,7 +117,7 @@ def _train(
     trained = train(
         name="train-graph",
         state=state,
-        frozen=frozen,
+        frozen=engine.arrays,
         step=step,
         batches=batches,
         count=count_pairs,
@@ -120,7 +129,7 @@ def _train(
         checkpointer=Checkpointer(
             folder / CHECKPOINTS,
             config=config,
-            frozen_digest=tree_digest(frozen),
+            frozen_digest=tree_digest({}),
             inputs=file.inputs,
         ),
         reporter=Reporter(folder),

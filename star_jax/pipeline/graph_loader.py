@@ -12,9 +12,11 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
 
 from star_jax.graph.batches import Budget, PairBatch
+from star_jax.graph.engines.host import HostEngine
+from star_jax.graph.engines.protocol import GraphEngine, Question
 from star_jax.graph.model import ROLES, LinkTask, Role
 from star_jax.graph.samplers.calibrate import SeedBatch, calibrate
-from star_jax.graph.samplers.sample import Exclusion, Fanouts, sample
+from star_jax.graph.samplers.sample import Exclusion, Fanouts
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.store import GraphStore
 from star_jax.pipeline.progress import Work
@@ -150,6 +152,8 @@ class PairSampler:
         *,
         visible_splits: int,
         use_time: bool = True,
+        engine: GraphEngine | None = None,
+        group_size: int | None = None,
     ) -> None:
         """Fixes the rule of what is visible; every group sees only what was there at its time.
 
@@ -160,8 +164,12 @@ class PairSampler:
           sampling: How to draw.
           visible_splits: As in `sample`.
           use_time: As in `sample`.
+          engine: Draws neighbourhoods; None: the host.
+          group_size: The most pairs of a group; None: those of a whole batch.
         """
         self._store, self._task, self._hides = store, task, hides
+        self._engine = HostEngine(store) if engine is None else engine
+        self._group_size = group_size
         self._use_time = use_time
         self._sampling = sampling
         self._visible_splits = visible_splits
@@ -169,7 +177,7 @@ class PairSampler:
     def __call__(
         self, pairs: Pairs, budgets: RoleBudgets, num_pairs: int, key: int
     ) -> tuple[PairBatch, int]:
-        """Samples both roles.
+        """Asks the engine for both roles' subgraphs.
 
         Args:
           pairs: At most as many groups and pairs as the budgets have seeds.
@@ -182,19 +190,19 @@ class PairSampler:
         """
         subgraphs, num_cut = [], 0
         for role, budget in zip(ROLES, budgets, strict=True):
-            subgraph, stats = sample(
-                self._store,
+            question = Question(
                 seed_type=getattr(self._task, role),
                 visible_splits=self._visible_splits,
-                fanouts=self._sampling.of(role),
                 budget=budget,
-                key=key,
                 sampler=self._sampling.sampler,
                 use_time=self._use_time,
-                **self._seeds(role, pairs)._asdict(),
+                edge_keys=self._hides,
+                num_groups=budgets.sender.block(self._task.sender, 0)[1],
+                pairs_per_group=self._group_size or num_pairs,
             )
+            subgraph, cut = self._engine.prepare(question, self._seeds(role, pairs), key)
             subgraphs.append(subgraph)
-            num_cut += stats.num_dropped
+            num_cut += cut
         size = len(pairs.group)
         batch = PairBatch(
             sender=subgraphs[0],

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from star_jax.graph.batches import PairBatch
+from star_jax.graph.batches import PairBatch, Subgraph
+from star_jax.graph.engines.protocol import GraphEngine
 from star_jax.graph.model import GraphBatch
 from star_jax.graph.samplers.sample import sampling_key
 from star_jax.graph.store import GraphStore
@@ -162,6 +163,7 @@ def make_streams(
     batch_size: float,
     size_power: float,
     seed: int,
+    engine: GraphEngine,
 ) -> dict[str, TaskStream]:
     """Every task's part of the batch, of a static shape.
 
@@ -176,6 +178,7 @@ def make_streams(
       batch_size: Pairs of all tasks on one device.
       size_power: A task's share of them is its number of groups to this power.
       seed: Of the order and of the draws.
+      engine: Draws the neighbourhoods.
     """
     total = sum(len(groups[task.name]) ** size_power for task in file.tasks)
     streams = {}
@@ -190,7 +193,15 @@ def make_streams(
         num_pairs = max(group_size, round(share * batch_size))
         streams[task.name] = TaskStream(
             mine,
-            PairSampler(store, task, hides[task.name], file.sampling, visible_splits=TRAIN_SPLITS),
+            PairSampler(
+                store,
+                task,
+                hides[task.name],
+                file.sampling,
+                visible_splits=TRAIN_SPLITS,
+                engine=engine,
+                group_size=group_size,
+            ),
             negatives,
             num_groups=num_pairs // group_size,
             num_pairs=num_pairs,
@@ -227,16 +238,18 @@ def make_batches(maker: BatchMaker) -> Any:
 def count_pairs(batch: GraphBatch) -> Counts:
     """Real and padded pairs of a host batch.
 
-    Its figures: `neighbours` that were sampled, and their share of the slots, `neighbour_fill`.
+    Its figures, where it was sampled on the host: `neighbours`, and their share of the slots,
+    `neighbour_fill`.
     """
-    masks = [
-        table.mask
+    drawn = [
+        subgraph
         for task in batch.tasks.values()
         for subgraph in (task.sender, task.receiver)
-        for hop in subgraph.hops
-        for table in hop.values()
+        if isinstance(subgraph, Subgraph)
     ]
-    neighbours = sum(int(np.sum(mask)) for mask in masks)
-    slots = sum(np.size(mask) for mask in masks)
-    figures = {"neighbours": float(neighbours), "neighbour_fill": neighbours / max(slots, 1)}
+    masks = [table.mask for subgraph in drawn for hop in subgraph.hops for table in hop.values()]
+    figures = {}
+    if masks:
+        neighbours, slots = sum(int(np.sum(m)) for m in masks), sum(np.size(m) for m in masks)
+        figures = {"neighbours": float(neighbours), "neighbour_fill": neighbours / max(slots, 1)}
     return Counts(int(np.sum(batch.mask)), int(np.size(batch.mask)), figures=figures)

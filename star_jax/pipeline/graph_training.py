@@ -5,7 +5,15 @@ import logging
 from pathlib import Path
 from typing import Literal
 
+import jax
+from jax.sharding import Mesh
+
 from star_jax.config import InputError
+from star_jax.graph.engines.host import HostEngine
+from star_jax.graph.engines.mesh.engine import MeshEngine
+from star_jax.graph.engines.mesh.expand import KINDS
+from star_jax.graph.engines.mesh.features import TextPrecision
+from star_jax.graph.engines.protocol import GraphEngine
 from star_jax.graph.model import GraphModel, GraphModelConfig, LinkTask, StatefulLoss, make_loss
 from star_jax.graph.samplers.adaptive import AdaptiveConfig
 from star_jax.graph.samplers.fanouts import FanoutConfig, channels, resolve
@@ -23,6 +31,27 @@ from star_jax.train.optimizers import OptimizerConfig
 from star_jax.train.plan import PlanConfig
 
 _log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Where neighbourhoods come from.
+
+    Attributes:
+      kind: `host`: files of any size that the host maps, sampled ahead by threads. `mesh`: the
+        graph lies on the devices, spread over all of them, and the compiled step samples.
+      text_precision: Of text vectors on the devices; for `mesh`.
+      slack: Room in the exchange between devices: so many times an even share; for `mesh`. What
+        does not fit is left out and counted as `num_cut`.
+    """
+
+    kind: Literal["host", "mesh"] = "host"
+    text_precision: TextPrecision = "float32"
+    slack: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.slack < 1:
+            raise ValueError(f"slack {self.slack} must be >= 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +80,8 @@ class GraphTrainConfig:
         tables' class weights.
       validation_pairs: Of each task's val pairs, whole groups.
       output: Folder in the working directory.
+      engine: Where neighbourhoods come from in training; validation, scoring and export sample on
+        the host. `host` and `mesh` give the same samples.
       plan_of: Folder whose settled number of steps this training takes when it begins, instead of
         settling its own within the budget.
     """
@@ -76,6 +107,7 @@ class GraphTrainConfig:
     positive_weight: float = 1.0
     validation_pairs: int = 4000
     seed: int = 0
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     output: str = "graph_model"
     plan_of: str | None = None
 
@@ -90,6 +122,11 @@ class GraphTrainConfig:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
         if self.adaptive is not None and self.sampler.kind == "full":
             raise ValueError("adaptive with sampler.kind=full, which takes all neighbours anyway")
+        if self.engine.kind == "mesh" and self.sampler.kind not in KINDS:
+            raise ValueError(
+                f"sampler.kind {self.sampler.kind!r} with engine.kind=mesh, needed one of "
+                f"{', '.join(KINDS)}, or engine.kind=host"
+            )
         if not self.positive_weight > 0:
             raise ValueError(f"positive_weight {self.positive_weight} must be > 0")
         if self.popularity_correction and self.model.decoder.kind != "softmax":
@@ -149,9 +186,10 @@ class GraphData:
         store: GraphStore,
         meta: TablesMeta,
         shards: int,
+        engine: GraphEngine,
     ) -> None:
         self._config, self._workdir, self._file = config, workdir, file
-        self._store, self._meta, self._shards = store, meta, shards
+        self._store, self._meta, self._shards, self._engine = store, meta, shards, engine
         self._groups = {
             task.name: Groups(read_pairs(workdir / "tables", task.name, "train"))
             for task in file.tasks
@@ -194,11 +232,24 @@ class GraphData:
             batch_size=config.batch_size / self._shards,
             size_power=config.size_power,
             seed=config.seed,
+            engine=self._engine,
         )
 
     def _sized(self, size: int) -> GraphModelFile:
         sampling = _sampling(self._config, self._store.meta, self._file.tasks, size)
         return dataclasses.replace(self._file, sampling=sampling)
+
+
+def make_engine(config: GraphTrainConfig, store: GraphStore, mesh: Mesh) -> GraphEngine:
+    """What draws the neighbourhoods of a training."""
+    if config.engine.kind == "host":
+        return HostEngine(store)
+    engine = MeshEngine(
+        store, mesh, text_precision=config.engine.text_precision, slack=config.engine.slack
+    )
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(engine.arrays)) / mesh.size
+    _log.info("graph on %d device(s), %.1f MB on each", mesh.size, num_bytes / 1e6)
+    return engine
 
 
 def make_model_loss(config: GraphTrainConfig, model: GraphModel, meta: TablesMeta) -> StatefulLoss:

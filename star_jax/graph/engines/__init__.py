@@ -1,0 +1,1 @@
+"""Where neighbourhoods come from: one module per engine, all behind one protocol."""

@@ -1,0 +1,49 @@
+"""The engine that samples on the host, from memory-mapped files, ahead of the device."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from star_jax.graph.batches import Subgraph
+from star_jax.graph.engines.protocol import Question
+from star_jax.graph.samplers.calibrate import SeedBatch
+from star_jax.graph.samplers.sample import sample
+from star_jax.graph.store import GraphStore
+from star_jax.shapes import PyTree
+
+
+class HostEngine:
+    """As `GraphEngine`; the program gets finished subgraphs.
+
+    Attributes:
+      in_program: As there.
+      arrays: None.
+    """
+
+    in_program = False
+
+    def __init__(self, store: GraphStore) -> None:
+        """Samples from a store."""
+        self._store = store
+        self.arrays: PyTree = {}
+
+    def prepare(self, question: Question, batch: SeedBatch, key: int) -> tuple[Subgraph, int]:
+        """Samples."""
+        subgraph, stats = sample(
+            self._store,
+            seed_type=question.seed_type,
+            visible_splits=question.visible_splits,
+            fanouts=dict(question.budget.fanout),
+            budget=question.budget,
+            key=key,
+            sampler=question.sampler,
+            use_time=question.use_time,
+            **batch._asdict(),
+        )
+        return subgraph, stats.num_dropped
+
+    def subgraphs(self, arrays: PyTree, prepared: Any) -> tuple[Subgraph, Int[Array, " shards"]]:
+        """What was sampled; what did not fit was counted before."""
+        del arrays
+        return prepared, jnp.zeros(1, jnp.int32)

@@ -1,0 +1,230 @@
+"""The engine that samples inside the compiled program, on one device or many."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Int32, UInt32
+
+from star_jax.graph.batches import HostOrDevice, Subgraph
+from star_jax.graph.engines.mesh.expand import KINDS, SeedRows, Walk, expand
+from star_jax.graph.engines.mesh.features import (
+    AS_OF,
+    NodeArrays,
+    TextPrecision,
+    place_features,
+    tables_of,
+)
+from star_jax.graph.engines.mesh.topology import AXES, Edges, place_edges
+from star_jax.graph.engines.mesh.visibility import Rule, Viewers
+from star_jax.graph.engines.protocol import Question
+from star_jax.graph.samplers.calibrate import SeedBatch
+from star_jax.graph.samplers.gather import known_texts
+from star_jax.graph.samplers.layout import layout_of
+from star_jax.graph.schema import reverse_key
+from star_jax.graph.store import GraphStore
+
+
+class MeshArrays(NamedTuple):
+    """A graph on the devices of a mesh: every array has a leading axis, one entry per device."""
+
+    edges: Edges
+    nodes: dict[str, NodeArrays]
+
+
+class Seeds(NamedTuple):
+    """The seeds of one device."""
+
+    rows: SeedRows  # Groups are counted from 0 on every device.
+    version: Int32[HostOrDevice, " S"]  # Of its texts: one that an event points to, -1, or AS_OF.
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("seeds", "viewers", "key"),
+    meta_fields=("question",),
+)
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Whose neighbourhoods are wanted; in a batch with a leading axis, one entry per device.
+
+    Attributes:
+      seeds: Padded.
+      viewers: The groups of these seeds.
+      key: Upper and lower half of that of the step.
+      question: Static: another one is another compiled program.
+    """
+
+    seeds: Seeds
+    viewers: Viewers
+    key: UInt32[HostOrDevice, " 2"]
+    question: Question
+
+
+class MeshEngine:
+    """As `GraphEngine`; draws the very samples that `HostEngine` draws, inside the program.
+
+    Attributes:
+      in_program: As there.
+      arrays: The graph on the devices.
+    """
+
+    in_program = True
+
+    def __init__(
+        self,
+        store: GraphStore,
+        mesh: Mesh,
+        *,
+        text_precision: TextPrecision = "float32",
+        slack: float = 2.0,
+    ) -> None:
+        """Copies the graph to the devices, one shard each.
+
+        Args:
+          store: The graph.
+          mesh: Devices; nodes are spread over all of them.
+          text_precision: As in `place_features`.
+          slack: As in `ask`.
+
+        Raises:
+          InputError: The times span more than 32 bits, or a shard has too many edges.
+        """
+        self._store, self._mesh, self._slack = store, mesh, slack
+        edges, self._places = place_edges(store, mesh)
+        nodes = place_features(store, mesh, self._places.clock, text_precision)
+        self.arrays = MeshArrays(edges, nodes)
+
+    def prepare(self, question: Question, batch: SeedBatch, key: int) -> tuple[Request, int]:
+        """A few numbers per seed.
+
+        Raises:
+          ValueError: The question has no room for the batch, or an event points to a text of
+            another node.
+        """
+        store, seed_type = self._store, question.seed_type
+        times = np.asarray(batch.group_time, np.int64)
+        shared = known_texts(
+            store, seed_type, batch.seeds, times[batch.groups], batch.seed_text_row
+        )
+        size = question.budget.block(seed_type, 0)[1]
+        rows = SeedRows(
+            node=_padded(batch.seeds, size, "seeds"),
+            group=_padded(batch.groups, size, "seeds"),
+            real=np.arange(size) < len(batch.seeds),
+            shared=_padded(shared, size, "seeds"),
+        )
+        version = _padded(_versions(store, seed_type, batch), size, "seeds")
+        clock = _padded(self._places.clock(times), question.num_groups, "groups")
+        viewers = Viewers(clock, *_hidden(batch, question))
+        halves = np.asarray([key >> 32, key & 0xFFFFFFFF], np.uint32)
+        return Request(Seeds(rows, version), viewers, halves, question), 0
+
+    def subgraphs(
+        self, arrays: MeshArrays, prepared: Request
+    ) -> tuple[Subgraph, Int32[Array, " shards"]]:
+        """Samples. Text vectors are not de-duplicated: row i shows vector i.
+
+        Raises:
+          ValueError: The sampler's kind exists on the host alone.
+        """
+        walk = self._walk(prepared.question)
+        sample = jax.shard_map(
+            lambda arrays, request: jax.tree.map(
+                lambda leaf: leaf[None],
+                _sample(walk, *jax.tree.map(lambda leaf: leaf[0], (arrays, request))),
+            ),
+            mesh=self._mesh,
+            in_specs=PartitionSpec(AXES),
+            out_specs=PartitionSpec(AXES),
+            check_vma=False,
+        )
+        return sample(arrays, prepared)
+
+    def _walk(self, question: Question) -> Walk:
+        sampler = question.sampler
+        if sampler.kind not in KINDS:
+            raise ValueError(
+                f"sampler.kind is {sampler.kind!r}, which the engine on devices does not have; "
+                f"needed one of {', '.join(KINDS)}, or engine.kind=host"
+            )
+        hidden = dict.fromkeys(question.edge_keys, 1)
+        hidden |= {reverse_key(key): 2 for key in question.edge_keys}
+        return Walk(
+            layout=layout_of(question.budget),
+            places=self._places,
+            schema=self._store.meta.schema,
+            seed_type=question.seed_type,
+            rule=Rule(question.visible_splits, question.use_time, sampler.max_age or 0),
+            sampler=sampler,
+            hidden=hidden,
+            slack=self._slack,
+        )
+
+
+def _sample(walk: Walk, arrays: MeshArrays, request: Request) -> tuple[Subgraph, Int32[Array, ""]]:
+    """What one device does; it talks to the others."""
+    viewers, rows, num_shards = request.viewers, request.seeds.rows, walk.places.num_shards
+    if num_shards > 1:
+        first = jax.lax.axis_index(AXES) * viewers.time.shape[0]
+        rows = rows._replace(group=rows.group + first)
+        viewers = Viewers(*(jax.lax.all_gather(part, AXES, tiled=True) for part in viewers))
+    expanded = expand(walk, arrays.edges, viewers, jnp.asarray(request.key), rows)
+    tables, num_refused = tables_of(
+        arrays.nodes,
+        expanded.nodes,
+        viewers,
+        walk.seed_type,
+        jnp.asarray(request.seeds.version),
+        num_shards=num_shards,
+        slack=walk.slack,
+    )
+    return Subgraph(tables, expanded.hops), expanded.num_dropped + num_refused
+
+
+def _padded(values: np.ndarray, size: int, name: str) -> np.ndarray:
+    if len(values) > size:
+        raise ValueError(f"{len(values)} {name}, needed at most {size}")
+    kind = np.bool_ if values.dtype == np.bool_ else np.int32
+    return np.concatenate([values, np.zeros(size - len(values), values.dtype)]).astype(kind)
+
+
+def _hidden(batch: SeedBatch, question: Question) -> tuple[np.ndarray, np.ndarray]:
+    """The supervised pairs of each group side by side."""
+    exclude = batch.exclude
+    group = np.asarray(exclude.group, np.int64)
+    order = np.argsort(group, kind="stable")
+    place = np.arange(len(group)) - np.searchsorted(group[order], group[order])
+    if len(place) and place.max() >= question.pairs_per_group:
+        raise ValueError(
+            f"a group has {place.max() + 1} supervised pairs, needed at most "
+            f"{question.pairs_per_group}"
+        )
+    sides = []
+    for side in (exclude.sender, exclude.receiver):
+        table = np.full((question.num_groups, question.pairs_per_group), -1, np.int32)
+        table[group[order], place] = side[order]
+        sides.append(table)
+    return sides[0], sides[1]
+
+
+def _versions(store: GraphStore, seed_type: str, batch: SeedBatch) -> Int32[np.ndarray, " S"]:
+    """Which of its node's versions each seed's text is."""
+    pointed = batch.seed_text_row
+    if pointed is None or not store.text_size(seed_type):
+        return np.full(len(batch.seeds), AS_OF, np.int32)
+    versions = store.text_versions[seed_type]
+    found = np.full(len(batch.seeds), -1, np.int32)
+    for i, (node, text) in enumerate(zip(batch.seeds.tolist(), pointed.tolist(), strict=True)):
+        if text < 0:
+            continue
+        begin, end = int(versions.bounds[node]), int(versions.bounds[node + 1])
+        hits = np.flatnonzero(versions.text[begin:end] == text)
+        if not len(hits):
+            raise ValueError(f"{seed_type} {node} is given text {text}, which is no text of it")
+        found[i] = hits[0]
+    return found

@@ -1,0 +1,212 @@
+"""The edges of a graph as device arrays, split by nodes over all devices of a mesh.
+
+Node n lives on shard n modulo the number of shards, as its n // shards-th node, so that busy nodes
+spread. Times become 32-bit differences from the earliest one.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float32, Int32, UInt8
+
+from star_jax.config import InputError
+from star_jax.graph.batches import HostOrDevice
+from star_jax.graph.store import NOT_REMOVED, Adjacency, GraphStore
+from star_jax.parallel.mesh import DATA, FSDP
+from star_jax.shapes import NO_TIME
+
+AXES = (DATA, FSDP)
+NO_TIME32 = int(np.iinfo(np.int32).min)
+_NEVER32 = int(np.iinfo(np.int32).max)
+_MOST = int(np.iinfo(np.int32).max)
+
+
+class Edges(NamedTuple):
+    """All relations of all types: a row per shard, of which a device sees its own."""
+
+    bounds: Int32[HostOrDevice, "S B"]  # Positions in the arrays below; see `TypePlace`.
+    sender: Int32[HostOrDevice, "S M"]
+    time: Int32[HostOrDevice, "S M"]
+    removed: Int32[HostOrDevice, "S removable"]  # As in `Adjacency`: M, or none.
+    weight: Float32[HostOrDevice, "S M"]
+    flags: UInt8[HostOrDevice, "S M"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TypePlace:
+    """Where the bounds of one node type stand: those of local node i from `start + i * stride`."""
+
+    start: int
+    stride: int
+    columns: tuple[str, ...]  # Edge keys, in the order of the bounds.
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Turns times of 64 bits into times of 32."""
+
+    first: int
+
+    def __call__(self, times: np.ndarray) -> Int32[np.ndarray, "*_"]:
+        """Differences from the first; what is before it is just before it."""
+        times = np.asarray(times, np.int64)
+        since = np.clip(times, self.first - 1, self.first + _MOST - 1) - self.first
+        return np.where(times == NO_TIME, NO_TIME32, since).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """What is static about a graph on devices."""
+
+    num_shards: int
+    types: tuple[tuple[str, TypePlace], ...]
+    clock: Clock
+    age_unit: float
+
+    def of(self, node_type: str) -> TypePlace:
+        """Where a type stands."""
+        return dict(self.types)[node_type]
+
+
+def place_edges(store: GraphStore, mesh: Mesh) -> tuple[Edges, Places]:
+    """Puts the edges of a graph on all devices of a mesh, one shard each.
+
+    Raises:
+      InputError: Times span more than 32 bits, or a shard would hold more than 2^31 edges.
+    """
+    num_shards = mesh.size
+    places = Places(num_shards, _types(store, num_shards), clock_of(store), store.meta.age_unit)
+    num_edges = max(_num_edges(store, shard, num_shards) for shard in range(num_shards))
+    if num_edges > _MOST:
+        raise InputError(
+            f"a shard of the graph holds {num_edges} edges, needed at most {_MOST}: take more than "
+            f"{num_shards} devices"
+        )
+    has_removed = any(len(adjacency.removed) for adjacency in store.adjacency.values())
+    room = max(num_edges, 1)
+    num_removed = room if has_removed else 0
+    num_bounds = sum(
+        place.stride * local_count(store.num_nodes[name], num_shards)
+        for name, place in places.types
+    )
+
+    @functools.lru_cache(maxsize=1)
+    def shard(number: int) -> Edges:
+        made = _shard(store, places, number)
+        widths = (num_bounds, *([max(num_edges, 1)] * 2), num_removed, *([max(num_edges, 1)] * 2))
+        return Edges(
+            *(_padded(np.asarray(part), width) for part, width in zip(made, widths, strict=True))
+        )
+
+    return spread(shard, mesh), places
+
+
+def spread(shard: Callable[[int], Any], mesh: Mesh) -> Any:
+    """Arrays of every shard side by side, each on its own device.
+
+    Args:
+      shard: Number of a shard to a tree of arrays, of equal shapes for all; made when needed.
+      mesh: Its devices, row by row, are the shards.
+    """
+    where = NamedSharding(mesh, PartitionSpec(AXES))
+    structure = jax.tree.structure(first := shard(0))
+    leaves = []
+    for i, leaf in enumerate(jax.tree.leaves(first)):
+
+        def rows(index: Any, i: int = i) -> np.ndarray:
+            numbers = range(*index[0].indices(mesh.size))
+            return np.stack([jax.tree.leaves(shard(number))[i] for number in numbers])
+
+        shape = (mesh.size, *leaf.shape)
+        leaves.append(jax.make_array_from_callback(shape, where, rows))
+    return jax.tree.unflatten(structure, leaves)
+
+
+def local_count(num_nodes: int, num_shards: int) -> int:
+    """Nodes of a type that a shard has room for."""
+    return -(-num_nodes // num_shards)
+
+
+def clock_of(store: GraphStore) -> Clock:
+    """Begins with the earliest time of an edge or a text.
+
+    Raises:
+      InputError: They span more than 32 bits.
+    """
+    found = [adjacency.time for adjacency in store.adjacency.values()]
+    found += [versions.time for versions in store.text_versions.values()]
+    for adjacency in store.adjacency.values():
+        found.append(adjacency.removed[adjacency.removed != NOT_REMOVED])
+    known = [times[times != NO_TIME] for times in found]
+    first = min((int(times.min()) for times in known if len(times)), default=0)
+    last = max((int(times.max()) for times in known if len(times)), default=0)
+    if last - first >= _MOST - 1:
+        raise InputError(
+            f"the times of the graph range from {first} to {last}, needed a span below 2^31 for "
+            "an engine on devices; import them in a coarser unit"
+        )
+    return Clock(first)
+
+
+def _types(store: GraphStore, num_shards: int) -> tuple[tuple[str, TypePlace], ...]:
+    found, start = [], 0
+    for name, relations in store.relations.items():
+        keys = tuple(edge.key for edge in relations)
+        found.append((name, TypePlace(start, len(keys) + 1, keys)))
+        start += (len(keys) + 1) * local_count(store.num_nodes[name], num_shards)
+    return tuple(found)
+
+
+def _num_edges(store: GraphStore, shard: int, num_shards: int) -> int:
+    total = 0
+    for adjacency in store.adjacency.values():
+        bounds = adjacency.bounds[shard::num_shards]
+        total += int((bounds[:, -1].astype(np.int64) - bounds[:, 0]).sum())
+    return total
+
+
+def _shard(store: GraphStore, places: Places, number: int) -> Edges:
+    bounds: list[np.ndarray] = []
+    parts: list[list[np.ndarray]] = [[] for _ in Edges._fields[1:]]
+    has_removed = any(len(adjacency.removed) for adjacency in store.adjacency.values())
+    start = 0
+    for name, place in places.types:
+        adjacency = store.adjacency[name]
+        own = np.asarray(adjacency.bounds[number :: places.num_shards], np.int64)
+        sizes = own[:, -1] - own[:, 0]
+        first = start + np.cumsum(sizes) - sizes
+        local = own - own[:, :1] + first[:, None]
+        room = local_count(store.num_nodes[name], places.num_shards)
+        rest = np.full((room - len(local), place.stride), start + int(sizes.sum()))
+        bounds.append(np.concatenate([local, rest]).reshape(-1))
+        positions = np.repeat(own[:, 0] - first, sizes) + start + np.arange(int(sizes.sum()))
+        for part, values in zip(parts, _columns(adjacency, positions, places), strict=True):
+            part.append(values)
+        start += int(sizes.sum())
+    joined = [np.concatenate(part) for part in parts]
+    if not has_removed:
+        joined[2] = np.zeros(0, np.int32)
+    return Edges(np.concatenate(bounds).astype(np.int32), *joined)
+
+
+def _columns(adjacency: Adjacency, positions: np.ndarray, places: Places) -> tuple[np.ndarray, ...]:
+    removed = np.full(len(positions), _NEVER32, np.int32)
+    if len(adjacency.removed):
+        times = adjacency.removed[positions]
+        removed = np.where(times == NOT_REMOVED, removed, places.clock(times)).astype(np.int32)
+    return (
+        adjacency.sender[positions].astype(np.int32),
+        places.clock(adjacency.time[positions]),
+        removed,
+        adjacency.weight[positions].astype(np.float32),
+        adjacency.flags[positions].astype(np.uint8),
+    )
+
+
+def _padded(values: np.ndarray, size: int) -> np.ndarray:
+    return np.concatenate([values, np.zeros(size - len(values), values.dtype)])

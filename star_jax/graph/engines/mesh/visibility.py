@@ -1,0 +1,99 @@
+"""Which edges of a row an example may see: `samplers/visibility.py` inside the compiled program."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int32
+
+from star_jax.graph.batches import HostOrDevice
+from star_jax.graph.engines.mesh.topology import NO_TIME32, Edges
+
+_SPLIT_BITS = 3
+
+
+class Viewers(NamedTuple):
+    """Groups: as of when they see, and which supervised pairs are hidden from each."""
+
+    time: Int32[HostOrDevice, " G"]
+    sender: Int32[HostOrDevice, "G P"]  # -1 on padding.
+    receiver: Int32[HostOrDevice, "G P"]
+
+
+class Rule(NamedTuple):
+    """What holds for all of them; static."""
+
+    splits: int
+    use_time: bool
+    max_age: int  # 0: any age.
+
+
+class Row(NamedTuple):
+    """Edges of one relation and node, for one group; as many as there are requests."""
+
+    begin: Int32[Array, " Q"]
+    end: Int32[Array, " Q"]  # Of what the time tests leave.
+    node: Int32[Array, " Q"]
+    group: Int32[Array, " Q"]
+    hidden: Int32[Array, " Q"]  # 0: never, 1: hides pairs (sender, receiver), 2: reverse ones.
+
+
+def time_bounds(
+    edges: Edges, viewers: Viewers, rule: Rule, row: Row, dated: Bool[Array, " Q"]
+) -> Row:
+    """What the times leave of rows that are sorted by them."""
+    time = viewers.time[row.group]
+    timed = time != NO_TIME32
+    begin, end = row.begin, row.end
+    if rule.use_time:
+        end = jnp.where(timed, first_at_least(edges.time, begin, end, time), end)
+    if rule.max_age:
+        oldest = jnp.maximum(time - min(rule.max_age, 2**31 - 1), NO_TIME32 + 1)
+        newer = first_at_least(edges.time, begin, end, oldest)
+        begin = jnp.where(timed & dated, newer, begin)
+    return row._replace(begin=begin, end=end)
+
+
+def visible(
+    edges: Edges, viewers: Viewers, rule: Rule, row: Row, position: Int32[Array, "Q W"]
+) -> Bool[Array, "Q W"]:
+    """The tests that the order of a row does not answer; also false outside the row."""
+    inside = (position >= row.begin[:, None]) & (position < row.end[:, None])
+    position = jnp.where(inside, position, 0)
+    split = (edges.flags[position] & _SPLIT_BITS).astype(jnp.int32)
+    seen = inside & ((rule.splits >> split) & 1 == 1)
+    time = viewers.time[row.group][:, None]
+    if rule.use_time and edges.removed.size:
+        seen &= (time == NO_TIME32) | (edges.removed[position] > time)
+    if viewers.sender.shape[1]:
+        seen &= ~_is_hidden(edges, viewers, row, position)
+    return seen
+
+
+def _is_hidden(
+    edges: Edges, viewers: Viewers, row: Row, position: Int32[Array, "Q W"]
+) -> Bool[Array, "Q W"]:
+    forward = (row.hidden == 1)[:, None]
+    own = jnp.where(forward, viewers.receiver[row.group], viewers.sender[row.group])
+    other = jnp.where(forward, viewers.sender[row.group], viewers.receiver[row.group])
+    concerned = (own == row.node[:, None]) & (row.hidden > 0)[:, None]
+    listed = edges.sender[position][:, :, None] == jnp.where(concerned, other, -1)[:, None]
+    return jnp.any(listed, axis=2)
+
+
+def first_at_least(
+    values: Int32[HostOrDevice, " M"],
+    begin: Int32[Array, " Q"],
+    end: Int32[Array, " Q"],
+    bound: Int32[Array, " Q"],
+) -> Int32[Array, " Q"]:
+    """As `search.first_at_least`, for all rows at once."""
+    values = jnp.asarray(values)
+
+    def halve(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = state
+        middle = (low + high) >> 1
+        below = (low < high) & (values[middle] < bound)
+        return jnp.where(below, middle + 1, low), jnp.where(below, high, middle)
+
+    return jax.lax.while_loop(lambda state: jnp.any(state[0] < state[1]), halve, (begin, end))[0]
