@@ -59,9 +59,9 @@ def test_the_sampler_leaks_nothing(workdir, decoder):
     ],
 )
 def test_a_rule_that_is_off_is_found(workdir, monkeypatch, kind, change, kinds):
-    def careless(store, task, hides, sampling, *, visible_splits, use_time=True):
+    def careless(store, task, hides, sampling, *, visible_splits, use_time=True, engine=None):
         options = {"visible_splits": visible_splits, "use_time": use_time, "hides": hides}
-        options |= change
+        options |= {"engine": engine} | change
         hides = options.pop("hides")
         return PairSampler(store, task, hides, sampling, **options)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from star_jax.graph.engines.host import HostEngine
 from star_jax.graph.samplers.fanouts import FanoutConfig, resolve
 from star_jax.graph.store import GraphStore
 from star_jax.pipeline.graph_loader import Groups, Sampling
@@ -41,6 +42,7 @@ def test_the_share_of_a_receiver_is_that_of_many_batches(workdir, num_negatives)
         batch_size=48.0,
         size_power=0.5,
         seed=0,
+        engine=HostEngine(store),
     )["apply"]
     budgets = stream.budgets()
     met, claimed = np.zeros(60), np.zeros(60)

@@ -1,8 +1,9 @@
 """What training asks of an engine, and what every engine answers."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import jax
 from jaxtyping import Array, Int
 
 from star_jax.graph.batches import Budget, Subgraph
@@ -11,9 +12,10 @@ from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.shapes import PyTree
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-    """What holds for all batches of one kind of seeds.
+    """What holds for all batches of one kind of seeds; in a tree of arrays it is no array.
 
     Attributes:
       seed_type: Node type of the seeds.
@@ -34,6 +36,7 @@ class Question:
     pairs_per_group: int
 
 
+@runtime_checkable
 class GraphEngine(Protocol):
     """Draws the neighbourhoods of seeds: ahead on the host, inside the compiled program, or both.
 

@@ -1,7 +1,5 @@
 """The engine that samples inside the compiled program, on one device or many."""
 
-import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
@@ -43,26 +41,13 @@ class Seeds(NamedTuple):
     version: Int32[HostOrDevice, " S"]  # Of its texts: one that an event points to, -1, or AS_OF.
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("seeds", "viewers", "key"),
-    meta_fields=("question",),
-)
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """Whose neighbourhoods are wanted; in a batch with a leading axis, one entry per device.
-
-    Attributes:
-      seeds: Padded.
-      viewers: The groups of these seeds.
-      key: Upper and lower half of that of the step.
-      question: Static: another one is another compiled program.
-    """
+class Request(NamedTuple):
+    """Whose neighbourhoods are wanted; in a batch with a leading axis, one entry per device."""
 
     seeds: Seeds
-    viewers: Viewers
-    key: UInt32[HostOrDevice, " 2"]
-    question: Question
+    viewers: Viewers  # The groups of these seeds.
+    key: UInt32[HostOrDevice, " 2"]  # Upper and lower half of that of the step.
+    question: Question  # Static: another one is another compiled program.
 
 
 class MeshEngine:

@@ -198,7 +198,7 @@ def _pick(
         picked = picks.last_n(draw, seen, most)
     else:
         picked = picks.uniform(draw, seen, most, replace=walk.sampler.replace)
-    real = jnp.arange(most) < picked.found[:, None]
+    real = jnp.arange(most)[None] < picked.found[:, None]
     position = jnp.where(real, picked.position, 0)
     return _Found(
         node=edges.sender[position],

@@ -42,7 +42,7 @@ def last_n(draw: Draw, seen: Seen, most: int) -> Picks:
     window = SMALL * most
 
     def block(number: Int32[Array, ""]) -> Int32[Array, "Q W"]:
-        return (draw.end - 1 - number * window)[:, None] - jnp.arange(window)
+        return (draw.end - 1 - number * window)[:, None] - jnp.arange(window)[None]
 
     def more(state: tuple[Array, Array, Array]) -> Array:
         number, _, found = state
@@ -87,7 +87,7 @@ def _try(draw: Draw, seen: Seen, most: int, is_long: Bool[Array, " Q"], *, repla
         return is_long & (tries.found < draw.fanout) & (tries.drawn < limit)
 
     def step(tries: _Tries) -> _Tries:
-        slot = tries.slot[:, None] + 1 + jnp.arange(most + 2)
+        slot = tries.slot[:, None] + 1 + jnp.arange(most + 2)[None]
         start = words.Word(*(half[:, None] for half in draw.start))
         offset, drawn = words.scaled(words.draw(start, slot), size[:, None])
         number = tries.drawn[:, None] + jnp.cumsum(drawn, axis=1)
@@ -139,7 +139,7 @@ def _ranks(
     Of the shuffled list only what was moved is kept: `moved[i]` is now at `place[i]`.
     """
     shuffled = replace | (visible > draw.fanout)
-    rank = jnp.broadcast_to(jnp.arange(most), (visible.shape[0], most)).astype(jnp.int32)
+    rank = jnp.broadcast_to(jnp.arange(most)[None], (visible.shape[0], most)).astype(jnp.int32)
 
     def at(
         index: Int32[Array, " Q"], place: Int32[Array, "Q K"], moved: Int32[Array, "Q K"]
@@ -188,7 +188,7 @@ def _positions(draw: Draw, seen: Seen, most: int, rank: Int32[Array, "Q K"]) -> 
 
 def _block(draw: Draw, number: Int32[Array, ""], most: int) -> Int32[Array, "Q W"]:
     window = SMALL * most
-    return (draw.begin + number * window)[:, None] + jnp.arange(window)
+    return (draw.begin + number * window)[:, None] + jnp.arange(window)[None]
 
 
 def _has_block(draw: Draw, number: Int32[Array, ""], most: int) -> Bool[Array, ""]:
@@ -213,7 +213,7 @@ def _append(
 def _known(
     picks: Int32[Array, "Q K"], found: Int32[Array, " Q"], position: Int32[Array, "Q W"]
 ) -> Bool[Array, "Q W"]:
-    counts = jnp.arange(picks.shape[1]) < found[:, None]
+    counts = jnp.arange(picks.shape[1])[None] < found[:, None]
     return jnp.any((picks[:, None] == position[:, :, None]) & counts[:, None], axis=2)
 
 

@@ -1,0 +1,233 @@
+"""The parts of the engine inside the program, each against the host's or an obvious slow one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from star_jax.graph.engines.mesh import picks, words
+from star_jax.graph.engines.mesh.exchange import ask
+from star_jax.graph.engines.mesh.numbering import Named, number
+from star_jax.graph.engines.mesh.topology import AXES, Edges
+from star_jax.graph.engines.mesh.visibility import Row as Rows
+from star_jax.graph.engines.mesh.visibility import Rule, Viewers, time_bounds, visible
+from star_jax.graph.samplers import draws, visibility
+from star_jax.graph.samplers.picks import last_n, uniform
+from star_jax.graph.samplers.picks.draw import Draw
+from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.shapes import NO_TIME
+
+_BIG = 2**31 - 1
+
+
+def joined(word):
+    return np.asarray(word.high, np.uint64) << np.uint64(32) | np.asarray(word.low, np.uint64)
+
+
+def test_words_are_the_host_s():
+    rng = np.random.default_rng(0)
+    key, salt = (int(x) for x in rng.integers(0, 2**63, 2))
+    nodes = np.concatenate([[0, 1, _BIG], rng.integers(0, _BIG, 50)]).astype(np.int32)
+    start = words.stream(words.word(key), words.word(salt), jnp.asarray(nodes))
+    expected = [draws.stream(np.uint64(key), np.uint64(salt), node) for node in nodes]
+    np.testing.assert_array_equal(joined(start), np.asarray(expected, np.uint64))
+
+
+def test_integers_below_a_bound_are_the_host_s_with_their_refusals():
+    rng = np.random.default_rng(1)
+    size = 400
+    # Half of the words above 2^31 - 1 times 2^31 / n are refused for n just above 2^30.
+    n = np.where(np.arange(size) % 2, rng.integers(1, 100, size), 2**30 + 1 + np.arange(size))
+    start = rng.integers(0, 2**64, size, dtype=np.uint64)
+    word = words.Word(
+        jnp.asarray((start >> np.uint64(32)).astype(np.uint32)),
+        jnp.asarray(start.astype(np.uint32)),
+    )
+    value, slot = words.below(word, jnp.zeros(size, jnp.int32), jnp.asarray(n, jnp.int32))
+    expected = [draws.below(first, 0, bound) for first, bound in zip(start, n, strict=True)]
+    np.testing.assert_array_equal(np.stack([value, slot], 1), expected)
+    assert max(slot for _, slot in expected) > 1
+
+
+class World:
+    """Rows of one relation, all edges of one shard, and who may see them."""
+
+    def __init__(self, lengths, share, seed):
+        rng = np.random.default_rng(seed)
+        self.end = np.cumsum(lengths)
+        self.begin = self.end - lengths
+        total, num_rows = int(self.end[-1]), len(lengths)
+        time = [np.sort(rng.integers(0, 50, n)) for n in lengths]
+        self.time = np.concatenate(time).astype(np.int32)
+        self.flags = np.where(rng.random(total) < share, 1, 3).astype(np.uint8)
+        self.removed = np.where(rng.random(total) < 0.1, 30, _BIG).astype(np.int32)
+        self.sender = rng.integers(0, 9, total).astype(np.int32)
+        self.node = rng.integers(0, 9, num_rows).astype(np.int32)
+        self.group = rng.integers(0, 4, num_rows).astype(np.int32)
+        self.group_time = np.asarray([20, 45, 60, np.iinfo(np.int32).min], np.int32)
+        self.pairs = rng.integers(0, 9, (4, 5, 2)).astype(np.int32)
+        self.hidden = rng.integers(0, 3, num_rows).astype(np.int32)
+        self.start = rng.integers(0, 2**64, num_rows, dtype=np.uint64)
+
+    def on_device(self):
+        ones = np.ones(len(self.sender), np.float32)
+        edges = Edges(self.end, self.sender, self.time, self.removed, ones, self.flags)
+        edges = Edges(*map(jnp.asarray, edges))
+        viewers = Viewers(*map(jnp.asarray, (self.group_time, *np.moveaxis(self.pairs, 2, 0))))
+        columns = (self.begin, self.end, self.node, self.group, self.hidden)
+        return edges, viewers, Rows(*(jnp.asarray(c, jnp.int32) for c in columns))
+
+    def on_host(self):
+        """The same arrays as `samplers.visibility` has them."""
+        times = self.group_time.astype(np.int64)
+        times[times == np.iinfo(np.int32).min] = NO_TIME
+        pairs = np.sort(self.pairs[..., 0].astype(np.int64) << 32 | self.pairs[..., 1], axis=1)
+        rule = visibility.Rule(times, True, 12, 0b0011, np.arange(5) * 5, pairs.reshape(-1))
+        edges = visibility.Edges(
+            bounds=np.zeros((1, 1), np.int64),
+            sender=self.sender,
+            time=self.time.astype(np.int64),
+            removed=self.removed.astype(np.int64),
+            weight=np.ones(len(self.sender), np.float32),
+            cumulative=np.zeros(0),
+            flags=self.flags,
+        )
+        return edges, rule
+
+    def picks_on_host(self, pick, fanouts, *, replace):
+        edges, rule = self.on_host()
+        found = []
+        for i, fanout in enumerate(fanouts.tolist()):
+            begin, end = int(self.begin[i]), int(self.end[i])
+            if begin < end:
+                begin, end = visibility.time_bounds(edges, rule, self.group[i], begin, end, True)
+            row = visibility.Row(
+                begin, begin, end, int(self.node[i]), int(self.group[i]), int(self.hidden[i])
+            )
+            out, scratch = np.empty(fanout, np.int64), np.empty(4 * fanout, np.int64)
+            count = pick(edges, rule, row, Draw(fanout, replace, self.start[i]), scratch, out)
+            found.append(out[:count].tolist())
+        return found
+
+
+LENGTHS = {
+    "short and empty": [0, 1, 3, 5, 8, 12, 0, 2] * 6,
+    "long": [30, 70, 110, 200, 55] * 8,
+}
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize(
+    ("kind", "replace", "share"),
+    [
+        ("uniform", False, 0.8),
+        ("uniform", False, 0.02),
+        ("uniform", True, 0.05),
+        ("last_n", 0, 0.3),
+    ],
+)
+def test_picks_are_the_host_s(kind, replace, share, lengths):
+    """A share of 0.02 makes most long rows give up trying and be enumerated."""
+    world = World(np.asarray(LENGTHS[lengths]), share, seed=3)
+    fanout = np.resize([1, 2, 3], len(world.node)).astype(np.int32)
+
+    @jax.jit
+    def on_device(edges, viewers, row, start, fanout):
+        rule = Rule(0b0011, True, 12)
+        row = time_bounds(edges, viewers, rule, row, jnp.ones(row.node.shape, bool))
+        draw = picks.Draw(row.begin, row.end, fanout, start)
+
+        def seen(position):
+            return visible(edges, viewers, rule, row, position)
+
+        if kind == "last_n":
+            return picks.last_n(draw, seen, 3)
+        return picks.uniform(draw, seen, 3, replace=replace)
+
+    start = words.Word(
+        jnp.asarray((world.start >> np.uint64(32)).astype(np.uint32)),
+        jnp.asarray(world.start.astype(np.uint32)),
+    )
+    made = on_device(*world.on_device(), start, jnp.asarray(fanout))
+    found = [row[:n].tolist() for row, n in zip(*map(np.asarray, made), strict=True)]
+    pick = last_n.pick if kind == "last_n" else uniform.pick
+    expected = world.picks_on_host(pick, fanout, replace=bool(replace))
+    assert found == expected
+    assert any(expected)
+
+
+def rows_one_by_one(known, met, first, room):
+    """A dictionary hands out the rows."""
+    table = {}
+    for row, (node, group, real) in enumerate(known):
+        if real:
+            table.setdefault((node, group), row)
+    rows, added = [], []
+    for node, group, real in met:
+        if real and (node, group) not in table and len(added) < room:
+            table[node, group] = first + len(added)
+            added.append((node, group))
+        rows.append(table.get((node, group), -1) if real else -1)
+    return rows, added
+
+
+@pytest.mark.parametrize("room", [2, 30])
+def test_rows_are_given_in_the_order_nodes_are_met(room):
+    rng = np.random.default_rng(5)
+
+    def some(size):
+        nodes = rng.integers(0, 6, size), rng.integers(0, 3, size), rng.random(size) < 0.8
+        return list(zip(*(part.tolist() for part in nodes), strict=True))
+
+    def named(rows):
+        node, group, real = zip(*rows, strict=True)
+        return Named(jnp.asarray(node), jnp.asarray(group), jnp.asarray(real))
+
+    known, met = {"a": some(9), "b": some(4), "c": some(3)}, {"a": some(25), "c": some(12)}
+    found = jax.jit(lambda *args: number(*args, dict.fromkeys("ac", (7, 7 + room))))(
+        {name: named(rows) for name, rows in known.items()},
+        {name: named(rows) for name, rows in met.items()},
+    )
+    assert set(found) == {"a", "c"}
+    for name, numbered in found.items():
+        rows, added = rows_one_by_one(known[name], met[name], 7, room)
+        assert numbered.row.tolist() == rows
+        count = int(numbered.added.real.sum())
+        nodes, groups = (part.tolist()[:count] for part in numbered.added[:2])
+        assert list(zip(nodes, groups, strict=True)) == added
+        assert not numbered.added.real[count:].any()
+
+
+@pytest.mark.parametrize("slack", [8.0, 1.0])
+def test_questions_travel_to_their_owner_and_back(slack):
+    """With a slack of 1, too many questions to one shard stay unanswered and are counted."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
+    rng = np.random.default_rng(7)
+    owner = rng.integers(0, 5, (4, 16)).astype(np.int32)  # 4: nobody.
+    owner[0] = 1
+    asked = rng.integers(0, 100, (4, 16)).astype(np.int32)
+    secret = np.asarray([1000, 2000, 3000, 4000], np.int32)
+
+    def device(owner, asked, secret):
+        answer, refused = ask(
+            lambda question: {"sum": question + secret[0], "pair": jnp.stack([question] * 2, 1)},
+            owner[0],
+            asked[0],
+            num_shards=4,
+            slack=slack,
+        )
+        return jax.tree.map(lambda leaf: leaf[None], (answer, refused))
+
+    spec = PartitionSpec(AXES)
+    run = jax.shard_map(device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    answer, refused = jax.jit(run)(owner, asked, secret)
+    fits = owner < 4
+    if slack == 1.0:  # Room for four questions of a device to each shard, first come first served.
+        before = np.asarray([[(row[:i] == row[i]).sum() for i in range(len(row))] for row in owner])
+        fits &= before < 4
+    expected = np.where(fits, asked + secret[np.minimum(owner, 3)], 0)
+    np.testing.assert_array_equal(answer["sum"], expected)
+    np.testing.assert_array_equal(answer["pair"][..., 1], np.where(fits, asked, 0))
+    np.testing.assert_array_equal(refused, ((owner < 4) & ~fits).sum(axis=1))
+    assert (np.asarray(refused).sum() > 0) == (slack == 1.0)
