@@ -15,6 +15,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -207,7 +208,7 @@ class Torch:
     def about(self) -> Answer:
         """Counts edges and the operations of matrix products; everything runs once."""
         with FlopCounterMode(display=False) as step_flops:
-            self._update(self._batches[0])
+            first = self._update(self._batches[0])
         self._model.eval()
         path = next(_numbered(self._folder, "nodes"))
         with torch.inference_mode(), FlopCounterMode(display=False) as export_flops:
@@ -216,6 +217,7 @@ class Torch:
         return {
             "step_gflop": step_flops.get_total_flops() / 1e9,
             "export_gflop": export_flops.get_total_flops() / 1e9,
+            "loss": first["loss"],
             "edges": sum(each.shape[1] for each in edges),
             "versions": f"torch {torch.__version__}, torch-geometric {_version()}",
         }
@@ -317,6 +319,7 @@ def main() -> None:
     """Takes turns, as bench/gnn_step.py asks for them."""
     folder, kind, num_threads, num_steps = sys.argv[1:]
     torch.set_num_threads(int(num_threads))
+    warnings.filterwarnings("ignore", message="There exist node types")  # None is read later.
     side = Torch(Path(folder), kind, int(num_steps))
     functions: dict[str, Callable[[], Answer]] = {
         "about": side.about,
