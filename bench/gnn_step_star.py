@@ -278,16 +278,17 @@ class Star:
         jax.block_until_ready(
             self._forward(state.trainable, state.statistics, {}, batch, state.rng)
         )
-        sampled = self._sampled(self._embedder)[:1]
+        sampled = self._sampled(self._embedder)
         embed = self._embedder._embed.lower(self._variables, sampled[0][1], "receiver", EXPORTED)
         export_gflop = _gflop(embed.compile())
-        self._embedder(self._variables, "receiver", EXPORTED, sampled)
+        self._embedder(self._variables, "receiver", EXPORTED, sampled[:1])
         return {
             "compile_s": compile_s,
             "step_gflop": step_gflop,
             "export_gflop": export_gflop,
             "edges": self._edges,
             "num_nodes": self._world.store.num_nodes,
+            "export_batches": len(sampled),
             "num_exported": len(self._exported()),
         }
 

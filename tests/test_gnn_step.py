@@ -174,12 +174,14 @@ def _found(step, epoch, export, **about):
 
 @pytest.mark.parametrize(("export", "met"), [(4.1, True), (3.9, False)])
 def test_bars_are_held(capsys, export, met):
-    star = _found(1.0, 10.0, 2.0, num_exported=2048, compile_s=30.0)
+    star = _found(1.0, 10.0, 2.0, num_exported=9, export_batches=2, compile_s=30.0)
     found = {"star": star, "gat": _found(3.0, 25.0, export, step_gflop=8.0)}
     assert gnn_step.report(found, SIZE) == met
     out = capsys.readouterr().out
     assert "| step, s | 1 (1 to 1) | 3 (3 to 3) | 3.00 | 2 | 8 | - |" in out
     assert "| 10 (10 to 10) | 25 (25 to 25) | 2.50 | 6 | 24 | 2.0 (3.0) |" in out
+    assert "| vectors of 9 jobs, s | 2 (2 to 2) |" in out
+    assert f"| {export / 2:.2f} | 2 | 2 | 2.0 (3.0) |" in out
     assert ("export: 1.95 times the speed of PyG, needed 2.0." in out) != met
     assert "| 0.333 s (17%) | 0.333 s (17%) | 0.333 s (17%) | 1 s (50%) |" in out
 
