@@ -64,6 +64,7 @@ RELATIONS = {
 }
 TIMED = ("apply", "save", "answers", "contacts")
 SPAN = 1_000_000  # Times are drawn from as many.
+LEAST_NODES = 8  # Of a type, however small the graph.
 NUM_SEEDS = 512  # Of members, and of jobs.
 SECONDS = 3.0  # Of one measurement.
 
@@ -80,7 +81,7 @@ class Case(NamedTuple):
 
 def per_relation(first: int, second: int) -> FanoutConfig:
     """The same numbers for every relation."""
-    keys = [edge.key for edge in schema_of(1.0).all_edges()]
+    keys = [edge.key for edge in schema_of(tuple(RELATIONS), 1.0, LEAST_NODES).all_edges()]
     return FanoutConfig(total=(), per_relation=dict.fromkeys(keys, (first, second)))
 
 
@@ -109,12 +110,17 @@ def cases() -> list[Case]:
     ]
 
 
-def schema_of(share: float) -> GraphSchema:
-    """The paper's types, with a share of its nodes."""
+def schema_of(relations: tuple[str, ...], share: float, least: int) -> GraphSchema:
+    """Some of the paper's relations and their types, with a share of its nodes."""
+    ends = {end for key in relations for end in key.split("__")[::2]}
+    counts = {
+        name: max(least, round(1e6 * millions * share))
+        for name, millions in NODES.items()
+        if name in ends
+    }
     return GraphSchema(
         nodes={
-            name: NodeType(count=max(8, round(1e6 * millions * share)), categorical={}, dense=())
-            for name, millions in NODES.items()
+            name: NodeType(count=count, categorical={}, dense=()) for name, count in counts.items()
         },
         edges=tuple(
             EdgeType(
@@ -123,7 +129,7 @@ def schema_of(share: float) -> GraphSchema:
                 receiver=receiver,
                 kind="interaction" if relation in TIMED else "attribute",
             )
-            for sender, relation, receiver in (key.split("__") for key in RELATIONS)
+            for sender, relation, receiver in (key.split("__") for key in relations)
         ),
     )
 
@@ -136,10 +142,26 @@ class Edges(NamedTuple):
     time: Int64[np.ndarray, " M"]
 
 
-def make_graph(folder: Path, num_edges: int) -> GraphStore:
-    """Draws a graph and writes it as `star build-graph` does, without its tables."""
-    share = num_edges / (1e6 * sum(RELATIONS.values()))
-    schema = schema_of(share)
+def make_graph(
+    folder: Path,
+    num_edges: int,
+    *,
+    relations: tuple[str, ...] = tuple(RELATIONS),
+    least: int = LEAST_NODES,
+    text_types: tuple[str, ...] = (),
+) -> GraphStore:
+    """Draws a graph and writes it as `star build-graph` does, without its tables.
+
+    Args:
+      folder: To write.
+      num_edges: Before their reverses.
+      relations: Keys of those that are drawn, in the paper's proportions.
+      least: Nodes of a type, however small the graph.
+      text_types: Node types whose nodes have one text each, of their own number. The store is
+        opened without vectors.
+    """
+    share = num_edges / (1e6 * sum(RELATIONS[key] for key in relations))
+    schema = schema_of(relations, share, least)
     rng = np.random.default_rng(0)
     edges = {}
     for edge in schema.edges:
@@ -154,7 +176,7 @@ def make_graph(folder: Path, num_edges: int) -> GraphStore:
     sizes: dict[str, Int64[np.ndarray, " N"]] = {}
     with artefacts.writing(folder, "graph") as partial:
         for name, node in schema.nodes.items():
-            _write_nodes(partial / "nodes" / name, node.count)
+            _write_nodes(partial / "nodes" / name, node.count, has_texts=name in text_types)
             sizes |= _write_adjacency(partial / "edges" / name, name, schema, edges)
         meta = GraphMeta(
             version="drawn",
@@ -163,7 +185,7 @@ def make_graph(folder: Path, num_edges: int) -> GraphStore:
             age_unit=1.0,
             dense_stats={},
             text_kind={},
-            num_texts={},
+            num_texts={name: schema.nodes[name].count for name in text_types},
             num_edges={key: int(degrees.sum()) for key, degrees in sizes.items()},
             wide_degree={key: int(np.quantile(d, 0.99)) for key, d in sizes.items()},
             max_degree={key: int(degrees.max()) for key, degrees in sizes.items()},
@@ -172,8 +194,13 @@ def make_graph(folder: Path, num_edges: int) -> GraphStore:
     return GraphStore.open(folder, None)
 
 
-def _write_nodes(folder: Path, count: int) -> None:
+def _write_nodes(folder: Path, count: int, *, has_texts: bool) -> None:
     folder.mkdir(parents=True)
+    if has_texts:
+        (folder / "texts").mkdir()
+        np.save(folder / "texts" / "bounds.npy", np.arange(count + 1))
+        np.save(folder / "texts" / "time.npy", np.full(count, NO_TIME, np.int64))
+        np.save(folder / "texts" / "text.npy", np.arange(count, dtype=np.int32))
     np.save(folder / "time.npy", np.full(count, NO_TIME, np.int64))
     np.save(folder / "categorical.npy", np.zeros((count, 0), np.int32))
     np.save(folder / "dense.npy", np.zeros((count, 0), np.float32))
