@@ -55,6 +55,12 @@ COMMANDS = {
         "find hard negatives for another training",
     ),
     "build-graph": Command("build_graph", "tables/", "graph/", "build the memory-mapped graph"),
+    "append-edges": Command(
+        "append_edges",
+        "graph/, and what is new in the form of tables/",
+        "graph/",
+        "add edges, nodes and texts to the graph: its next version",
+    ),
     "audit-leaks": Command(
         "audit_leaks",
         "tables/ graph/ text_embeddings/",
