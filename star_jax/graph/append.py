@@ -172,7 +172,7 @@ def _append_edges(
 ) -> AdjacencySizes:
     """Writes the edges into one node type, old and new."""
     old = parent.adjacency[receiver]
-    found = _contents(old)
+    found = contents_of(old)
     for j, relation in enumerate(schema.into(receiver)):
         for key in {relation.key, relation.reverse.key} & edges.keys():
             found[j] = found[j].joined(contents(connection, edges[key]))
@@ -233,7 +233,7 @@ def _as_edges(texts: Columns) -> Columns:
     }
 
 
-def _contents(adjacency: Adjacency) -> list[Contents]:
+def contents_of(adjacency: Adjacency) -> list[Contents]:
     """What the edges of every relation are, as `contents` finds it in a table."""
     num_relations = adjacency.bounds.shape[1] - 1
     found = [NO_EDGES] * num_relations

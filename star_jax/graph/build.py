@@ -4,9 +4,11 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import NamedTuple
 
 import duckdb
@@ -65,26 +67,25 @@ def build(
     options: BuildOptions,
     advance: Callable[[int], None] = lambda _: None,
     like: GraphMeta | None = None,
+    signals: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> GraphMeta:
     """Fills an empty folder with a graph and sets its meta data.
 
     Args:
       output: Inside `artefacts.writing`.
       schema: Node and edge types; the tables must have their columns.
-      tables: Where the tables are.
+      tables: Where they are; edges that the schema lacks count for when training ends.
       time_unit: "unix_s" or "ordinal".
       options: How to build.
       advance: Told how many edges were written; every edge is written in both directions.
       like: A graph whose statistics of dense columns, unit of age and kinds of texts are taken
         over, so that features mean to a model what they meant there. None: they are made anew.
+      signals: Recorded in the meta data.
 
     Raises:
       InputError: A table contradicts the schema, or a limit is too low.
     """
-    with (
-        TemporaryDirectory(dir=output, prefix=".scratch-") as scratch,
-        session(Path(scratch), options.memory_limit_gib, options.num_threads) as connection,
-    ):
+    with _session(output, options) as connection:
         for edge in schema.edges:
             check_edges(connection, tables.edges[edge.key], edge, schema, "run `star import`")
         train_end, train_span = _training_times(connection, tables)
@@ -97,26 +98,35 @@ def build(
             name: _text_kind(connection, name, path, asked) for name, path in tables.texts.items()
         }
         num_texts = {
-            name: build_texts(connection, folder, tables.texts[name], kind, count)
+            name: build_texts(connection, output, name, schema, tables.texts[name], kind)
             for name, kind in text_kind.items()
-            for folder, count in [(output / "nodes" / name / "texts", schema.nodes[name].count)]
         }
         sizes = all_sizes(
             build_adjacency(connection, output, name, schema, tables.edges, tables.nodes, advance)
             for name in schema.nodes
         )
     meta = GraphMeta(
-        version="",
+        version="",  # `finish` names it.
         schema=schema,
         time_unit=time_unit,
         age_unit=_age_unit(time_unit, train_span, options, like),
         dense_stats=dense_stats,
         text_kind=text_kind,
         num_texts=num_texts,
+        signals=dict(signals),
         lineage=(),
         **sizes._asdict(),
     )
     return finish(output, meta)
+
+
+@contextmanager
+def _session(output: Path, options: BuildOptions) -> Iterator[duckdb.DuckDBPyConnection]:
+    with (
+        TemporaryDirectory(dir=output, prefix=".scratch-") as scratch,
+        session(Path(scratch), options.memory_limit_gib, options.num_threads) as connection,
+    ):
+        yield connection
 
 
 def finish(output: Path, meta: GraphMeta) -> GraphMeta:

@@ -11,7 +11,7 @@ import duckdb
 import numpy as np
 
 from star_jax.config import InputError
-from star_jax.graph.arrays import ArrayFile, ColumnFiles, scratch_array
+from star_jax.graph.arrays import ArrayFile, ColumnFiles, file_bytes, scratch_array
 from star_jax.graph.samplers.search import row_sums
 from star_jax.graph.schema import EdgeType, GraphSchema
 from star_jax.graph.sorting import NO_TIME_SQL, batches, one_row, table_sql
@@ -179,17 +179,14 @@ def write_adjacency(
             f"{total} edges point to nodes of type {receiver!r}, needed at most {_MAX_EDGES} "
             "(offsets are int32): import fewer relations or a shorter window"
         )
-    needless = [
-        *(() if any(each.num_removed for each in found) else ("removed",)),
-        *(() if any(each.is_weighted for each in found) else ("cumulative",)),
-    ]
-    dtypes = {n: d for n, d in _DTYPES.items() if n not in needless}
+    lengths = _lengths(found)
+    dtypes = {name: dtype for name, dtype in _DTYPES.items() if lengths[name] == total}
     shape = (schema.nodes[receiver].count, len(relations))
     folder = output / "edges" / receiver
     folder.mkdir(parents=True)
     scratch = folder / ".degrees"  # A file: four bytes per node and relation may be a lot.
     degrees = scratch_array(scratch, np.dtype(np.int32), shape)
-    for name in needless:
+    for name in _DTYPES.keys() - dtypes:
         np.save(folder / f"{name}.npy", np.zeros(0, _DTYPES[name]))
     if "cumulative" in dtypes:
         rows = _with_sums(rows, len(relations))
@@ -207,6 +204,23 @@ def write_adjacency(
         {edge.key: _wide_degree(degrees[:, j]) for j, edge in enumerate(relations)},
         {edge.key: int(degrees[:, j].max(initial=0)) for j, edge in enumerate(relations)},
     )
+
+
+def adjacency_bytes(found: list[Contents], num_nodes: int) -> int:
+    """Bytes that `write_adjacency` takes on disk."""
+    columns = (file_bytes(_DTYPES[name], (length,)) for name, length in _lengths(found).items())
+    return sum(columns) + file_bytes(np.dtype(np.int32), (num_nodes, len(found) + 1))
+
+
+def _lengths(found: list[Contents]) -> dict[str, int]:
+    """Of every column; one that would say the same of all edges is empty."""
+    total = sum(each.num_edges for each in found)
+    lengths = dict.fromkeys(_DTYPES, total)
+    if not any(each.num_removed for each in found):
+        lengths["removed"] = 0
+    if not any(each.is_weighted for each in found):
+        lengths["cumulative"] = 0
+    return lengths
 
 
 def contents(connection: duckdb.DuckDBPyConnection, table: Path) -> Contents:

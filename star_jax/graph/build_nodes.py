@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from star_jax.config import InputError
 from star_jax.graph.arrays import ArrayFile, ColumnFiles
-from star_jax.graph.schema import NodeType
+from star_jax.graph.schema import GraphSchema, NodeType
 from star_jax.graph.sorting import NO_TIME_SQL, batches, one_row, table_sql
 from star_jax.shapes import NO_TIME
 
@@ -107,9 +107,15 @@ def ids_of(folder: Path) -> Iterator[pa.Array]:
 
 
 def build_texts(
-    connection: duckdb.DuckDBPyConnection, folder: Path, table: Path, kind: str, num_nodes: int
+    connection: duckdb.DuckDBPyConnection,
+    output: Path,
+    name: str,
+    schema: GraphSchema,
+    table: Path,
+    kind: str,
 ) -> int:
     """Writes the text versions of one kind by (node, time); returns how many texts there are."""
+    num_nodes, folder = schema.nodes[name].count, output / "nodes" / name / "texts"
     num_texts, num_rows = count_texts(connection, table, kind, num_nodes)
     write_texts(folder, num_nodes, num_rows, text_rows(connection, table, kind))
     return num_texts

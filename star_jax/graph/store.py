@@ -58,6 +58,8 @@ class GraphMeta:
       num_edges: Edge key, reverses included -> edges.
       wide_degree: Edge key, reverses included -> 99th percentile of the non-zero degrees.
       max_degree: Edge key, reverses included -> largest degree.
+      signals: Signal -> the parts it stands for, as `star branch` names them; empty for a graph of
+        all that was imported. No part of the version.
       lineage: What was added since the graph was built from tables, the oldest first. No part of
         the version, which names the content however it came about.
     """
@@ -72,6 +74,7 @@ class GraphMeta:
     num_edges: dict[str, int]
     wide_degree: dict[str, int]
     max_degree: dict[str, int]
+    signals: dict[str, tuple[str, ...]]
     lineage: tuple[Addition, ...]
 
 

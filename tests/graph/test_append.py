@@ -1,6 +1,7 @@
 """Adding to a graph makes what a build from all tables makes, to the byte."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -96,7 +97,7 @@ def worlds(draw):
 @given(worlds(), st.integers(1, 4), st.integers(0, 14), st.integers(1, 11))
 @settings(
     deadline=None,
-    max_examples=12,
+    max_examples=8,
     derandomize=True,
     phases=[Phase.generate],  # Shrinking builds for minutes.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -186,6 +187,20 @@ def test_lineage_names_every_version_and_what_was_added(tmp_path):
         add(last, tmp_path / "more", tmp_path / "d")
     assert not (tmp_path / "d").exists()
     assert list((tmp_path / "c").rglob(".*")) == []
+
+
+@pytest.mark.parametrize("removed", [[None], [None, 5, 9]], ids=["none removed before", "some"])
+def test_edges_that_differ_in_one_column_find_their_order(tmp_path, removed):
+    """All between two nodes and of one time, so that each of the other columns decides for some."""
+    rest = itertools.product([None, 5, 9], [1.0, 2.0], range(4))
+    edges = [Edge(0, 0, t, *each) for each in rest for t in (3, None)]
+    np.random.default_rng(0).shuffle(edges)  # pyright: ignore[reportArgumentType] # a list
+    edges.sort(key=lambda edge: edge.removed_t not in removed)
+    old = sum(edge.removed_t in removed for edge in edges) // 2
+    whole = World({"member": [1], "job": [None]}, {"member__apply__job": edges})
+    parent, grown = grow(whole, 1, old, 0, tmp_path)
+    assert bool(len(parent.adjacency["job"].removed)) == (len(removed) > 1)
+    check_same(grown, whole.build(tmp_path / "whole", like=parent.meta))
 
 
 def test_an_old_version_is_left_as_it_was(tmp_path):
