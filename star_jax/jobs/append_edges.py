@@ -1,4 +1,9 @@
-"""`star append-edges`: graph/ and a folder of what is new -> the next version of graph/."""
+"""`star append-edges`: graph/ and a folder of what is new -> the next version of graph/.
+
+What a trained model reads keeps its meaning (see `star_jax.graph.append`), yet the stages that open
+a model compare digests and ask for a training on the graph that is there. `star run` builds graph/
+from tables/ again, which know nothing of additions: bring them into your tables as well.
+"""
 
 import dataclasses
 import logging

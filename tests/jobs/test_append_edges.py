@@ -11,8 +11,9 @@ from star_jax.jobs import append_edges, build_graph
 from star_jax.jobs.append_edges import AppendConfig, run
 from tests.graph.test_append import town
 from tests.jobs.test_build_graph import write_tables
+from tests.test_bad_inputs import full_disk, snapshot
 
-MIB = {"memory_limit_gib": 0.5, "num_threads": 1}
+LIMITS = {"memory_limit_gib": 0.5, "num_threads": 1}
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def grown(tmp_path):
 def test_the_graph_is_replaced_by_its_next_version(grown):
     before = GraphStore.open(grown / "w" / "graph", None)
     run(
-        AppendConfig(additions=grown / "new", parent_version=before.version[:12], **MIB),
+        AppendConfig(additions=grown / "new", parent_version=before.version[:12], **LIMITS),
         grown / "w",
     )
     after = GraphStore.open(grown / "w" / "graph", None)
@@ -47,7 +48,7 @@ def test_the_graph_is_replaced_by_its_next_version(grown):
 def test_a_parent_elsewhere_stays(grown):
     parent = grown / "w" / "graph"
     before = artefacts.digest(parent)
-    run(AppendConfig(additions=grown / "new", parent=parent, **MIB), grown / "next")
+    run(AppendConfig(additions=grown / "new", parent=parent, **LIMITS), grown / "next")
     assert artefacts.digest(parent) == before
     lineage = GraphStore.open(grown / "next" / "graph", None).meta.lineage
     assert [each.parent for each in lineage] == [GraphStore.open(parent, None).version]
@@ -59,7 +60,7 @@ def test_a_parent_with_other_bytes_than_it_was_written_with_is_refused(grown):
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"time.npy does not have the sha256 it was written with"):
-        run(AppendConfig(additions=grown / "new", **MIB), grown / "w")
+        run(AppendConfig(additions=grown / "new", **LIMITS), grown / "w")
 
 
 def test_a_parent_that_changes_meanwhile_is_not_overwritten(grown, monkeypatch):
@@ -75,9 +76,16 @@ def test_a_parent_that_changes_meanwhile_is_not_overwritten(grown, monkeypatch):
 
     monkeypatch.setattr(append_edges, "append", slow)
     with pytest.raises(InputError, match="and has 0123456789ab now: it changed while edges were"):
-        run(AppendConfig(additions=grown / "new", **MIB), grown / "w")
+        run(AppendConfig(additions=grown / "new", **LIMITS), grown / "w")
     assert GraphStore.open(graph, None).version == "0123456789ab"
     assert sorted(path.name for path in (grown / "w").iterdir()) == ["graph", "tables"]
+
+
+def test_a_full_disk_leaves_the_old_version(grown):
+    before = snapshot(grown)
+    with full_disk(512), pytest.raises(OSError, match="File too large"):
+        run(AppendConfig(additions=grown / "new", **LIMITS), grown / "w")
+    assert snapshot(grown) == before
 
 
 def test_the_config_is_read_back_and_checked(tmp_path):
