@@ -91,10 +91,10 @@ def test_the_graph_holds_what_its_signals_need_and_gives_batches(workdir):
 
 
 def test_when_training_ends_is_no_matter_of_signals(workdir):
-    """The last training edges are applications; without them, statistics and ages stay."""
+    """Only applications and contacts are of the training split; without them, ages stay."""
     before = open_store(workdir, "vectors").meta
     manifest = read_signals(workdir.parent / "all.json")
-    del manifest.signals["member__apply__job"]
+    del manifest.signals["member__apply__job"], manifest.signals["recruiter__contact__member"]
     write_signals(manifest, workdir.parent / "less.json")
     after = build(workdir, workdir.parent / "less.json").meta
     assert "member__apply__job" not in after.num_edges
