@@ -10,13 +10,16 @@ from star_jax import artefacts, trees
 from star_jax.config import InputError
 from star_jax.graph.build import BuildOptions
 from star_jax.graph.model import init_model
+from star_jax.graph.store import GraphStore
 from star_jax.jobs import branch, build_graph
 from star_jax.jobs.build_graph import GraphBuildConfig
 from star_jax.pipeline.graph_model import open_store
 from star_jax.pipeline.graph_training import GraphData, describe
 from star_jax.pipeline.signals import Signal, Signals, read_signals, write_signals
 from star_jax.pipeline.tables.read import read_meta
+from tests.graph.test_append import town
 from tests.jobs import graph_runs, tiny_graph
+from tests.jobs.test_build_graph import write_tables
 
 CONFIG = tiny_graph.config(num_steps=2)
 
@@ -90,15 +93,15 @@ def test_the_graph_holds_what_its_signals_need_and_gives_batches(workdir):
     assert set(subgraph.hops[0]) == {"job__rev_apply__member"}
 
 
-def test_when_training_ends_is_no_matter_of_signals(workdir):
-    """Only applications and contacts are of the training split; without them, ages stay."""
-    before = open_store(workdir, "vectors").meta
-    manifest = read_signals(workdir.parent / "all.json")
-    del manifest.signals["member__apply__job"], manifest.signals["recruiter__contact__member"]
-    write_signals(manifest, workdir.parent / "less.json")
-    after = build(workdir, workdir.parent / "less.json").meta
-    assert "member__apply__job" not in after.num_edges
-    assert (after.age_unit, after.dense_stats) == (before.age_unit, before.dense_stats)
+def test_when_training_ends_is_no_matter_of_signals(tmp_path):
+    """Applications alone are of the training split, and the fourth member is younger than they."""
+    write_tables(tmp_path, town())
+    age = Signal(owner="ann", description="age", parts=("dense:member.age",))
+    write_signals(Signals(signals={"age": age}), tmp_path / "age.json")
+    build_graph.run(GraphBuildConfig(signals=tmp_path / "age.json"), tmp_path)
+    meta = GraphStore.open(tmp_path / "graph", None).meta
+    assert (list(meta.schema.nodes), meta.num_edges) == (["member"], {})
+    assert meta.dense_stats == {"member": {"age": (3.0, 2.0)}}
 
 
 def test_costs_are_what_is_saved_without_the_signal(workdir):
