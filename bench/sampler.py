@@ -189,6 +189,8 @@ def make_graph(
             num_edges={key: int(degrees.sum()) for key, degrees in sizes.items()},
             wide_degree={key: int(np.quantile(d, 0.99)) for key, d in sizes.items()},
             max_degree={key: int(degrees.max()) for key, degrees in sizes.items()},
+            signals={},
+            lineage=(),
         )
         artefacts.set_meta(partial, json.loads(to_json(meta)))
     return GraphStore.open(folder, None)

@@ -55,6 +55,12 @@ COMMANDS = {
         "find hard negatives for another training",
     ),
     "build-graph": Command("build_graph", "tables/", "graph/", "build the memory-mapped graph"),
+    "append-edges": Command(
+        "append_edges",
+        "graph/, and what is new in the form of tables/",
+        "graph/",
+        "add edges, nodes and texts to the graph: its next version",
+    ),
     "audit-leaks": Command(
         "audit_leaks",
         "tables/ graph/ text_embeddings/",
@@ -85,6 +91,14 @@ COMMANDS = {
         "all of the above",
         "all stages in order: unchanged ones are skipped, an interrupted one is resumed",
     ),
+}
+
+_BRANCH = {  # What `star branch` does, with its options: all of them are paths but the owner.
+    "init": ("--workdir --owner --output", "write the signals of all that was imported"),
+    "diff": ("A B", "print which signals B adds, removes and changes"),
+    "merge": ("BASE A B --output", "write the union of two branches, or name their conflicts"),
+    "ablate": ("SIGNALS --output", "write the signals without each of them, into a folder"),
+    "cost": ("SIGNALS CONFIG --workdir", "print bytes, parameters and edges of each signal"),
 }
 
 _EPILOG = """\
@@ -122,6 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     parser = _parser()
+    if argv[:1] == ["branch"]:
+        return _run_branch(*parser.parse_known_args(argv))
     wants_help = any(arg in ("-h", "--help") for arg in argv[2:])
     known = [arg for i, arg in enumerate(argv) if i < 2 or arg not in ("-h", "--help")]
     args, overrides = parser.parse_known_args(known)
@@ -143,8 +159,43 @@ def _run(argv: list[str]) -> int:
     return 0
 
 
+def _run_branch(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Prints what the job returns: lines, or a table."""
+    given = {name: value for name, value in vars(args).items() if name not in ("command", "action")}
+    job = importlib.import_module("star_jax.jobs.branch")
+    if args.action == "cost":
+        config = override(load_config(args.config), overrides)
+        needed = get_type_hints(job.cost)["config"]
+        _print_table(job.cost(args.signals, _part(config, needed, args), args.workdir))
+    elif overrides:
+        raise InputError(f"{overrides[0]} is unknown; see `star branch {args.action} --help`")
+    else:
+        print("\n".join(getattr(job, args.action)(**given)))
+    return 0
+
+
+def _add_branch(subparsers: Any) -> None:
+    about = "signal manifests: what a branch builds its graph from"
+    parser = subparsers.add_parser(
+        "branch", usage="star branch ACTION ...", description=f"{about}.", allow_abbrev=False
+    )
+    actions = parser.add_subparsers(
+        dest="action", prog="star branch", metavar="ACTION", required=True
+    )
+    for name, (options, about) in _BRANCH.items():
+        sub = actions.add_parser(name, help=about, description=f"{about}.", allow_abbrev=False)
+        for option in options.split():
+            kind = str if option == "--owner" else Path
+            if option.startswith("--"):
+                sub.add_argument(option, type=kind, required=True)
+            else:
+                sub.add_argument(option.lower(), metavar=option, type=kind)
+
+
 def _parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {name:<16}{command.help}" for name, command in COMMANDS.items())
+    helps = {name: command.help for name, command in COMMANDS.items()}
+    helps["branch"] = "compare, merge, ablate and weigh the signals of a graph"
+    listed = "\n".join(f"  {name:<16}{text}" for name, text in helps.items())
     parser = _Parser(
         prog="star",
         description="Text and graph embeddings of a two-sided marketplace, from tables to report.",
@@ -157,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(
         dest="command", prog="star", metavar="COMMAND", required=True, help="one of those below"
     )
+    _add_branch(subparsers)
     for name, command in COMMANDS.items():
         sub = subparsers.add_parser(
             name,

@@ -265,6 +265,10 @@ def test_bad_base_models(star, texts, base, case):
             "text .*run `star train-text` first",
         ),
         (("build-graph", ROOT / "configs/run/tiny.py"), "tables .*run `star import` first"),
+        (
+            ("append-edges", ROOT / "configs/graph/append.py"),
+            "graph .*run `star build-graph` first",
+        ),
         (("train-graph", TINY_GRAPH), "tables .*run `star import` first"),
         (("export-text", ROOT / "configs/run/tiny.py"), "run `star .*` first"),
         (("export-graph", ROOT / "configs/run/tiny.py"), "run `star .*` first"),

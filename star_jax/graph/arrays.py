@@ -3,6 +3,8 @@
 Writing through a memory map would end the process by SIGBUS when the disk is full.
 """
 
+import io
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +22,7 @@ class ArrayFile:
         self._filled = 0
         self._path = path
         self._file = path.open("wb")
-        header = {
-            "descr": npy.dtype_to_descr(self._dtype),
-            "fortran_order": False,
-            "shape": shape,
-        }
-        npy.write_array_header_1_0(self._file, header)
+        self._file.write(_header(self._dtype, shape))
 
     def append(self, rows: np.ndarray) -> None:
         """Writes the next rows."""
@@ -73,6 +70,18 @@ class ColumnFiles:
     ) -> None:
         for file in self._files.values():
             file.__exit__(kind, error, trace)
+
+
+def file_bytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:
+    """Length of the npy file of an array."""
+    return len(_header(dtype, shape)) + math.prod(shape) * dtype.itemsize
+
+
+def _header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    content = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    written = io.BytesIO()
+    npy.write_array_header_1_0(written, content)
+    return written.getvalue()
 
 
 def scratch_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

@@ -4,19 +4,21 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import NamedTuple
 
 import duckdb
 
 from star_jax import artefacts
 from star_jax.config import InputError, to_json
-from star_jax.graph.build_edges import build_adjacency, check_edges
-from star_jax.graph.build_nodes import build_nodes, build_texts
-from star_jax.graph.schema import GraphSchema
-from star_jax.graph.sorting import one_row, session, table_sql
+from star_jax.graph.build_edges import all_sizes, build_adjacency, check_edges
+from star_jax.graph.build_nodes import build_texts, node_rows, statistics, write_nodes
+from star_jax.graph.schema import GraphSchema, NodeType
+from star_jax.graph.sorting import check_limits, one_row, session, table_sql
 from star_jax.graph.store import GraphMeta
 
 _DAY_S = 86400.0
@@ -52,10 +54,7 @@ class BuildOptions:
     text_kinds: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.memory_limit_gib >= 0.1:
-            raise ValueError(f"memory_limit_gib is {self.memory_limit_gib}, needed at least 0.1")
-        if self.num_threads < 1:
-            raise ValueError(f"num_threads is {self.num_threads}, needed at least 1")
+        check_limits(self.memory_limit_gib, self.num_threads)
         if self.age_unit is not None and not self.age_unit > 0:
             raise ValueError(f"age_unit is {self.age_unit}, needed above 0")
 
@@ -67,59 +66,89 @@ def build(
     time_unit: str,
     options: BuildOptions,
     advance: Callable[[int], None] = lambda _: None,
+    like: GraphMeta | None = None,
+    signals: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> GraphMeta:
     """Fills an empty folder with a graph and sets its meta data.
 
     Args:
       output: Inside `artefacts.writing`.
       schema: Node and edge types; the tables must have their columns.
-      tables: Where the tables are.
+      tables: Where they are; edges that the schema lacks count for when training ends.
       time_unit: "unix_s" or "ordinal".
       options: How to build.
       advance: Told how many edges were written; every edge is written in both directions.
+      like: A graph whose statistics of dense columns, unit of age and kinds of texts are taken
+        over, so that features mean to a model what they meant there. None: they are made anew.
+      signals: Recorded in the meta data.
 
     Raises:
       InputError: A table contradicts the schema, or a limit is too low.
     """
+    with _session(output, options) as connection:
+        for edge in schema.edges:
+            check_edges(connection, tables.edges[edge.key], edge, schema, "run `star import`")
+        train_end, train_span = _training_times(connection, tables)
+        dense_stats = {
+            name: _build_nodes(output, tables.nodes[name], name, node, train_end, like)
+            for name, node in schema.nodes.items()
+        }
+        asked = _kinds_of(like) if like else options.text_kinds
+        text_kind = {
+            name: _text_kind(connection, name, path, asked) for name, path in tables.texts.items()
+        }
+        num_texts = {
+            name: build_texts(connection, output, name, schema, tables.texts[name], kind)
+            for name, kind in text_kind.items()
+        }
+        sizes = all_sizes(
+            build_adjacency(connection, output, name, schema, tables.edges, tables.nodes, advance)
+            for name in schema.nodes
+        )
+    meta = GraphMeta(
+        version="",  # `finish` names it.
+        schema=schema,
+        time_unit=time_unit,
+        age_unit=_age_unit(time_unit, train_span, options, like),
+        dense_stats=dense_stats,
+        text_kind=text_kind,
+        num_texts=num_texts,
+        signals=dict(signals),
+        lineage=(),
+        **sizes._asdict(),
+    )
+    return finish(output, meta)
+
+
+@contextmanager
+def _session(output: Path, options: BuildOptions) -> Iterator[duckdb.DuckDBPyConnection]:
     with (
         TemporaryDirectory(dir=output, prefix=".scratch-") as scratch,
         session(Path(scratch), options.memory_limit_gib, options.num_threads) as connection,
     ):
-        for edge in schema.edges:
-            check_edges(connection, tables.edges[edge.key], edge, schema)
-        train_end, train_span = _training_times(connection, tables)
-        dense_stats = {
-            name: build_nodes(output / "nodes" / name, tables.nodes[name], name, node, train_end)
-            for name, node in schema.nodes.items()
-        }
-        text_kind = {
-            name: _text_kind(connection, name, path, options.text_kinds)
-            for name, path in tables.texts.items()
-        }
-        num_texts = {
-            name: build_texts(connection, folder, tables.texts[name], kind, count)
-            for name, kind in text_kind.items()
-            for folder, count in [(output / "nodes" / name / "texts", schema.nodes[name].count)]
-        }
-        files = (tables.edges, tables.nodes)
-        sizes = [
-            build_adjacency(connection, output / "edges" / name, name, schema, *files, advance)
-            for name in schema.nodes
-        ]
-    meta = GraphMeta(
-        version=_version(output, schema),
-        schema=schema,
-        time_unit=time_unit,
-        age_unit=options.age_unit or _age_unit(time_unit, train_span),
-        dense_stats=dense_stats,
-        text_kind=text_kind,
-        num_texts=num_texts,
-        num_edges={key: n for size in sizes for key, n in size.num_edges.items()},
-        wide_degree={key: n for size in sizes for key, n in size.wide_degree.items()},
-        max_degree={key: n for size in sizes for key, n in size.max_degree.items()},
-    )
+        yield connection
+
+
+def finish(output: Path, meta: GraphMeta) -> GraphMeta:
+    """Gives a folder whose arrays are complete its meta data, with the version of its content."""
+    meta = dataclasses.replace(meta, version=_version(output, meta.schema))
     artefacts.set_meta(output, json.loads(to_json(meta)))
     return meta
+
+
+def _build_nodes(
+    output: Path,
+    table: Path,
+    name: str,
+    node: NodeType,
+    train_end: int | None,
+    like: GraphMeta | None,
+) -> dict[str, tuple[float, float]]:
+    """Writes the nodes of one type; returns the statistics that were used."""
+    stats = like.dense_stats[name] if like else statistics(table, node, train_end)
+    write_nodes(output / "nodes" / name, node, node_rows(table, node, stats, first=0))
+    _log.info("nodes %s: %d", name, node.count)
+    return stats
 
 
 def _training_times(
@@ -135,8 +164,18 @@ def _training_times(
     return last, 0 if last is None else last - first
 
 
-def _age_unit(time_unit: str, train_span: int) -> float:
-    return _DAY_S if time_unit == "unix_s" else max(1.0, train_span / _AGES)
+def _kinds_of(like: GraphMeta) -> dict[str, str]:
+    """The kind of the texts of every type that has some."""
+    return {name: kind for name, kind in like.text_kind.items() if like.num_texts[name]}
+
+
+def _age_unit(
+    time_unit: str, train_span: int, options: BuildOptions, like: GraphMeta | None
+) -> float:
+    if like is not None:
+        return like.age_unit
+    natural = _DAY_S if time_unit == "unix_s" else max(1.0, train_span / _AGES)
+    return options.age_unit or natural
 
 
 def _text_kind(

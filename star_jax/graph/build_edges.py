@@ -1,6 +1,7 @@
 """The edge side of a graph: for every node type, all edges into it, node-major and by time."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import duckdb
 import numpy as np
 
 from star_jax.config import InputError
-from star_jax.graph.arrays import ArrayFile, ColumnFiles, scratch_array
+from star_jax.graph.arrays import ArrayFile, ColumnFiles, file_bytes, scratch_array
 from star_jax.graph.samplers.search import row_sums
 from star_jax.graph.schema import EdgeType, GraphSchema
 from star_jax.graph.sorting import NO_TIME_SQL, batches, one_row, table_sql
@@ -30,12 +31,30 @@ _CHUNK_NODES = 1 << 20
 _log = logging.getLogger(__name__)
 
 
-class _Contents(NamedTuple):
-    """What one table of edges holds."""
+class Contents(NamedTuple):
+    """What the edges of one relation are; without any, the smallest weight is above all."""
 
     num_edges: int
     num_removed: int
-    is_weighted: bool  # Its edges are not all equally likely to be drawn by weight.
+    smallest: float  # Weight.
+    largest: float
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether edges are not all equally likely to be drawn by weight."""
+        return self.num_edges > 0 and (self.smallest < self.largest or self.largest <= 0)
+
+    def joined(self, other: "Contents") -> "Contents":
+        """Of both together."""
+        return Contents(
+            self.num_edges + other.num_edges,
+            self.num_removed + other.num_removed,
+            min(self.smallest, other.smallest),
+            max(self.largest, other.largest),
+        )
+
+
+NO_EDGES = Contents(0, 0, math.inf, -math.inf)
 
 
 class AdjacencySizes(NamedTuple):
@@ -46,13 +65,26 @@ class AdjacencySizes(NamedTuple):
     max_degree: dict[str, int]
 
 
+def all_sizes(parts: Iterable[AdjacencySizes]) -> AdjacencySizes:
+    """Of the edges into every node type together."""
+    joined = AdjacencySizes({}, {}, {})
+    for part in parts:
+        for whole, own in zip(joined, part, strict=True):
+            whole.update(own)
+    return joined
+
+
 def check_edges(
-    connection: duckdb.DuckDBPyConnection, table: Path, edge: EdgeType, schema: GraphSchema
+    connection: duckdb.DuckDBPyConnection,
+    table: Path,
+    edge: EdgeType,
+    schema: GraphSchema,
+    remedy: str,
 ) -> None:
     """Checks what the joins and the int32 indices rely on.
 
     Raises:
-      InputError: An end, a split or a weight is out of range.
+      InputError: An end, a split or a weight is out of range; ends with the remedy.
     """
     ends = " OR ".join(
         f"{column} IS NULL OR {column} NOT BETWEEN 0 AND {schema.nodes[node_type].count - 1}"
@@ -69,48 +101,93 @@ def check_edges(
     found = one_row(connection, f"SELECT {counts} FROM {table_sql(table)}")
     for count, problem in zip(found, wrong, strict=True):
         if count:
-            raise InputError(f"{table}: {count} edges have {problem}; run `star import`")
+            raise InputError(f"{table}: {count} edges have {problem}; {remedy}")
 
 
 def build_adjacency(
     connection: duckdb.DuckDBPyConnection,
-    folder: Path,
+    output: Path,
     receiver: str,
     schema: GraphSchema,
     edges: Mapping[str, Path],
     nodes: Mapping[str, Path],
     advance: Callable[[int], None],
 ) -> AdjacencySizes:
-    """Writes the arrays of `store.Adjacency` for one receiver type.
+    """Writes the arrays of `store.Adjacency` for one receiver type, from the tables.
 
     An edge counts from the later of its own time and its sender's creation, the two things that
     must lie before an example's time; sorting by it makes the visible edges a prefix of the row,
     and leaves the prefix alone whatever the future holds.
     """
+    relations = schema.into(receiver)
+    found = [contents(connection, edges[_key(relation, schema)]) for relation in relations]
+    rows = sorted_rows(connection, receiver, schema, edges, nodes)
+    return write_adjacency(output, receiver, schema, found, rows, advance)
+
+
+def sorted_rows(
+    connection: duckdb.DuckDBPyConnection,
+    receiver: str,
+    schema: GraphSchema,
+    edges: Mapping[str, Path],
+    nodes: Mapping[str, Path],
+) -> Iterator[dict[str, np.ndarray]]:
+    """The edges of the tables into one node type, in the order of the arrays.
+
+    Args:
+      connection: Sorts them.
+      receiver: The node type.
+      schema: Of the graph.
+      edges: Tables by edge key; relations without one are left out.
+      nodes: Tables of `idx` and `t` of every sender.
+    """
+    queries = [
+        _relation_sql(j, relation, schema, edges, nodes)
+        for j, relation in enumerate(schema.into(receiver))
+        if _key(relation, schema) in edges
+    ]
+    if queries:
+        yield from batches(connection, " UNION ALL ".join(queries) + _ORDER)
+
+
+def write_adjacency(
+    output: Path,
+    receiver: str,
+    schema: GraphSchema,
+    found: list[Contents],
+    rows: Iterable[dict[str, np.ndarray]],
+    advance: Callable[[int], None],
+) -> AdjacencySizes:
+    """Writes the arrays of one receiver type.
+
+    Args:
+      output: The graph's folder.
+      receiver: The node type.
+      schema: Of the graph.
+      found: What the edges of every relation into the type are.
+      rows: As `sorted_rows` gives them.
+      advance: Told how many edges were written.
+
+    Raises:
+      InputError: There are more edges than int32 counts.
+    """
     start = time.monotonic()
     relations = schema.into(receiver)
-    queries = [
-        _relation_sql(j, relation, schema, edges, nodes) for j, relation in enumerate(relations)
-    ]
-    found = [_contents(connection, _file(relation, schema, edges)) for relation in relations]
     total = sum(each.num_edges for each in found)
     if total > _MAX_EDGES:
         raise InputError(
             f"{total} edges point to nodes of type {receiver!r}, needed at most {_MAX_EDGES} "
             "(offsets are int32): import fewer relations or a shorter window"
         )
-    needless = [
-        *(() if any(each.num_removed for each in found) else ("removed",)),
-        *(() if any(each.is_weighted for each in found) else ("cumulative",)),
-    ]
-    dtypes = {n: d for n, d in _DTYPES.items() if n not in needless}
+    lengths = _lengths(found)
+    dtypes = {name: dtype for name, dtype in _DTYPES.items() if lengths[name] == total}
     shape = (schema.nodes[receiver].count, len(relations))
+    folder = output / "edges" / receiver
     folder.mkdir(parents=True)
     scratch = folder / ".degrees"  # A file: four bytes per node and relation may be a lot.
     degrees = scratch_array(scratch, np.dtype(np.int32), shape)
-    for name in needless:
+    for name in _DTYPES.keys() - dtypes:
         np.save(folder / f"{name}.npy", np.zeros(0, _DTYPES[name]))
-    rows = batches(connection, " UNION ALL ".join(queries) + _ORDER) if queries else ()
     if "cumulative" in dtypes:
         rows = _with_sums(rows, len(relations))
     with ColumnFiles(folder, dtypes, total) as files:
@@ -129,13 +206,30 @@ def build_adjacency(
     )
 
 
-def _contents(connection: duckdb.DuckDBPyConnection, table: Path) -> _Contents:
+def adjacency_bytes(found: list[Contents], num_nodes: int) -> int:
+    """Bytes that `write_adjacency` takes on disk."""
+    columns = (file_bytes(_DTYPES[name], (length,)) for name, length in _lengths(found).items())
+    return sum(columns) + file_bytes(np.dtype(np.int32), (num_nodes, len(found) + 1))
+
+
+def _lengths(found: list[Contents]) -> dict[str, int]:
+    """Of every column; one that would say the same of all edges is empty."""
+    total = sum(each.num_edges for each in found)
+    lengths = dict.fromkeys(_DTYPES, total)
+    if not any(each.num_removed for each in found):
+        lengths["removed"] = 0
+    if not any(each.is_weighted for each in found):
+        lengths["cumulative"] = 0
+    return lengths
+
+
+def contents(connection: duckdb.DuckDBPyConnection, table: Path) -> Contents:
+    """What the edges of a table are."""
     sql = (
-        "SELECT count(*), count(removed_t), coalesce(min(weight), 0), coalesce(max(weight), 0) "
-        f"FROM {table_sql(table)}"
+        "SELECT count(*), count(removed_t), coalesce(min(weight), 'inf'), "
+        f"coalesce(max(weight), '-inf') FROM {table_sql(table)}"
     )
-    num_edges, num_removed, smallest, largest = one_row(connection, sql)
-    return _Contents(num_edges, num_removed, smallest < largest or largest <= 0 < num_edges)
+    return Contents(*one_row(connection, sql))
 
 
 def _with_sums(
@@ -163,19 +257,21 @@ def _relation_sql(
     """Rows of one relation as the receiver sees them; a reverse relation swaps the ends."""
     forward = relation in schema.edges
     sender, receiver = ("sender", "receiver") if forward else ("receiver", "sender")
+    table = edges[_key(relation, schema)]
     return (
         f"SELECT e.{receiver} AS receiver, CAST({column} AS INTEGER) AS relation, "
         f"e.{sender} AS sender, "
         f"greatest(coalesce(e.t, {NO_TIME_SQL}), coalesce(n.t, {NO_TIME_SQL})) AS time, "
         f"coalesce(e.removed_t, {NOT_REMOVED}) AS removed, e.weight AS weight, "
         f"CAST(e.split + CASE WHEN e.t IS NULL THEN 0 ELSE {TIMED_BIT} END AS UTINYINT) AS flags "
-        f"FROM {table_sql(_file(relation, schema, edges))} e "
+        f"FROM {table_sql(table)} e "
         f"JOIN {table_sql(nodes[relation.sender])} n ON n.idx = e.{sender}"
     )
 
 
-def _file(relation: EdgeType, schema: GraphSchema, edges: Mapping[str, Path]) -> Path:
-    return edges[(relation if relation in schema.edges else relation.reverse).key]
+def _key(relation: EdgeType, schema: GraphSchema) -> str:
+    """Of the table that a relation's edges are in."""
+    return (relation if relation in schema.edges else relation.reverse).key
 
 
 def _write_bounds(folder: Path, degrees: np.ndarray) -> None:

@@ -1,116 +1,193 @@
 """The node side of a graph: creation times, ids, features, text versions."""
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Float, Int
 
 from star_jax.config import InputError
 from star_jax.graph.arrays import ArrayFile, ColumnFiles
-from star_jax.graph.schema import NodeType
+from star_jax.graph.schema import GraphSchema, NodeType
 from star_jax.graph.sorting import NO_TIME_SQL, batches, one_row, table_sql
 from star_jax.shapes import NO_TIME
 
 _BATCH_ROWS = 1 << 16
 _ID_SCHEMA = pa.schema([("idx", pa.int32()), ("id", pa.string())])
-_log = logging.getLogger(__name__)
 
 
-def build_nodes(
-    folder: Path, table: Path, name: str, node: NodeType, train_end: int | None
-) -> dict[str, tuple[float, float]]:
+class NodeRows(NamedTuple):
+    """Nodes of one type, some of them or all, in the order of their indices."""
+
+    ids: pa.Array
+    time: Int[np.ndarray, " N"]
+    categorical: Int[np.ndarray, "N columns"]
+    dense: Float[np.ndarray, "N twice_columns"]
+
+
+def write_nodes(folder: Path, node: NodeType, chunks: Iterable[NodeRows]) -> None:
     """Writes time, ids, categorical codes and standardised numbers of one node type.
-
-    A dense column becomes two: (x - mean) / deviation, 0 where missing, and a missing bit. All
-    values come first, then all bits.
 
     Args:
       folder: Of the node type.
-      table: Parquet in the order of `idx`.
-      name: Of the node type, for messages.
       node: Its columns.
-      train_end: Statistics are taken over nodes created up to then and nodes without a time;
-        None: over all.
-
-    Returns:
-      Per dense column the mean and the standard deviation that were used.
+      chunks: All of its nodes, however many at a time: the files are the same.
     """
     folder.mkdir(parents=True)
-    stats = _statistics(table, node, train_end)
-    rows, num_dense = node.count, len(node.dense)
-    start = 0
+    rows = node.count
     with (
         ArrayFile(folder / "time.npy", np.dtype(np.int64), (rows,)) as time,
         ArrayFile(
             folder / "categorical.npy", np.dtype(np.int32), (rows, len(node.categorical))
         ) as categorical,
-        ArrayFile(folder / "dense.npy", np.dtype(np.float32), (rows, 2 * num_dense)) as dense,
+        ArrayFile(folder / "dense.npy", np.dtype(np.float32), (rows, 2 * len(node.dense))) as dense,
         pq.ParquetWriter(folder / "ids.parquet", _ID_SCHEMA) as ids,
     ):
-        for batch in _batches(table, ["idx", "id", "t", *_feature_columns(node)]):
-            end = start + batch.num_rows
-            if not np.array_equal(batch["idx"].to_numpy(), np.arange(start, end)):
-                raise InputError(f"{table}: idx is not 0 .. n - 1 in order; run `star import`")
-            if end > rows:
-                raise InputError(f"{table} has more than the {rows} rows of its manifest")
-            ids.write_batch(pa.record_batch([batch["idx"], batch["id"]], schema=_ID_SCHEMA))
-            time.append(_times(batch["t"]))
-            codes = np.zeros((end - start, len(node.categorical)), np.int32)
-            for j, (column, cardinality) in enumerate(node.categorical.items()):
-                codes[:, j] = _codes(table, batch[f"cat_{column}"], column, cardinality)
-            categorical.append(codes)
-            values = np.zeros((end - start, 2 * num_dense))
-            for j, column in enumerate(node.dense):
-                raw = _floats(batch[f"dense_{column}"])
-                mean, deviation = stats[column]
-                missing = ~np.isfinite(raw)
-                values[:, j] = np.where(missing, 0.0, (raw - mean) / deviation)
-                values[:, num_dense + j] = missing
-            dense.append(values)
-            start = end
-        if start != rows:
-            raise InputError(f"{table} has {start} rows, needed {rows} as in its manifest")
-    _log.info("nodes %s: %d", name, rows)
-    return stats
+        waiting, first = pa.array([], pa.string()), 0
+        for chunk in chunks:
+            time.append(chunk.time)
+            categorical.append(chunk.categorical)
+            dense.append(chunk.dense)
+            waiting = pa.concat_arrays([waiting, chunk.ids])
+            while len(waiting) >= _BATCH_ROWS:  # Row groups of one size, whatever the chunks'.
+                first = _write_ids(ids, waiting[:_BATCH_ROWS], first)
+                waiting = waiting[_BATCH_ROWS:]
+        _write_ids(ids, waiting, first)
+
+
+def node_rows(
+    table: Path, node: NodeType, stats: Mapping[str, tuple[float, float]], first: int
+) -> Iterator[NodeRows]:
+    """The nodes of a table, from index `first` to the last one of the type.
+
+    A dense column becomes two: (x - mean) / deviation, 0 where missing, and a missing bit. All
+    values come first, then all bits.
+
+    Args:
+      table: Parquet in the order of `idx`.
+      node: Its columns.
+      stats: Per dense column the mean and the standard deviation.
+      first: Index of the table's first node.
+
+    Raises:
+      InputError: The table does not hold just these nodes, or a code that they may not have.
+    """
+    num_dense = len(node.dense)
+    start = first
+    for batch in _batches(table, ["idx", "id", "t", *_feature_columns(node)]):
+        end = start + batch.num_rows
+        if not np.array_equal(batch["idx"].to_numpy(), np.arange(start, end)):
+            raise InputError(f"{table}: idx is not {first} .. n - 1 in order; run `star import`")
+        if end > node.count:
+            raise InputError(f"{table} has more than the {node.count} rows of its manifest")
+        codes = np.zeros((end - start, len(node.categorical)), np.int32)
+        for j, (column, cardinality) in enumerate(node.categorical.items()):
+            codes[:, j] = _codes(table, batch[f"cat_{column}"], column, cardinality)
+        values = np.zeros((end - start, 2 * num_dense))
+        for j, column in enumerate(node.dense):
+            raw = _floats(batch[f"dense_{column}"])
+            mean, deviation = stats[column]
+            missing = ~np.isfinite(raw)
+            values[:, j] = np.where(missing, 0.0, (raw - mean) / deviation)
+            values[:, num_dense + j] = missing
+        yield NodeRows(batch["id"].cast(pa.string()), _times(batch["t"]), codes, values)
+        start = end
+    if start != node.count:
+        raise InputError(f"{table} has {start} rows, needed {node.count} as in its manifest")
+
+
+def ids_of(folder: Path) -> Iterator[pa.Array]:
+    """The ids that `write_nodes` wrote, some at a time."""
+    for batch in _batches(folder / "ids.parquet", ["id"]):
+        yield batch["id"]
 
 
 def build_texts(
-    connection: duckdb.DuckDBPyConnection, folder: Path, table: Path, kind: str, num_nodes: int
+    connection: duckdb.DuckDBPyConnection,
+    output: Path,
+    name: str,
+    schema: GraphSchema,
+    table: Path,
+    kind: str,
 ) -> int:
     """Writes the text versions of one kind by (node, time); returns how many texts there are."""
-    source = table_sql(table)
-    quoted = kind.replace("'", "''")
-    selected = f"{source} WHERE kind = '{quoted}'"
-    num_texts, bad = one_row(
-        connection,
-        f"SELECT count(*), count(*) FILTER (entity IS NULL OR entity NOT BETWEEN 0 AND "
-        f"{num_nodes - 1}) FROM {source}",
-    )
-    if bad:
-        raise InputError(f"{table}: {bad} texts belong to no node; run `star import`")
-    (num_rows,) = one_row(connection, f"SELECT count(*) FROM {selected}")
-    dtypes = {"time": np.dtype(np.int64), "text": np.dtype(np.int32)}
-    counts = np.zeros(num_nodes + 1, np.int64)
-    query = (
-        f"SELECT entity, coalesce(t, {NO_TIME_SQL}) AS time, text_id AS text FROM {selected} "
-        "ORDER BY entity, time, text_id"
-    )
-    with ColumnFiles(folder, dtypes, num_rows) as files:
-        for columns in batches(connection, query):
-            files.append(columns)
-            np.add.at(counts, columns["entity"] + 1, 1)
-    np.save(folder / "bounds.npy", np.cumsum(counts).astype(np.int32))
+    num_nodes, folder = schema.nodes[name].count, output / "nodes" / name / "texts"
+    num_texts, num_rows = count_texts(connection, table, kind, num_nodes)
+    write_texts(folder, num_nodes, num_rows, text_rows(connection, table, kind))
     return num_texts
 
 
-def _statistics(
+def count_texts(
+    connection: duckdb.DuckDBPyConnection, table: Path, kind: str, num_nodes: int
+) -> tuple[int, int]:
+    """How many texts a table has, and how many of one kind.
+
+    Raises:
+      InputError: A text belongs to no node.
+    """
+    num_texts, bad = one_row(
+        connection,
+        f"SELECT count(*), count(*) FILTER (entity IS NULL OR entity NOT BETWEEN 0 AND "
+        f"{num_nodes - 1}) FROM {table_sql(table)}",
+    )
+    if bad:
+        raise InputError(f"{table}: {bad} texts belong to no node; run `star import`")
+    return num_texts, one_row(connection, f"SELECT count(*) FROM {_of_kind(table, kind)}")[0]
+
+
+def text_rows(
+    connection: duckdb.DuckDBPyConnection, table: Path, kind: str
+) -> Iterator[dict[str, np.ndarray]]:
+    """The texts of one kind in the order of the arrays: `entity`, `time`, `text`."""
+    return batches(
+        connection,
+        f"SELECT entity, coalesce(t, {NO_TIME_SQL}) AS time, text_id AS text "
+        f"FROM {_of_kind(table, kind)} ORDER BY entity, time, text_id",
+    )
+
+
+def write_texts(
+    folder: Path, num_nodes: int, num_rows: int, rows: Iterable[dict[str, np.ndarray]]
+) -> None:
+    """Writes the arrays of `store.TextVersions` from rows as `text_rows` gives them."""
+    dtypes = {"time": np.dtype(np.int64), "text": np.dtype(np.int32)}
+    counts = np.zeros(num_nodes + 1, np.int64)
+    with ColumnFiles(folder, dtypes, num_rows) as files:
+        for columns in rows:
+            files.append(columns)
+            np.add.at(counts, columns["entity"] + 1, 1)
+    np.save(folder / "bounds.npy", np.cumsum(counts).astype(np.int32))
+
+
+def _of_kind(table: Path, kind: str) -> str:
+    quoted = kind.replace("'", "''")
+    return f"{table_sql(table)} WHERE kind = '{quoted}'"
+
+
+def _write_ids(file: pq.ParquetWriter, ids: pa.Array, first: int) -> int:
+    """Writes the next row group; returns the index after it."""
+    end = first + len(ids)
+    index = pa.array(np.arange(first, end, dtype=np.int32))
+    if len(ids):
+        file.write_batch(pa.record_batch([index, ids], schema=_ID_SCHEMA))
+    return end
+
+
+def statistics(
     table: Path, node: NodeType, train_end: int | None
 ) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation of finite values; a constant column keeps deviation 1."""
+    """Mean and standard deviation of finite values; a constant column keeps deviation 1.
+
+    Args:
+      table: Parquet in the order of `idx`.
+      node: Its columns.
+      train_end: They are taken over nodes created up to then and nodes without a time; None: over
+        all.
+    """
     columns = [f"dense_{column}" for column in node.dense]
     count, total, square = (np.zeros(len(columns)) for _ in range(3))
     mean = np.zeros(len(columns))

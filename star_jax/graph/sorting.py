@@ -14,6 +14,18 @@ _BATCH_ROWS = 1 << 18
 NO_TIME_SQL = f"CAST('{NO_TIME}' AS BIGINT)"
 
 
+def check_limits(memory_limit_gib: float, num_threads: int) -> None:
+    """Checks what a config asks of `session`.
+
+    Raises:
+      ValueError: There is too little of it.
+    """
+    if not memory_limit_gib >= 0.1:
+        raise ValueError(f"memory_limit_gib is {memory_limit_gib}, needed at least 0.1")
+    if num_threads < 1:
+        raise ValueError(f"num_threads is {num_threads}, needed at least 1")
+
+
 @contextmanager
 def session(
     scratch: Path, memory_limit_gib: float, num_threads: int

@@ -25,6 +25,25 @@ TextSource = Path | Mapping[str, int] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Addition:
+    """What one `star append-edges` added to a graph.
+
+    Attributes:
+      parent: Version that it was added to.
+      num_nodes: Node type -> nodes added.
+      num_edges: Edge key, as imported -> edges added.
+      num_texts: Node type -> texts added.
+      files: File of the additions -> its sha256.
+    """
+
+    parent: str
+    num_nodes: dict[str, int]
+    num_edges: dict[str, int]
+    num_texts: dict[str, int]
+    files: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphMeta:
     """What the manifest of a graph says.
 
@@ -39,6 +58,10 @@ class GraphMeta:
       num_edges: Edge key, reverses included -> edges.
       wide_degree: Edge key, reverses included -> 99th percentile of the non-zero degrees.
       max_degree: Edge key, reverses included -> largest degree.
+      signals: Signal -> the parts it stands for, as `star branch` names them; empty for a graph of
+        all that was imported. No part of the version.
+      lineage: What was added since the graph was built from tables, the oldest first. No part of
+        the version, which names the content however it came about.
     """
 
     version: str
@@ -51,6 +74,8 @@ class GraphMeta:
     num_edges: dict[str, int]
     wide_degree: dict[str, int]
     max_degree: dict[str, int]
+    signals: dict[str, tuple[str, ...]]
+    lineage: tuple[Addition, ...]
 
 
 class Adjacency(NamedTuple):

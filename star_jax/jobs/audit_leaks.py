@@ -221,7 +221,7 @@ def _planted(
     ]
     tables: GraphTables = canaries.plant(
         kind,
-        files_of(audit.meta, workdir / "tables"),
+        files_of(audit.meta, workdir / "tables", store.meta.num_texts),
         store.meta.schema,
         folder,
         near=_reached(store, clean),

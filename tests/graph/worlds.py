@@ -11,7 +11,7 @@ from star_jax import artefacts
 from star_jax.embeddings.table import EmbeddingTable, write_shard
 from star_jax.graph.build import BuildOptions, GraphTables, build
 from star_jax.graph.schema import EdgeKind, EdgeType, GraphSchema, NodeType
-from star_jax.graph.store import GraphStore
+from star_jax.graph.store import GraphMeta, GraphStore
 from star_jax.shapes import NO_TIME
 
 ONE_THREAD = BuildOptions(memory_limit_gib=0.5, num_threads=1)
@@ -67,8 +67,36 @@ class World:
             )
         return GraphSchema(nodes=nodes, edges=tuple(edges))
 
-    def write(self, folder: Path) -> GraphTables:
-        """Writes the tables as `star import` does."""
+    def begun(self, nodes: int, edges: int, texts: int) -> "World":
+        """The same with the first rows of every list alone, as far as their ends are kept."""
+        kept = {name: times[:nodes] for name, times in self.nodes.items()}
+
+        def known(key, edge):
+            sender, _, receiver = key.split("__")
+            return edge.sender < len(kept[sender]) and edge.receiver < len(kept[receiver])
+
+        def columns(of):
+            return {n: {c: v[:nodes] for c, v in each.items()} for n, each in of.items()}
+
+        for key, rows in self.edges.items():  # What is kept comes first, here as well.
+            rows.sort(key=lambda edge, key=key: not known(key, edge))
+        for name, rows in self.texts.items():
+            rows.sort(key=lambda text, name=name: text.entity >= len(kept[name]))
+        return World(
+            kept,
+            {k: [e for e in rows[:edges] if known(k, e)] for k, rows in self.edges.items()},
+            {
+                name: [text for text in rows[:texts] if text.entity < len(kept[name])]
+                for name, rows in self.texts.items()
+            },
+            columns(self.categorical),
+            columns(self.dense),
+            self.kinds,
+        )
+
+    def write(self, folder: Path, after: "World | None" = None) -> GraphTables:
+        """Writes the tables as `star import` does; those of another world come before its rows."""
+        after = after or World({}, {})
         files: dict[str, dict[str, Path]] = {"nodes": {}, "edges": {}, "texts": {}}
 
         def save(part, name, columns):
@@ -78,18 +106,20 @@ class World:
             files[part][name] = path
 
         for name, times in self.nodes.items():
-            n = len(times)
+            first = len(after.nodes.get(name, ()))
+            new = range(first, len(times))
             columns = {
-                "idx": pa.array(range(n), pa.int32()),
-                "id": pa.array([f"{name}-{i}" for i in range(n)], pa.string()),
-                "t": pa.array(times, pa.int64()),
+                "idx": pa.array(new, pa.int32()),
+                "id": pa.array([f"{name}-{i}" for i in new], pa.string()),
+                "t": pa.array(times[first:], pa.int64()),
             }
             for column, codes in self.categorical.get(name, {}).items():
-                columns[f"cat_{column}"] = pa.array(codes, pa.int32())
+                columns[f"cat_{column}"] = pa.array(codes[first:], pa.int32())
             for column, values in self.dense.get(name, {}).items():
-                columns[f"dense_{column}"] = pa.array(values, pa.float32())
+                columns[f"dense_{column}"] = pa.array(values[first:], pa.float32())
             save("nodes", name, columns)
-        for key, edges in self.edges.items():
+        for key, rows in self.edges.items():
+            edges = rows[len(after.edges.get(key, ())) :]
             types = (pa.int32(), pa.int32(), pa.int64(), pa.int64(), pa.float32(), pa.int8())
             names = [field.name for field in dataclasses.fields(Edge)]
             columns = {
@@ -97,9 +127,11 @@ class World:
                 for name, kind in zip(names, types, strict=True)
             }
             save("edges", key, columns)
-        for name, texts in self.texts.items():
+        for name, rows in self.texts.items():
+            first = len(after.texts.get(name, ()))
+            texts = rows[first:]
             columns = {
-                "text_id": pa.array(range(len(texts)), pa.int32()),
+                "text_id": pa.array(range(first, len(rows)), pa.int32()),
                 "entity": pa.array([text.entity for text in texts], pa.int32()),
                 "t": pa.array([text.t for text in texts], pa.int64()),
                 "kind": pa.array([text.kind for text in texts], pa.string()),
@@ -123,10 +155,12 @@ class World:
         artefacts.seal(folder, "text_embeddings", {})
         return folder
 
-    def build(self, folder: Path, *, text: bool = False, options=ONE_THREAD) -> GraphStore:
+    def build(
+        self, folder: Path, *, text: bool = False, options=ONE_THREAD, like: GraphMeta | None = None
+    ) -> GraphStore:
         """Tables, graph and (if asked) text vectors under `folder`, opened."""
         tables = self.write(folder / "tables")
         with artefacts.writing(folder / "graph", "graph") as output:
-            build(output, self.schema(), tables, "ordinal", options)
+            build(output, self.schema(), tables, "ordinal", options, like=like)
         vectors = self.write_vectors(folder / "text_embeddings") if text else None
         return GraphStore.open(folder / "graph", vectors)

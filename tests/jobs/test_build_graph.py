@@ -12,8 +12,8 @@ from star_jax.jobs.build_graph import GraphBuildConfig, run
 from tests.graph.test_build import small
 
 
-def _write_tables(workdir):
-    world = small()
+def write_tables(workdir, world):
+    """The tables of a world as an artefact."""
     tables = world.write(workdir / "tables")
     meta = {
         "dataset": "small",
@@ -43,7 +43,7 @@ def _write_tables(workdir):
 
 
 def test_the_job_builds_what_the_manifest_describes(tmp_path):
-    _write_tables(tmp_path)
+    write_tables(tmp_path, small())
     run(GraphBuildConfig(), tmp_path)
     store = GraphStore.open(tmp_path / "graph", None)
     expected = small().build(tmp_path / "direct")
@@ -53,7 +53,7 @@ def test_the_job_builds_what_the_manifest_describes(tmp_path):
 
 
 def test_a_broken_table_leaves_no_graph_behind(tmp_path):
-    tables = _write_tables(tmp_path)
+    tables = write_tables(tmp_path, small())
     path = tables.edges["member__apply__job"]
     edges = pq.read_table(path)
     pq.write_table(edges.drop_columns(["weight"]), path)

@@ -1,15 +1,29 @@
 """Compiled searches in sorted and in unsorted integers."""
 
-from typing import no_type_check
+from typing import NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from star_jax.graph.samplers.compiled import kernel
 from star_jax.graph.samplers.draws import mix
+from star_jax.graph.store import NOT_REMOVED
 from star_jax.shapes import NO_TIME
 
 _NO_TIME = np.int64(NO_TIME)
+
+
+class EdgeKeys(NamedTuple):
+    """What orders the edges of one relation and node: the first column, then the next ones.
+
+    `removed` may be empty where no edge was ever removed.
+    """
+
+    time: Int[np.ndarray, " M"]
+    sender: Int[np.ndarray, " M"]
+    removed: Int[np.ndarray, " removable"]
+    weight: Float[np.ndarray, " M"]
+    flags: Int[np.ndarray, " M"]
 
 
 @kernel
@@ -51,6 +65,64 @@ def row_sums(
         total += values[i]
         sums[i] = total
     return sums, row, total
+
+
+@kernel
+@no_type_check
+def rows_between(
+    bounds: Int[np.ndarray, "N r_plus_1"], first: int, last: int
+) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
+    """Of the positions first:last, the row and the column whose bounds hold each of them."""
+    rows, columns = np.empty(last - first, np.int32), np.empty(last - first, np.int32)
+    row, end = 0, bounds.shape[0] - 1
+    while row < end:
+        middle = (row + end) >> 1
+        if bounds[middle, bounds.shape[1] - 1] <= first:
+            row = middle + 1
+        else:
+            end = middle
+    column = 0
+    for i in range(first, last):
+        while bounds[row, column + 1] <= i:
+            column += 1
+            if column == bounds.shape[1] - 1:
+                row, column = row + 1, 0
+        rows[i - first], columns[i - first] = row, column
+    return rows, columns
+
+
+@kernel
+@no_type_check
+def insertion_points(
+    begin: Int[np.ndarray, " A"], end: Int[np.ndarray, " A"], new: EdgeKeys, old: EdgeKeys
+) -> Int[np.ndarray, " A"]:
+    """Where each new edge goes among the old ones of begin:end, which are in the order of keys."""
+    points = np.empty(begin.size, np.int64)
+    for i in range(begin.size):
+        low, high = begin[i], end[i]
+        while low < high:
+            middle = (low + high) >> 1
+            if _before(new, i, old, middle):
+                high = middle
+            else:
+                low = middle + 1
+        points[i] = low
+    return points
+
+
+@kernel
+@no_type_check
+def _before(new: EdgeKeys, i: int, old: EdgeKeys, j: int) -> bool:
+    if new.time[i] != old.time[j]:
+        return new.time[i] < old.time[j]
+    if new.sender[i] != old.sender[j]:
+        return new.sender[i] < old.sender[j]
+    removed = old.removed[j] if old.removed.size else NOT_REMOVED
+    if new.removed[i] != removed:
+        return new.removed[i] < removed
+    if new.weight[i] != old.weight[j]:
+        return new.weight[i] < old.weight[j]
+    return new.flags[i] < old.flags[j]
 
 
 @kernel
