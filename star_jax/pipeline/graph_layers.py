@@ -3,12 +3,11 @@
 Draws, times and texts are those of `Embedder` under the split rule, so that the vectors are its
 vectors. Only where a sampled batch meets a node at two hops do they differ: there it has one row,
 with the neighbours of the first hop, here those of the hop where it is read. That takes fanouts
-which differ from hop to hop and leave out neighbours, and either a relation within a type or three
-layers.
+which differ from hop to hop and leave out neighbours, and either three layers or neighbours of the
+seeds' own type, by a relation or by rank.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -43,6 +42,9 @@ Read = Callable[[State, Int32[np.ndarray, " N"]], Float32[np.ndarray, "N D"]]
 _FEATURE_ROWS = 1024  # Their texts are wide.
 _AHEAD = 2
 _FEW = Shapes(most_rows=8, most_slots=1 << 12)
+_features = jax.jit(features_of, static_argnames=("model", "node_type"))
+_layer = jax.jit(layer_of, static_argnames=("model", "role", "number", "node_type"))
+_ending = jax.jit(ending_of, static_argnames=("model", "role", "node_type"))
 
 
 class Counts(NamedTuple):
@@ -97,15 +99,6 @@ class LayerEncoder:
         self._sampler = _sampler(sampling.sampler, neighbours)
         self.counts = Counts(0, 0)
         self._buckets: dict[tuple[str, Fanout], list[Bucket]] = {}
-        self._features = jax.jit(
-            functools.partial(features_of, model), static_argnames=("node_type",)
-        )
-        self._layer = jax.jit(
-            functools.partial(layer_of, model), static_argnames=("role", "number", "node_type")
-        )
-        self._ending = jax.jit(
-            functools.partial(ending_of, model), static_argnames=("role", "node_type")
-        )
 
     def outputs(self, role: Role, node_type: str) -> tuple[State, ...]:
         """What `vectors` reads of nodes of a type."""
@@ -129,12 +122,13 @@ class LayerEncoder:
             for start in range(0, len(nodes), _FEATURE_ROWS):
                 part = nodes[start : start + _FEATURE_ROWS]
                 table = self._node_table(state.node_type, part)
-                made = self._features(self._variables, table, node_type=state.node_type)
+                made = _features(self._model, self._variables, table, node_type=state.node_type)
                 found[start : start + len(part)] = np.asarray(made)[: len(part)]
             return found
         with ahead(self._batches(state, state.own, nodes, read), _AHEAD) as batches:
             for batch in batches:
-                made = self._layer(
+                made = _layer(
+                    self._model,
                     self._variables,
                     batch.own,
                     batch.senders,
@@ -155,7 +149,7 @@ class LayerEncoder:
         block = self._shapes.most_rows
         for start in range(0, total, block):
             part = [_filled(rows[start : start + block], block) for rows in outputs]
-            made = self._ending(self._variables, part, role=role, node_type=node_type)
+            made = _ending(self._model, self._variables, part, role=role, node_type=node_type)
             found[start : start + block] = np.asarray(made)[: total - start]
         return found
 
