@@ -1,10 +1,12 @@
 """One-hop samples of fixed shapes: nodes that need about as many neighbours go together.
 
-A bucket has, per relation, as many slots as the node in it that needs most; a hub without equals
-has one to itself, so that its neighbours alone bound what a batch holds.
+A bucket has so many slots per relation; a node goes where it finds all it needs with the fewest
+slots. A hub without equals has a bucket to itself, so that its neighbours alone bound what a batch
+holds.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +22,8 @@ from star_jax.graph.store import GraphStore
 
 _CHUNK_NODES = 1 << 16
 _MULTIPLE = 8
-_STEPS = 8  # Sizes of buckets that are tried per power of two.
+_MOST_SAMPLED = 1 << 15  # Nodes that buckets are chosen by, when all were counted.
+_SHARES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)  # Of alike nodes that a bucket holds.
 
 Fanout = tuple[tuple[str, int], ...]
 """Edge key -> neighbours to draw, as a `State` has it."""
@@ -37,20 +40,18 @@ class Shapes(NamedTuple):
 
     most_rows: int = 4096
     most_slots: int = 1 << 16
-    program_slots: int = 1 << 20
+    program_slots: int = 1 << 18
 
 
 class Bucket(NamedTuple):
     """The shape of one batch.
 
     Attributes:
-      most: Neighbours, over all relations, of the nodes that belong here at most.
-      fanout: Neighbours to draw. A node that needs fewer than it was given has them all.
+      fanout: Neighbours to draw. Nodes that would draw more elsewhere have no more than these.
       layout: Of the sample.
       num_rows: Nodes.
     """
 
-    most: int
     fanout: dict[str, int]
     layout: Layout
     num_rows: int
@@ -106,7 +107,7 @@ def make_buckets(
     visible_splits: int,
     shapes: Shapes,
 ) -> list[Bucket]:
-    """Shapes for all nodes of a type, narrow ones first; a function of the arguments alone.
+    """Shapes for all nodes of a type, those of few slots first; a function of the arguments alone.
 
     Args:
       store: The graph.
@@ -123,54 +124,124 @@ def make_buckets(
             nodes = np.arange(start, min(start + _CHUNK_NODES, total), dtype=np.int32)
             yield needs(store, node_type, fanout, sampler, visible_splits, nodes)
 
-    counts: dict[int, int] = {}
+    widths = _widths(chunks, len(fanout), store.num_nodes[node_type], shapes.program_slots)
+    return [_bucket(store, node_type, fanout, width, shapes) for width in widths.tolist()]
+
+
+def places(
+    needed: Int64[np.ndarray, "S r"], fanout: Fanout, buckets: Sequence[Bucket]
+) -> Int64[np.ndarray, " S"]:
+    """The first bucket that has room for all that a node needs."""
+    widths = np.asarray([[b.fanout.get(key, 0) for key, _ in fanout] for b in buckets], np.int64)
+    place = np.zeros(len(needed), np.int64)
+    for i in reversed(range(len(buckets))):
+        place[(needed <= widths[i][None]).all(axis=1)] = i
+    return place
+
+
+def _widths(
+    chunks: Callable[[], Iterator[Int64[np.ndarray, "S r"]]],
+    num_relations: int,
+    num_nodes: int,
+    program_slots: int,
+) -> Int64[np.ndarray, "buckets r"]:
+    """Slots per relation of every bucket, in order of their sum.
+
+    First nodes are parted by the digits of what they need in all, of which all nodes are counted;
+    so no node shares a bucket with a hub that does not have to. Then a sample of the nodes, every
+    so many of them, shows which relations can do with less.
+    """
+    counts, highest = np.zeros(64, np.int64), np.zeros((64, num_relations), np.int64)
+    stride = -(-max(num_nodes, 1) // _MOST_SAMPLED)
+    sampled, start = [np.zeros((0, num_relations), np.int64)], 0
     for chunk in chunks():
-        values, num = np.unique(_rounded(chunk.sum(axis=1)), return_counts=True)
-        for value, count in zip(values.tolist(), num.tolist(), strict=True):
-            counts[value] = counts.get(value, 0) + count
-    ends = _cut(sorted(counts.items()), shapes.program_slots)
-    widths = np.zeros((len(ends), len(fanout)), np.int64)
-    for chunk in chunks():
-        np.maximum.at(widths, np.searchsorted(ends, chunk.sum(axis=1)), chunk)
-    keys = [key for key, _ in fanout]
-    return [
-        _bucket(store, node_type, end, dict(zip(keys, width.tolist(), strict=True)), shapes)
-        for end, width in zip(ends, widths, strict=True)
-    ]
+        digits = _digits(chunk)
+        counts += np.bincount(digits, minlength=64)
+        np.maximum.at(highest, digits, chunk)
+        sampled.append(chunk[-start % stride :: stride])
+        start += len(chunk)
+    highest = np.maximum.accumulate(highest, axis=0)
+    first = highest[_cut(counts, highest.sum(axis=1), program_slots)]
+    return _refined(first, np.concatenate(sampled), stride, program_slots)
 
 
-def _rounded(counts: Int64[np.ndarray, " S"]) -> Int64[np.ndarray, " S"]:
-    """Up to one of `_STEPS` sizes per power of two, so that there are few."""
-    shift = np.frexp(np.maximum(counts, 1).astype(np.float64))[1].astype(np.int64)
-    step = np.int64(1) << np.maximum(shift - _STEPS.bit_length(), 0)
-    return -(-counts // step) * step
-
-
-def _cut(counts: list[tuple[int, int]], program_slots: int) -> list[int]:
-    """Ends of the ranges of sizes that pad least, programs counted as slots.
+def _cut(
+    counts: Int64[np.ndarray, " D"], slots: Int64[np.ndarray, " D"], program_slots: int
+) -> list[int]:
+    """The last classes of the buckets that together cost least, programs counted as slots.
 
     Args:
-      counts: Sizes in order, and how many nodes have each.
+      counts: Nodes of each class.
+      slots: Of a node in a bucket that holds this class and those before it.
       program_slots: As in `Shapes`.
     """
-    sizes = np.asarray([size for size, _ in counts], np.int64)
-    before = np.concatenate([[0], np.cumsum([count for _, count in counts])]).astype(np.int64)
+    before = np.concatenate([[0], np.cumsum(counts)])
     cost, last = [0], []
-    for j, size in enumerate(sizes.tolist()):
+    for j, size in enumerate(slots.tolist()):
         costs = np.asarray(cost) + (before[j + 1] - before[: j + 1]) * size + program_slots
         last.append(int(np.argmin(costs)))
         cost.append(int(costs[last[-1]]))
-    ends, j = [], len(sizes)
+    ends, j = [], len(counts)
     while j:
-        ends.append(int(sizes[j - 1]))
+        ends.append(j - 1)
         j = last[j - 1]
     return ends[::-1]
 
 
+def _refined(
+    first: Int64[np.ndarray, "some r"],
+    needed: Int64[np.ndarray, "S r"],
+    weight: int,
+    program_slots: int,
+) -> Int64[np.ndarray, "buckets r"]:
+    """Adds the bucket that saves most slots, as long as it saves those that a program costs.
+
+    Args:
+      first: Widths of buckets that hold all nodes.
+      needed: Of a sample of them.
+      weight: Nodes that one of the sample stands for.
+      program_slots: As in `Shapes`.
+    """
+    tried, chosen = _tried(needed), list(first)
+    now = np.full(len(needed), first.sum(axis=1).max(initial=0))  # Slots of each node.
+    for width in first:
+        fits = (needed <= width[None]).all(axis=1)
+        now = np.where(fits, np.minimum(now, width.sum()), now)
+    saved = np.zeros((len(tried), len(needed)), np.float32)
+    for i, width in enumerate(tried):
+        fits = (needed <= width[None]).all(axis=1)
+        saved[i] = weight * fits * np.maximum(now - width.sum(), 0)
+    while len(tried):
+        gains = saved.sum(axis=1)
+        best = int(np.argmax(gains))
+        if gains[best] <= program_slots:
+            break
+        chosen.append(tried[best])
+        saved = np.maximum(saved - saved[best][None], 0)
+    widths = np.stack(chosen)
+    return widths[np.argsort(widths.sum(axis=1), kind="stable")]
+
+
+def _tried(needed: Int64[np.ndarray, "S r"]) -> Int64[np.ndarray, "tried r"]:
+    """Widths that hold, relation by relation, some share of nodes that need about as much."""
+    digits = _digits(needed)
+    found = [np.zeros((0, needed.shape[1]), np.int64)]
+    for size in np.unique(digits):
+        ordered = np.sort(needed[digits == size], axis=0)
+        last = [math.ceil(share * len(ordered)) - 1 for share in _SHARES]
+        found.append(ordered[last])
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _digits(needed: Int64[np.ndarray, "S r"]) -> Int64[np.ndarray, " S"]:
+    """Binary digits of what nodes need in all."""
+    return np.frexp(needed.sum(axis=1).astype(np.float64))[1].astype(np.int64)
+
+
 def _bucket(
-    store: GraphStore, node_type: str, most: int, width: dict[str, int], shapes: Shapes
+    store: GraphStore, node_type: str, asked: Fanout, width: list[int], shapes: Shapes
 ) -> Bucket:
-    fanout = {key: count for key, count in width.items() if count}
+    fanout = {key: count for (key, _), count in zip(asked, width, strict=True) if count}
     fitting = max(shapes.most_slots // max(sum(fanout.values()), 1), 1)
     num_rows = min(fitting, shapes.most_rows, _padded(store.num_nodes[node_type]))
     room = {node_type: 0}
@@ -186,7 +257,7 @@ def _bucket(
         fanout=tuple((key, (count,)) for key, count in sorted(fanout.items())),
         texts=(),
     )
-    return Bucket(most, fanout, layout_of(budget), num_rows)
+    return Bucket(fanout, layout_of(budget), num_rows)
 
 
 def _padded(count: int) -> int:

@@ -29,7 +29,7 @@ from star_jax.graph.schema import parse_key
 from star_jax.graph.store import GraphMeta
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.ahead import ahead
-from star_jax.pipeline.graph_buckets import Bucket, Fanout, Shapes, make_buckets, needs
+from star_jax.pipeline.graph_buckets import Bucket, Fanout, Shapes, make_buckets, needs, places
 from star_jax.pipeline.graph_embedding import KEY, SplitView, split_view
 from star_jax.pipeline.graph_loader import Sampling
 from star_jax.pipeline.graph_model import open_trained
@@ -171,7 +171,7 @@ class LayerEncoder:
         buckets = self._buckets_of(state)
         store, splits = self._view.store, self._view.splits
         needed = needs(store, state.node_type, state.fanout, self._sampler, splits, nodes)
-        number = np.searchsorted([bucket.most for bucket in buckets], needed.sum(axis=1))
+        number = places(needed, state.fanout, buckets)
         for i, bucket in enumerate(buckets):
             here = np.flatnonzero(number == i)
             for start in range(0, len(here), bucket.num_rows):

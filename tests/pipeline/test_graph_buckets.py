@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from star_jax.graph.samplers.sampler import SamplerConfig
-from star_jax.pipeline.graph_buckets import Shapes, _cut, make_buckets, needs
+from star_jax.pipeline import graph_buckets
+from star_jax.pipeline.graph_buckets import Shapes, _cut, make_buckets, needs, places
 from tests.graph.worlds import Edge, World
 from tests.pipeline.layered_world import visible_edges
 
@@ -57,40 +58,62 @@ def test_every_node_fits_and_what_was_cut_was_not_needed(store):
     shapes = Shapes(most_rows=16, most_slots=64, program_slots=64)
     buckets = make_buckets(store, "job", FANOUT, SamplerConfig(), TRAIN_VAL, shapes)
     each = needed(store)
-    number = np.searchsorted([bucket.most for bucket in buckets], each.sum(axis=1))
+    number = places(each, FANOUT, buckets)
     assert len(np.unique(number)) == len(buckets) > 2
-    for i, bucket in enumerate(buckets):
-        here = each[number == i]
-        width = np.array([bucket.fanout.get(key, 0) for key, _ in FANOUT])
-        np.testing.assert_array_equal(width, here.max(axis=0))
+    widths = np.array([[bucket.fanout.get(key, 0) for key, _ in FANOUT] for bucket in buckets])
+    np.testing.assert_array_equal(widths[-1], each.max(axis=0))
+    for row, place in zip(each, number, strict=True):
+        fitting = [i for i, width in enumerate(widths) if (row <= width).all()]
+        assert place == min(fitting, key=lambda i: widths[i].sum())
+    for bucket, width in zip(buckets, widths, strict=True):
         assert bucket.num_rows == 1 or bucket.num_slots <= 64
         sizes = dict(zip(bucket.layout.types, bucket.layout.sizes.tolist(), strict=True))
         assert sizes["job"] == [bucket.num_rows, 0]
         for name, fanout in (("member", width[0]), ("skill", width[1])):
             most = min(int(fanout) * bucket.num_rows, {"member": 300, "skill": 5}[name])
             assert sizes.get(name, [0, 0])[1] >= most
-    hub = buckets[-1]
-    assert (number == len(buckets) - 1).sum() == hub.num_rows == 1
-    padded = [sum(bucket.fanout.values()) for bucket in buckets]
-    assert each.sum() / sum(padded[i] for i in number) > 0.7
+    assert (number == len(buckets) - 1).sum() == buckets[-1].num_rows == 1  # The hub.
+    assert each.sum() / widths[number].sum() > 0.7
+
+
+def test_a_bucket_saves_more_than_its_program_costs(store):
+    """With one price for a program, fewer buckets pad more; a dear one leaves one bucket."""
+    slots = []
+    for price in (16, 400, 1_000_000):
+        shapes = Shapes(program_slots=price)
+        buckets = make_buckets(store, "job", FANOUT, SamplerConfig(), TRAIN_VAL, shapes)
+        width = np.array([sum(bucket.fanout.values()) for bucket in buckets])
+        padded = width[places(needed(store), FANOUT, buckets)].sum()
+        slots.append((len(buckets), int(padded)))
+    counts, padded = zip(*slots, strict=True)
+    assert counts[0] > counts[1] > counts[2] == 1
+    assert padded[0] < padded[1] < padded[2] == NUM_JOBS * 302
+    assert padded[1] + 400 * (counts[1] - 1) < padded[2]
+
+
+def test_a_hub_is_alone_even_if_no_sample_has_met_it(store, monkeypatch):
+    monkeypatch.setattr(graph_buckets, "_MOST_SAMPLED", 8)
+    monkeypatch.setattr(graph_buckets, "_CHUNK_NODES", 64)
+    shapes = Shapes(program_slots=64)
+    buckets = make_buckets(store, "job", FANOUT, SamplerConfig(), TRAIN_VAL, shapes)
+    number = places(needed(store), FANOUT, buckets)
+    assert np.flatnonzero(number == len(buckets) - 1).tolist() == [7]
+    assert len(buckets) > 2
 
 
 def test_cuts_are_the_cheapest_of_all():
     rng = np.random.default_rng(1)
-    sizes = np.unique(rng.integers(0, 40, 7)).tolist()
-    counts = [(size, int(rng.integers(1, 9))) for size in sizes]
+    counts = rng.integers(0, 9, 7)
+    slots = np.sort(rng.integers(0, 40, 7))
 
     def cost(ends, price):
-        padded = sum(count * min(end for end in ends if end >= size) for size, count in counts)
+        padded = sum(
+            count * slots[min(e for e in ends if e >= i)] for i, count in enumerate(counts)
+        )
         return padded + price * len(ends)
 
-    choices = [
-        (*some, sizes[-1])
-        for k in range(len(sizes))
-        for some in itertools.combinations(sizes[:-1], k)
-    ]
+    choices = [(*some, 6) for k in range(7) for some in itertools.combinations(range(6), k)]
     for price in (1, 30, 10_000):
         best = min(cost(ends, price) for ends in choices)
-        assert cost(_cut(counts, price), price) == best
-    assert len(_cut(counts, 10_000)) == 1
-    assert _cut([], 1) == []
+        assert cost(_cut(counts, slots, price), price) == best
+    assert _cut(counts, slots, 10_000) == [6]
