@@ -224,7 +224,8 @@ class LayerEncoder:
 class NodeEmbedder:
     """Vectors of a few nodes whenever they are asked for, by the program of the all-node export.
 
-    Nothing is kept between calls: the neighbourhood is computed anew, state by state.
+    No row is kept between calls: the neighbourhood is computed anew, state by state. The first
+    call for a type compiles, and reads the degrees of all nodes that it may meet.
     """
 
     def __init__(

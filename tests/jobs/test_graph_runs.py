@@ -178,16 +178,46 @@ def tables_of(workdir, output):
     }
 
 
-def test_layer_by_layer_gives_the_same_vectors_and_goes_on_after_a_kill(
-    trained, monkeypatch, caplog
-):
-    """Of the ends of all tasks in both roles, and of a type that is none."""
+@pytest.fixture(scope="module")
+def layered(trained):
+    """The ends of all tasks in both roles, and a type that is none, layer by layer."""
     config = GraphExportConfig(
         node_types=("member", "job", "recruiter", "skill"),
         inference="layerwise",
         part_nodes=25,
         output="layered",
     )
+    export_graph.run(config, trained)
+    assert not (trained / ".layered.states").exists()
+    return config
+
+
+def test_layer_by_layer_gives_the_same_vectors(trained, layered):
+    manifests = [
+        artefacts.read_manifest(trained / name, "graph_embeddings").meta
+        for name in ("graph_embeddings", layered.output)
+    ]
+    assert manifests[1]["inference"] == "layerwise"
+    assert "inference" not in manifests[0]
+    for name in manifests[0]["roles"]:
+        expected, found = (
+            read_table(trained / folder, name) for folder in ("graph_embeddings", "layered")
+        )
+        np.testing.assert_allclose(found.vectors, expected.vectors, rtol=1e-5, atol=1e-5)
+        for column, same in zip(found[:-1], expected[:-1], strict=True):
+            np.testing.assert_array_equal(column, same)
+        assert read_ids(trained / "layered", name) == read_ids(trained / "graph_embeddings", name)
+    assert len(read_ids(trained / "layered", "skill")) == 8
+    embedder = NodeEmbedder.open(trained)
+    vectors = embedder("receiver", "member", np.array([33, 2]))
+    table = read_table(trained / "layered", "member.receiver")
+    np.testing.assert_allclose(vectors, table.vectors[[33, 2]], rtol=1e-5, atol=1e-5)
+
+
+def test_a_killed_layerwise_export_goes_on_with_the_same_bytes(
+    trained, layered, monkeypatch, caplog
+):
+    config = dataclasses.replace(layered, output="killed")
     write, written = StateFiles.write, []
 
     def dying_write(self, state, number, rows):
@@ -202,43 +232,19 @@ def test_layer_by_layer_gives_the_same_vectors_and_goes_on_after_a_kill(
     monkeypatch.setattr(StateFiles, "write", dying_write)
     with pytest.raises(KeyboardInterrupt):
         export_graph.run(config, trained)
-    scratch = trained / ".layered.states"
-    parts = len(list(scratch.rglob("part-*.npy")))
-    assert parts > 1
-    assert not (trained / "layered").exists()
-    (next(scratch.iterdir()) / "part-000001-1.partial").write_bytes(b"torn")
+    scratch = trained / ".killed.states"
+    parts = list(scratch.rglob("part-*.npy"))
+    assert len(parts) > 1
+    assert not (trained / "killed").exists()
+    (parts[0].parent / "part-000001-1.partial").write_bytes(b"torn")
     monkeypatch.setattr(StateFiles, "write", noting_write)
     with caplog.at_level(logging.INFO):
         export_graph.run(config, trained)
     assert {layer for _, layer, _ in written} == {1}
     assert "going on with" in caplog.text
     assert re.search(r"layer 1 of senders: \d+ nodes in .* nodes/s, .* fill \d+\.\d %", caplog.text)
-    rest = len(written)
     assert not scratch.exists()
-    whole = dataclasses.replace(config, output="undisturbed")
-    written.clear()
-    export_graph.run(whole, trained)
-    assert len(written) == parts + rest
-    assert tables_of(trained, "layered") == tables_of(trained, "undisturbed")
-
-    manifests = [
-        artefacts.read_manifest(trained / name, "graph_embeddings").meta
-        for name in ("graph_embeddings", "layered")
-    ]
-    assert manifests[1]["inference"] == "layerwise"
-    assert "inference" not in manifests[0]
-    for name in manifests[0]["roles"]:
-        expected, found = (
-            read_table(trained / folder, name) for folder in ("graph_embeddings", "layered")
-        )
-        np.testing.assert_allclose(found.vectors, expected.vectors, rtol=1e-5, atol=1e-5)
-        for column, same in zip(found[:-1], expected[:-1], strict=True):
-            np.testing.assert_array_equal(column, same)
-        assert read_ids(trained / "layered", name) == read_ids(trained / "graph_embeddings", name)
-    embedder = NodeEmbedder.open(trained)
-    vectors = embedder("receiver", "member", np.array([33, 2]))
-    table = read_table(trained / "layered", "member.receiver")
-    np.testing.assert_allclose(vectors, table.vectors[[33, 2]], rtol=1e-5, atol=1e-5)
+    assert tables_of(trained, "killed") == tables_of(trained, "layered")
 
 
 def test_all_neighbours_are_for_layerwise_alone():

@@ -121,10 +121,11 @@ def test_equals_it_with_few_neighbours_where_no_relation_is_within_a_type(
 def test_a_node_has_the_neighbours_of_the_hop_where_it_is_read(store, tmp_path):
     """As around one seed alone; among other seeds, a neighbour that is one keeps the seed's."""
     both = Both(store, sampling_of(store, 3, 1))
+    together = both.sampled("sender", "member")
     (found,) = both.layered(tmp_path, ("sender", "member"))
     alone = np.concatenate([both.sampled("sender", "member", [node]) for node in range(6)])
     assert_equal(found[:6], alone)
-    assert np.abs(found - both.sampled("sender", "member")).max() > 0.01
+    assert np.abs(found - together).max() > 0.01
 
 
 def by_loops(world, both, hidden, number):
