@@ -6,7 +6,7 @@ h'_v = W_o act(U [h_v; m_v]).
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import flax.linen as nn
@@ -123,20 +123,55 @@ class GraphEncoder(nn.Module):
             layer = GraphLayer(config, self.keys, types, name=f"layer_{number}")
             hidden = layer(subgraph, hidden, seed_type, rounds - number, train)
             outputs.append(hidden[seed_type][:num_seeds])
-        embedding = outputs[-1]
         if seed_type not in self.seed_types:
-            return embedding
-        if config.skip == "jumping_knowledge":
-            joined = jnp.concatenate(outputs, axis=-1)
-            embedding = nn.Dense(config.dim, use_bias=False, name="jump")(joined)
-        if config.batch_norm:
-            norm = MaskedBatchNorm(config.norm_momentum, self.axis_name, name=f"norm_{seed_type}")
-            mask = jnp.asarray(subgraph.nodes[seed_type].mask)[:num_seeds]
-            embedding = norm(embedding, mask, train)
-        if config.unit_norm:
-            square = jnp.sum(embedding**2, axis=-1, keepdims=True)
-            embedding = embedding * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
-        return embedding
+            return outputs[-1]
+        mask = jnp.asarray(subgraph.nodes[seed_type].mask)[:num_seeds]
+        return _ending(config, self.axis_name, seed_type, outputs, mask, train)
+
+
+class EncoderEnding(nn.Module):
+    """What follows the layers of a `GraphEncoder`, with its parameters.
+
+    Attributes:
+      config: Of the encoder.
+      node_type: One of its seed types.
+    """
+
+    config: GraphEncoderConfig
+    node_type: str
+
+    @nn.compact
+    def __call__(self, outputs: Sequence[Float[Array, "S D"]]) -> Float[Array, "S E"]:
+        """Embeddings by the running statistics.
+
+        Args:
+          outputs: Rows of the same nodes before the first layer, after it, and so on; the last
+            alone where nothing joins them.
+        """
+        mask = jnp.ones(outputs[-1].shape[0], bool)
+        return _ending(self.config, None, self.node_type, outputs, mask, train=False)
+
+
+def _ending(
+    config: GraphEncoderConfig,
+    axis_name: str | None,
+    seed_type: str,
+    outputs: Sequence[Float[Array, "S D"]],
+    mask: Bool[Array, " S"],
+    train: bool,
+) -> Float[Array, "S E"]:
+    """Its submodules belong to the module that calls it."""
+    embedding = outputs[-1]
+    if config.skip == "jumping_knowledge":
+        joined = jnp.concatenate(outputs, axis=-1)
+        embedding = nn.Dense(config.dim, use_bias=False, name="jump")(joined)
+    if config.batch_norm:
+        norm = MaskedBatchNorm(config.norm_momentum, axis_name, name=f"norm_{seed_type}")
+        embedding = norm(embedding, mask, train)
+    if config.unit_norm:
+        square = jnp.sum(embedding**2, axis=-1, keepdims=True)
+        embedding = embedding * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
+    return embedding
 
 
 class MaskedBatchNorm(nn.Module):

@@ -78,12 +78,11 @@ class GraphModel(nn.Module):
             each.node_type: SliceLayer(each, dim, activation, name=f"features_{each.node_type}")
             for each in self.features
         }
-        senders, receivers = (_seed_types(self, role) for role in ROLES)
         if self.config.encoder.dual:
-            self.sender_encoder = self._encoder(senders, "encoder_sender")
-            self.receiver_encoder = self._encoder(receivers, "encoder_receiver")
+            self.sender_encoder = self._encoder("sender")
+            self.receiver_encoder = self._encoder("receiver")
         else:
-            self.sender_encoder = self.receiver_encoder = self._encoder(senders, "encoder")
+            self.sender_encoder = self.receiver_encoder = self._encoder("sender")
         layout = match_layout(self.config.decoder, self.features)
         self.match = None if layout is None else MatchEncoder(layout)
         self.decoders = {
@@ -133,17 +132,23 @@ class GraphModel(nn.Module):
         linked = {getattr(t, other) for t in self.tasks if getattr(t, role) == seed_type}
         return tuple(sorted(linked))
 
-    def _encoder(self, seed_types: tuple[str, ...], name: str) -> GraphEncoder:
+    def _encoder(self, role: Role) -> GraphEncoder:
+        seed_types, name = seed_types_of(self, role), encoder_name(self, role)
         return GraphEncoder(self.config.encoder, self.keys, seed_types, self.axis_name, name=name)
+
+
+def encoder_name(model: GraphModel, role: Role) -> str:
+    """Where the parameters of a role's encoder stand; both roles may share them."""
+    return f"encoder_{role}" if model.config.encoder.dual else "encoder"
 
 
 def rounds_of(model: GraphModel, role: Role, node_type: str) -> int:
     """Layers of a role's encoder that update nodes of a type."""
-    seed_types = _seed_types(model, role)
+    seed_types = seed_types_of(model, role)
     return num_rounds(model.keys, seed_types, model.config.encoder.layers, node_type)
 
 
-def _seed_types(model: GraphModel, role: Role) -> tuple[str, ...]:
+def seed_types_of(model: GraphModel, role: Role) -> tuple[str, ...]:
     """What the encoder of a role takes through all of its layers."""
     roles = (role,) if model.config.encoder.dual else ROLES
     return tuple(sorted({getattr(task, each) for task in model.tasks for each in roles}))

@@ -10,13 +10,15 @@ exported. The manifest lists what a score needs under `scores_need`.
 """
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float32, Int32
 
 from star_jax import artefacts
 from star_jax.config import InputError
@@ -24,18 +26,20 @@ from star_jax.embeddings.table import EmbeddingTable, write_shard
 from star_jax.graph.decoders import DecoderConfig
 from star_jax.graph.model import ROLES, Role, rounds_of
 from star_jax.graph.schema import parse_key
-from star_jax.graph.store import GraphStore
 from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.pipeline.graph_buckets import Shapes
 from star_jax.pipeline.graph_embedding import (
     Embedder,
     Seeds,
+    SplitView,
     fanouts_of,
-    splits_until,
-    view_of_splits,
-    visible_until,
+    split_view,
 )
+from star_jax.pipeline.graph_layers import LayerEncoder, WhichNeighbours
 from star_jax.pipeline.graph_model import GraphModelFile, TrainedGraph, open_trained
+from star_jax.pipeline.graph_states import StateFiles, complete
 from star_jax.pipeline.tables.read import read_nodes
+from star_jax.pipeline.text_parts import alone, clear
 from star_jax.train.reporter import Progress
 
 KIND = "graph_embeddings"
@@ -56,6 +60,14 @@ class GraphExportConfig:
         "attributes", nothing but their features.
       visible: The last split whose edges and texts the vectors may tell of; "val" is what
         `evaluate` lets the test pairs see.
+      inference: "sampled": every node from a sample of its own around it, whose size grows with
+        the product of the fanouts. "layerwise": all nodes through one layer after the other, so
+        that the work grows with their sum; an interrupted export goes on. The states between the
+        layers take 4 bytes times the model's width for every node, layer and role, in
+        `W/.<output>.states` until the tables are there. The vectors are those of "sampled" but
+        for rounding, and for what `star_jax.pipeline.graph_layers` says.
+      neighbours: "all", for layerwise: every visible neighbour of the relations that the encoder
+        reads at a hop, however many the fanouts name.
       part_nodes: Nodes embedded and written at a time: the rows of one file.
       model: Folder of the trained model.
       output: Folder of the tables.
@@ -64,6 +76,8 @@ class GraphExportConfig:
     node_types: tuple[str, ...] = ()
     other_role: Role = "sender"
     visible: Literal["train", "val", "test"] = "val"
+    inference: Literal["sampled", "layerwise"] = "sampled"
+    neighbours: WhichNeighbours = "fanout"
     part_nodes: int = 1 << 17
     model: str = "graph_model"
     output: str = "graph_embeddings"
@@ -71,6 +85,10 @@ class GraphExportConfig:
     def __post_init__(self) -> None:
         if self.part_nodes < 1:
             raise ValueError(f"part_nodes {self.part_nodes} must be >= 1")
+        if self.neighbours == "all" and self.inference != "layerwise":
+            raise ValueError(
+                f"neighbours 'all' is for inference 'layerwise', inference is {self.inference!r}"
+            )
 
 
 class Target(NamedTuple):
@@ -127,61 +145,110 @@ def scores_need(config: DecoderConfig) -> list[str]:
     return ["embeddings", *(["match vectors"] if config.match.enabled else []), "decoder"]
 
 
+class _Export(NamedTuple):
+    """What an export is made from."""
+
+    config: GraphExportConfig
+    workdir: Path
+    trained: TrainedGraph
+    targets: list[Target]
+    view: SplitView
+
+
+_Part = tuple[Int32[np.ndarray, " N"], Float32[np.ndarray, "N E"]]
+"""Nodes and their vectors."""
+
+
 def run(config: GraphExportConfig, workdir: Path) -> None:
     """Embeds all nodes part by part, then puts all tables in place at once."""
     trained = open_trained(workdir, config.model, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
-    wanted = targets(trained.file, config)
-    embedder = Embedder(trained.model, trained.file.sampling)
-    view = _view(trained.store, config.visible)
+    wanted, view = targets(trained.file, config), split_view(trained.store, config.visible)
+    export = _Export(config, workdir, trained, wanted, view)
+    if config.inference == "sampled":
+        embedder = Embedder(trained.model, trained.file.sampling)
+        _write(export, functools.partial(_sampled, export, embedder))
+        return
+    scratch = workdir / f".{config.output}.states"
+    with alone(scratch):
+        _write(export, _layerwise(export, scratch))
+        clear(scratch)
+
+
+def _write(export: _Export, parts_of: Callable[[Target], Iterator[_Part]]) -> None:
+    config, workdir, trained = export.config, export.workdir, export.trained
     with artefacts.writing(workdir / config.output, KIND) as partial:
         sizes = {}
-        for target in wanted:
+        for target in export.targets:
             ids = read_nodes(workdir / "tables", target.node_type)["id"].to_pylist()
             sizes[target.table] = len(ids)
-            made = _tables(trained, embedder, view, target, config.part_nodes)
-            for shard, table in enumerate(made):
-                names = [ids[node] for node in table.entity.tolist()]
+            for shard, (nodes, vectors) in enumerate(parts_of(target)):
+                no_text = np.full(len(nodes), -1, np.int32)
+                time = np.full(len(nodes), export.view.time, np.int64)
+                names = [ids[node] for node in nodes.tolist()]
+                table = EmbeddingTable(nodes, no_text, time, vectors)
                 write_shard(partial / target.table, shard, names, table)
         meta = {
             "model": artefacts.digest(workdir / config.model),
             "graph": trained.store.version,
             "visible": config.visible,
             "embedding_size": trained.file.model.encoder.dim,
-            "roles": {target.table: target.role for target in wanted},
-            "rounds": {t.table: rounds_of(trained.model, t.role, t.node_type) for t in wanted},
+            "roles": {target.table: target.role for target in export.targets},
+            "rounds": {
+                t.table: rounds_of(trained.model, t.role, t.node_type) for t in export.targets
+            },
             "scores_need": scores_need(trained.file.model.decoder),
             "num_nodes": sizes,
         }
+        if config.inference == "layerwise":
+            meta |= {"inference": config.inference, "neighbours": config.neighbours}
         artefacts.set_meta(partial, meta)
     _log.info("wrote %s", ", ".join(f"{n} {t}" for t, n in sizes.items()))
 
 
-class _View(NamedTuple):
-    """The graph as it is seen just after the last visible edge."""
-
-    store: GraphStore
-    splits: int
-    time: int
-
-
-def _view(store: GraphStore, visible: str) -> _View:
-    splits = splits_until(visible)
-    seen = view_of_splits(store, splits)
-    return _View(seen, splits, visible_until(seen, splits))
-
-
-def _tables(
-    trained: TrainedGraph, embedder: Embedder, view: _View, target: Target, part_nodes: int
-) -> Iterator[EmbeddingTable]:
-    """Vectors of all nodes of a type, so many nodes at a time."""
+def _sampled(export: _Export, embedder: Embedder, target: Target) -> Iterator[_Part]:
+    """Vectors of all nodes of a type, so many nodes at a time, each from its own sample."""
+    view, part_nodes = export.view, export.config.part_nodes
     total = view.store.num_nodes[target.node_type]
     progress = Progress(f"export-graph {target.table}", float(total), "nodes")
     for start in range(0, max(total, 1), part_nodes):
         nodes = np.arange(start, min(start + part_nodes, total), dtype=np.int32)
         seeds = Seeds(nodes, None, np.full(len(nodes), view.time, np.int64))
         sampled = embedder.prepare(view.store, target.role, target.node_type, seeds, view.splits)
-        vectors = embedder(trained.variables, target.role, target.node_type, sampled)
-        yield EmbeddingTable(
-            nodes, np.full(len(nodes), -1, np.int32), seeds.time, np.asarray(vectors.embedding)
-        )
+        vectors = embedder(export.trained.variables, target.role, target.node_type, sampled)
+        yield nodes, np.asarray(vectors.embedding)
         progress.advance(float(len(nodes)), float(len(nodes)))
+
+
+def _layerwise(export: _Export, scratch: Path) -> Callable[[Target], Iterator[_Part]]:
+    """The same from the states of all nodes, which are there when this returns."""
+    config, trained, view = export.config, export.trained, export.view
+    shapes = Shapes()
+    encoder = LayerEncoder(
+        trained.model,
+        trained.variables,
+        trained.file.sampling,
+        view,
+        neighbours=config.neighbours,
+        shapes=shapes,
+    )
+    files = StateFiles(
+        scratch,
+        {
+            "model": artefacts.digest(export.workdir / config.model),
+            "graph": trained.store.version,
+            "view": [config.visible, config.neighbours],
+            "plan": list(shapes),
+        },
+        num_nodes=view.store.num_nodes,
+        part_nodes=config.part_nodes,
+        size=trained.file.model.encoder.dim,
+    )
+    outputs = {t: encoder.outputs(t.role, t.node_type) for t in export.targets}
+    complete(encoder, files, [state for states in outputs.values() for state in states])
+
+    def parts_of(target: Target) -> Iterator[_Part]:
+        for nodes in files.parts(outputs[target][-1]):
+            rows = [files.read(state, nodes) for state in outputs[target]]
+            yield nodes, encoder.vectors(target.role, target.node_type, rows)
+
+    return parts_of

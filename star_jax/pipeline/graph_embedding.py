@@ -25,8 +25,10 @@ from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import SPLIT_CODES
 from star_jax.shapes import NO_TIME, PyTree
 
+KEY = 0
+"""Of all draws: a node looks the same in every batch."""
+
 _MOST_SEEDS = 1024  # Of one batch.
-_KEY = 0  # Of all draws: a node looks the same in every batch.
 _BLOCK_PAIRS = 1 << 14
 
 
@@ -72,6 +74,21 @@ def view_of_splits(store: GraphStore, visible_splits: int) -> GraphStore:
         for name, versions in store.text_versions.items()
     }
     return view
+
+
+class SplitView(NamedTuple):
+    """The graph as it is seen just after the last visible edge."""
+
+    store: GraphStore
+    splits: int
+    time: int
+
+
+def split_view(store: GraphStore, visible: str) -> SplitView:
+    """What may be seen of all edges and texts up to those of the split `visible`."""
+    splits = splits_until(visible)
+    seen = view_of_splits(store, splits)
+    return SplitView(seen, splits, visible_until(seen, splits))
 
 
 def fanouts_of(model: GraphModel, sampling: Sampling, role: Role, node_type: str) -> Fanouts:
@@ -130,7 +147,7 @@ class Embedder:
                     visible_splits=visible_splits,
                     fanouts=fanouts,
                     budget=budget,
-                    key=_KEY,
+                    key=KEY,
                     sampler=self._sampling.sampler,
                     use_time=False,
                     **batch._asdict(),

@@ -19,9 +19,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int, Int64
 
-from star_jax.embeddings.reuse import read_vectors
-
-_PARTIAL = ".partial"
+from star_jax.embeddings.reuse import read_vectors, write_vectors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,12 +95,7 @@ class Parts:
 
     def write(self, number: int, vectors: Float32[np.ndarray, "N E"]) -> None:
         """Stores a part: whole, or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.paths[number]
-        partial = path.with_name(f"{path.stem}-{os.getpid()}{_PARTIAL}")
-        with partial.open("wb") as file:
-            np.save(file, vectors)
-        partial.replace(path)
+        write_vectors(self.paths[number], vectors)
 
     def check(self) -> None:
         """Reads the shape of every part.

@@ -1,6 +1,8 @@
 """A trained graph model: what it learned, how it scores, and the tables it leaves."""
 
 import dataclasses
+import logging
+import re
 import shutil
 
 import jax
@@ -17,8 +19,10 @@ from star_jax.graph.model import match_layout
 from star_jax.jobs import export_graph, train_graph
 from star_jax.jobs.export_graph import GraphExportConfig
 from star_jax.pipeline.graph_embedding import Seeds, distinct, splits_before, visible_until
+from star_jax.pipeline.graph_layers import NodeEmbedder
 from star_jax.pipeline.graph_model import read_model_file
 from star_jax.pipeline.graph_scoring import GraphPairScorer, SplitScoring
+from star_jax.pipeline.graph_states import StateFiles
 from star_jax.pipeline.tables.read import read_pairs, read_ranking
 from tests.jobs import graph_runs, tiny_graph
 
@@ -164,6 +168,88 @@ def test_a_type_that_is_no_end_of_a_task_is_exported_too(trained):
         read_table(trained / name, "job").vectors for name in ("more", "graph_embeddings")
     )
     np.testing.assert_allclose(again, before, atol=2e-6)
+
+
+def tables_of(workdir, output):
+    return {
+        path.relative_to(workdir / output).as_posix(): path.read_bytes()
+        for path in sorted((workdir / output).rglob("*"))
+        if path.is_file() and path.name != artefacts.MANIFEST
+    }
+
+
+@pytest.fixture(scope="module")
+def layered(trained):
+    """The ends of all tasks in both roles, and a type that is none, layer by layer."""
+    config = GraphExportConfig(
+        node_types=("member", "job", "recruiter", "skill"),
+        inference="layerwise",
+        part_nodes=25,
+        output="layered",
+    )
+    export_graph.run(config, trained)
+    assert not (trained / ".layered.states").exists()
+    return config
+
+
+def test_layer_by_layer_gives_the_same_vectors(trained, layered):
+    manifests = [
+        artefacts.read_manifest(trained / name, "graph_embeddings").meta
+        for name in ("graph_embeddings", layered.output)
+    ]
+    assert manifests[1]["inference"] == "layerwise"
+    assert "inference" not in manifests[0]
+    for name in manifests[0]["roles"]:
+        expected, found = (
+            read_table(trained / folder, name) for folder in ("graph_embeddings", "layered")
+        )
+        np.testing.assert_allclose(found.vectors, expected.vectors, rtol=1e-5, atol=1e-5)
+        for column, same in zip(found[:-1], expected[:-1], strict=True):
+            np.testing.assert_array_equal(column, same)
+        assert read_ids(trained / "layered", name) == read_ids(trained / "graph_embeddings", name)
+    assert len(read_ids(trained / "layered", "skill")) == 8
+    embedder = NodeEmbedder.open(trained)
+    vectors = embedder("receiver", "member", np.array([33, 2]))
+    table = read_table(trained / "layered", "member.receiver")
+    np.testing.assert_allclose(vectors, table.vectors[[33, 2]], rtol=1e-5, atol=1e-5)
+
+
+def test_a_killed_layerwise_export_goes_on_with_the_same_bytes(
+    trained, layered, monkeypatch, caplog
+):
+    config = dataclasses.replace(layered, output="killed")
+    write, written = StateFiles.write, []
+
+    def dying_write(self, state, number, rows):
+        if state.layer == 1 and number == 1:
+            raise KeyboardInterrupt
+        write(self, state, number, rows)
+
+    def noting_write(self, state, number, rows):
+        written.append((state.node_type, state.layer, number))
+        write(self, state, number, rows)
+
+    monkeypatch.setattr(StateFiles, "write", dying_write)
+    with pytest.raises(KeyboardInterrupt):
+        export_graph.run(config, trained)
+    scratch = trained / ".killed.states"
+    parts = list(scratch.rglob("part-*.npy"))
+    assert len(parts) > 1
+    assert not (trained / "killed").exists()
+    (parts[0].parent / "part-000001-1.partial").write_bytes(b"torn")
+    monkeypatch.setattr(StateFiles, "write", noting_write)
+    with caplog.at_level(logging.INFO):
+        export_graph.run(config, trained)
+    assert {layer for _, layer, _ in written} == {1}
+    assert "going on with" in caplog.text
+    assert re.search(r"layer 1 of senders: \d+ nodes in .* nodes/s, .* fill \d+\.\d %", caplog.text)
+    assert not scratch.exists()
+    assert tables_of(trained, "killed") == tables_of(trained, "layered")
+
+
+def test_all_neighbours_are_for_layerwise_alone():
+    with pytest.raises(ValueError, match="'all' is for inference 'layerwise'"):
+        GraphExportConfig(neighbours="all")
 
 
 def test_the_manifest_says_what_the_vectors_alone_do_not_give(trained):

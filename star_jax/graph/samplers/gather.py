@@ -73,11 +73,14 @@ def gather(
             categorical=_features(store.categorical[name], node, real),
             dense=_features(store.dense[name], node, real),
         )
-    hops = tuple(
-        {table.key: _neighbours(table, expansion.slots) for table in tables}
-        for tables in layout.hops
+    return Subgraph(nodes, neighbours_of(layout, expansion.slots)), dropped
+
+
+def neighbours_of(layout: Layout, slots: kernels.Slots) -> tuple[dict[str, Neighbours], ...]:
+    """The neighbour tables of every hop, as views of the slots."""
+    return tuple(
+        {table.key: _neighbours(table, slots) for table in tables} for tables in layout.hops
     )
-    return Subgraph(nodes, hops), dropped
 
 
 def _neighbours(table: Table, slots: kernels.Slots) -> Neighbours:
