@@ -15,7 +15,6 @@ from star_jax.config import to_json
 from star_jax.graph.model import init_model
 from star_jax.graph.store import GraphStore
 from star_jax.parallel.mesh import make_mesh
-from star_jax.parallel.rules import FSDP_RULES
 from star_jax.pipeline.graph_adaptive import AdaptiveBatches, AdaptiveValidation, GraphValidate
 from star_jax.pipeline.graph_model import (
     CHECKPOINTS,
@@ -26,12 +25,19 @@ from star_jax.pipeline.graph_model import (
     open_store,
 )
 from star_jax.pipeline.graph_streams import count_pairs
-from star_jax.pipeline.graph_training import GraphData, GraphTrainConfig, describe, make_model_loss
+from star_jax.pipeline.graph_training import (
+    GraphData,
+    GraphTrainConfig,
+    describe,
+    graph_rules,
+    make_graph_optimizer,
+    make_model_loss,
+)
 from star_jax.pipeline.tables.read import TablesMeta, read_meta
 from star_jax.train.begun import check_begun, note_begun
 from star_jax.train.checkpoints import Checkpointer, tree_digest
 from star_jax.train.loop import Trained, Validate, measure, train
-from star_jax.train.optimizers import learning_rate, make_optimizer, warmup_steps
+from star_jax.train.optimizers import learning_rate, warmup_steps
 from star_jax.train.plan import PLAN, Plan, settle
 from star_jax.train.reporter import Reporter
 from star_jax.train.state import create_state
@@ -52,7 +58,8 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
         artefacts.read_manifest(folder, KIND)
         _log.info("%s is trained already", folder)
         return
-    store = open_store(workdir, config.model.features.text)
+    features = config.model.features
+    store = open_store(workdir, features.text, min_edges=features.identity_min_edges)
     file = describe(config, workdir, store, meta)
     note_begun(folder / JOB, config, inputs)
     artefacts.write_text(folder / MODEL, to_json(file))
@@ -81,9 +88,9 @@ def _train(
     mesh = make_mesh(config.mesh)
     model = file.build()
     params, statistics = init_model(model, config.seed)
-    optimizer = make_optimizer(config.optimizer)
+    optimizer, rules = make_graph_optimizer(config, model), graph_rules(config)
     state = create_state(
-        params, optimizer, seed=config.seed, mesh=mesh, rules=FSDP_RULES, statistics=statistics
+        params, optimizer, seed=config.seed, mesh=mesh, rules=rules, statistics=statistics
     )
     _log.info("%s parameters on %d device(s)", f"{trees.count(params):,}", mesh.size)
     step = make_step(

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Key, Num
 
 from star_jax.parallel.rules import batch_shardings, put, replicated
 from star_jax.shapes import PyTree
-from star_jax.train.state import TrainState
+from star_jax.train.rows import RowOptimizer
+from star_jax.train.state import Optimizer, TrainState
 
 Metrics = Mapping[str, Num[Array, ""]]
 
@@ -43,7 +44,7 @@ class Step:
     def __init__(
         self,
         loss_fn: StatefulLossFn,
-        optimizer: optax.GradientTransformation,
+        optimizer: Optimizer,
         *,
         state: TrainState,
         mesh: Mesh,
@@ -58,16 +59,23 @@ class Step:
             state: TrainState, frozen: PyTree, batch: Masked, rate: Float[Array, ""]
         ) -> tuple[TrainState, Metrics]:
             key = jax.random.fold_in(state.rng, state.step)
+            part, rows = state, None
+            if isinstance(optimizer, RowOptimizer):  # On the rows that the batch reads.
+                taken = optimizer.take(batch, state.trainable, state.opt_state)
+                batch, rows = taken.batch, taken.rows
+                part = state._replace(trainable=taken.trainable, opt_state=taken.opt_state)
             gradient = _one_gradient if accumulate == 1 else _mean_gradient
-            grads, metrics, statistics = gradient(loss_fn, state, frozen, batch, key)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+            grads, metrics, statistics = gradient(loss_fn, part, frozen, batch, key)
+            updates, opt_state = optimizer.update(grads, part.opt_state, part.trainable)
             updates = jax.tree.map(lambda update: -rate * update, updates)
-            trainable = optax.apply_updates(state.trainable, updates)
+            changed: Any = (optax.apply_updates(part.trainable, updates), opt_state)
+            if isinstance(optimizer, RowOptimizer):
+                changed = optimizer.put(rows, changed, (state.trainable, state.opt_state))
             metrics = dict(metrics) | {"gradient_norm": optax.tree.norm(grads)}
             return state._replace(
                 step=state.step + 1,
-                trainable=trainable,
-                opt_state=opt_state,
+                trainable=changed[0],
+                opt_state=changed[1],
                 statistics=statistics,
             ), metrics
 
@@ -99,7 +107,7 @@ class Step:
 
 def make_step(
     loss_fn: LossFn | StatefulLossFn,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
     state: TrainState,
     mesh: Mesh,
@@ -111,7 +119,8 @@ def make_step(
 
     Args:
       loss_fn: Its loss is a mean over the rows of `batch.mask`.
-      optimizer: From `make_optimizer`: the learning rate is multiplied in here.
+      optimizer: From `make_optimizer` or `make_row_optimizer`: the learning rate is multiplied
+        in here.
       state: Placed on the mesh; says how the results are sharded.
       mesh: The devices.
       accumulate: Microbatches per update. Their gradients are averaged with the number of real
