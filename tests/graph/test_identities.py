@@ -54,7 +54,7 @@ def test_two_hashes_tell_nodes_apart():
     np.testing.assert_array_equal(rows[:3], [[871, 542], [732, 219], [78, 604]])
 
 
-def test_a_hashed_node_has_the_mean_variance_sum_of_its_rows():
+def test_a_hashed_node_has_the_sum_of_its_rows_with_the_variance_of_one():
     table = np.random.default_rng(0).normal(size=(NUM_ROWS, 4)).astype(np.float32)
     subgraph = random_subgraph("job")
     plain = subgraph.nodes["skill"]
