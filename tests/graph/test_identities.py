@@ -123,9 +123,9 @@ def test_rows_are_named_for_every_table(match):
 
 
 def one_task(batch):
-    """The first one, with padding among the senders' skills."""
+    """The first one, with padding among the skills."""
     pairs = batch.tasks["apply"]
-    pairs = pairs._replace(sender=padded(pairs.sender))
+    pairs = pairs._replace(sender=padded(pairs.sender), receiver=padded(pairs.receiver))
     return batch._replace(tasks={"apply": pairs}, mask=pairs.mask)
 
 
@@ -147,6 +147,27 @@ def padded(subgraph):
     )
     nodes = subgraph.nodes | {"skill": skills._replace(node=node, mask=mask)}
     return subgraph._replace(nodes=nodes, hops=hops)
+
+
+def test_a_batch_reads_the_rows_of_its_real_nodes_each_once():
+    batch = one_task(batch_of(0))
+    model = model_of()
+    model = model.clone(features=(*model.features[:2], FEATURES[2]))
+    part, rows = jax.jit(rows_read(model))(batch)
+    whole, part = (
+        [getattr(each.tasks["apply"], role).nodes["skill"] for role in ("sender", "receiver")]
+        for each in (batch, part)
+    )
+    real = np.concatenate([table.node[table.mask] for table in whole])
+    expected = np.unique(real)
+    assert len(expected) < len(real)
+    assert 0 not in expected  # What padding points to.
+    found = np.asarray(rows["features_skill"]["identity_embedding"])
+    np.testing.assert_array_equal(found[: len(expected)], expected)
+    assert (found[len(expected) :] == 12).all()
+    for table, changed in zip(whole, part, strict=True):
+        named = found[np.asarray(changed.identity)[..., 0]]
+        np.testing.assert_array_equal(named, np.where(table.mask, table.node, 12))
 
 
 def test_a_type_that_a_batch_has_no_node_of_is_no_problem():
