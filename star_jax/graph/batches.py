@@ -16,11 +16,13 @@ class NodeTable(NamedTuple):
 
     node: Int[HostOrDevice, " R"]  # Global index; 0 on padding.
     mask: Bool[HostOrDevice, " R"]
-    seen: Bool[HostOrDevice, " R"]  # Some edge that training may see ends in it.
+    seen: Bool[HostOrDevice, " R"]  # Enough edges that training may see end in it.
     text_row: Int[HostOrDevice, " R"]  # Row of `texts`; -1 where no text was known at the time.
     texts: Float[HostOrDevice, "U E"]  # Each vector once per batch; E is 0 without text features.
     categorical: Int[HostOrDevice, "R C"]
     dense: Float[HostOrDevice, "R D"]
+    # Rows of the identity tables whose sum is the node's; None: the one of its number.
+    identity: Int[HostOrDevice, "R reads"] | None = None
 
 
 class Neighbours(NamedTuple):

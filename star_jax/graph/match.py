@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from star_jax.graph.batches import Neighbours, Subgraph
-from star_jax.graph.features import text_of
+from star_jax.graph.features import look_up, text_of
 from star_jax.graph.schema import parse_key
 from star_jax.graph.segments import hop_blocks
 
@@ -50,7 +50,7 @@ class MatchLayout:
     """Where the parts of a match vector stand, the same for both roles.
 
     Attributes:
-      signatures: (node type, number of nodes) of every type with signatures.
+      signatures: (node type, number of rows) of every type with signatures.
       width: Of the parts that are means of signatures.
       text_width: Of the text parts; 0 without text features.
     """
@@ -118,7 +118,7 @@ class MatchEncoder(nn.Module):
         for name, table in self.tables.items():
             rows = {}
             if name in subgraph.nodes:
-                rows = {name: table[jnp.asarray(subgraph.nodes[name].node)]}
+                rows = {name: look_up(table, subgraph.nodes[name])}
             parts[f"near/{name}"] = _mean(subgraph, 0, seed_type, rows, num_seeds, width)
             for partner, found in inner.items():
                 found.append(_all_hops(subgraph, partner, rows, blocks[partner], width))

@@ -14,6 +14,7 @@ from star_jax.graph.batches import HostOrDevice, Neighbours, NodeTable, PairBatc
 from star_jax.graph.decoders import Decoder, DecoderConfig, SeedVectors
 from star_jax.graph.encoder import GraphEncoder, GraphEncoderConfig, num_rounds
 from star_jax.graph.features import FeatureConfig, NodeFeatures, SliceLayer
+from star_jax.graph.identities import batch_rows, by_table, with_rows
 from star_jax.graph.match import MatchEncoder, MatchLayout
 from star_jax.losses.bce import binary_cross_entropy
 from star_jax.losses.in_batch import in_batch_softmax
@@ -113,6 +114,7 @@ class GraphModel(nn.Module):
     def embed(self, subgraph: Subgraph, role: Role, seed_type: str, train: bool) -> SeedVectors:
         """One row per seed, padding seeds included; no match part for what is no end of a task."""
         encoder = self.sender_encoder if role == "sender" else self.receiver_encoder
+        subgraph = with_rows(subgraph, self.features)
         hidden = {name: self.slices[name](nodes) for name, nodes in subgraph.nodes.items()}
         embedding = encoder(subgraph, hidden, seed_type, train)
         partners = self._partners(role, seed_type)
@@ -197,6 +199,33 @@ def _smallest_subgraph(model: GraphModel) -> Subgraph:
     return Subgraph(nodes, tuple(dict.fromkeys(model.keys, edge) for _ in range(layers)))
 
 
+def rows_read(model: GraphModel) -> Callable[[GraphBatch], tuple[GraphBatch, PyTree]]:
+    """What an update by rows asks of a batch.
+
+    Returns:
+      Batch -> the batch that reads from the taken rows alone, and which rows to take, by table.
+    """
+    signatures = match_layout(model.config.decoder, model.features) is not None
+
+    def read(batch: GraphBatch) -> tuple[GraphBatch, PyTree]:
+        tasks, rows = batch_rows(batch.tasks, model.features)
+        return batch._replace(tasks=tasks), by_table(rows, signatures=signatures)
+
+    return read
+
+
+def _of_size(model: GraphModel, params: PyTree) -> GraphModel:
+    """The model with as many identities as the parameters hold: all rows, or those of a batch."""
+
+    def of_type(features: NodeFeatures) -> NodeFeatures:
+        if not features.num_identities:
+            return features
+        table = params[f"features_{features.node_type}"]["identity_embedding"]
+        return dataclasses.replace(features, num_identities=table.shape[0])
+
+    return model.clone(features=tuple(of_type(each) for each in model.features))
+
+
 StatefulLoss = Callable[
     [PyTree, PyTree, PyTree, GraphBatch, Key[Array, ""]],
     tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], PyTree]],
@@ -223,12 +252,16 @@ def make_loss(
         key: Key[Array, ""],
         axis_name: str | None,
     ) -> Any:
-        logits, updated = model.clone(axis_name=axis_name).apply(
-            {"params": params, "batch_stats": statistics},
-            tasks,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
+        logits, updated = (
+            _of_size(model, params)
+            .clone(axis_name=axis_name)
+            .apply(
+                {"params": params, "batch_stats": statistics},
+                tasks,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": key},
+            )
         )
         return logits, updated.get("batch_stats", statistics)
 

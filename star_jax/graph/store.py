@@ -105,9 +105,10 @@ class TextVersions(NamedTuple):
 class GraphStore:
     """One immutable graph. Arrays are read-only maps of files, so that threads share them."""
 
-    def __init__(self, folder: Path, text: TextSource) -> None:
+    def __init__(self, folder: Path, text: TextSource, min_edges: int) -> None:
         self.folder = folder
         self.text = text
+        self.min_edges = min_edges
         self.meta = from_json(GraphMeta, json.dumps(read_manifest(folder, "graph").meta))
         schema = self.meta.schema
         self.num_nodes = {name: node.count for name, node in schema.nodes.items()}
@@ -134,21 +135,23 @@ class GraphStore:
         }
 
     @classmethod
-    def open(cls, folder: Path, text: TextSource) -> "GraphStore":
+    def open(cls, folder: Path, text: TextSource, min_edges: int = 1) -> "GraphStore":
         """Opens the artefact `folder`.
 
         Args:
           folder: Output of `star build-graph`.
           text: Output of `star export-text`; or node type -> width of zeros in place of its text
             vectors; None switches text features off.
+          min_edges: How many edges are enough for a node to be `seen`.
 
         Raises:
           InputError: An artefact is missing, or the text vectors belong to other tables.
         """
-        return cls(folder, text)
+        return cls(folder, text, min_edges)
 
-    def __reduce__(self) -> tuple[type["GraphStore"], tuple[Path, TextSource]]:
-        return GraphStore, (self.folder, self.text)  # Worker processes map the files anew.
+    def __reduce__(self) -> tuple[type["GraphStore"], tuple[Path, TextSource, int]]:
+        # Worker processes map the files anew.
+        return GraphStore, (self.folder, self.text, self.min_edges)
 
     @property
     def version(self) -> str:
@@ -156,9 +159,9 @@ class GraphStore:
         return self.meta.version
 
     def seen(self, node_type: str) -> Bool[np.ndarray, " N"]:
-        """Per node, whether an edge ends in it that is always visible or of the training split."""
+        """Per node, whether enough edges end in it that are always visible or of training."""
         if node_type not in self._seen:
-            self._seen[node_type] = _seen(self.adjacency[node_type])
+            self._seen[node_type] = _seen(self.adjacency[node_type], self.min_edges)
         return self._seen[node_type]
 
     def text_size(self, node_type: str) -> int:
@@ -168,14 +171,14 @@ class GraphStore:
         return self.text_vectors[node_type].shape[1]
 
 
-def _seen(adjacency: Adjacency) -> Bool[np.ndarray, " N"]:
+def _seen(adjacency: Adjacency, min_edges: int) -> Bool[np.ndarray, " N"]:
     seen = []
     for first in range(0, len(adjacency.bounds), _CHUNK_NODES):
         bounds = np.asarray(adjacency.bounds[first : first + _CHUNK_NODES], np.int64)
         begin, end = bounds[:, 0], bounds[:, -1]
         split = adjacency.flags[begin[0] : end[-1]] & SPLIT_BITS
         before = np.concatenate([[0], np.cumsum(split <= 1)])
-        seen.append(before[end - begin[0]] > before[begin - begin[0]])
+        seen.append(before[end - begin[0]] - before[begin - begin[0]] >= min_edges)
     return np.concatenate([np.zeros(0, np.bool_), *seen])
 
 

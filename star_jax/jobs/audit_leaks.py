@@ -144,7 +144,8 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
       InputError: A canary was seen, or none could have been.
     """
     meta = read_meta(workdir / "tables")
-    store = open_store(workdir, config.model.features.text)
+    features = config.model.features
+    store = open_store(workdir, features.text, min_edges=features.identity_min_edges)
     file = describe(config, workdir, store, meta)
     graph = _Graph.of(config, store)
     audit = _Audit(config, file, meta, _examples(config, workdir, file, graph, meta))
@@ -232,11 +233,11 @@ def _planted(
     options = BuildOptions(age_unit=store.meta.age_unit, text_kinds=store.meta.text_kind)
     with artefacts.writing(folder / "graph", "graph") as output:
         build(output, store.meta.schema, tables, store.meta.time_unit, options)
-    return GraphStore.open(folder / "graph", store.text)
+    return GraphStore.open(folder / "graph", store.text, store.min_edges)
 
 
 def _reached(store: GraphStore, clean: dict[str, PairBatch]) -> dict[str, Int[np.ndarray, " _"]]:
-    """Nodes in the samples that some training edge ends in: a canary does not make them so."""
+    """Nodes in the samples that enough training edges end in: a canary does not make them so."""
     found: dict[str, list[np.ndarray]] = {}
     for batch in clean.values():
         for role in ROLES:

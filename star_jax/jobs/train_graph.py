@@ -11,11 +11,10 @@ from pathlib import Path
 
 from star_jax import artefacts, trees
 from star_jax.config import to_json
-from star_jax.graph.engines.drawing import sampling_loss
+from star_jax.graph.engines.drawing import in_step
 from star_jax.graph.model import init_model
 from star_jax.graph.store import GraphStore
 from star_jax.parallel.mesh import make_mesh
-from star_jax.parallel.rules import FSDP_RULES
 from star_jax.pipeline.graph_adaptive import AdaptiveBatches, AdaptiveValidation, GraphValidate
 from star_jax.pipeline.graph_model import (
     CHECKPOINTS,
@@ -30,14 +29,16 @@ from star_jax.pipeline.graph_training import (
     GraphData,
     GraphTrainConfig,
     describe,
+    graph_rules,
     make_engine,
+    make_graph_optimizer,
     make_model_loss,
 )
 from star_jax.pipeline.tables.read import TablesMeta, read_meta
 from star_jax.train.begun import check_begun, note_begun
 from star_jax.train.checkpoints import Checkpointer, tree_digest
 from star_jax.train.loop import Trained, Validate, measure, train
-from star_jax.train.optimizers import learning_rate, make_optimizer, warmup_steps
+from star_jax.train.optimizers import learning_rate, warmup_steps
 from star_jax.train.plan import PLAN, Plan, settle
 from star_jax.train.reporter import Reporter
 from star_jax.train.state import create_state
@@ -58,7 +59,8 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
         artefacts.read_manifest(folder, KIND)
         _log.info("%s is trained already", folder)
         return
-    store = open_store(workdir, config.model.features.text)
+    features = config.model.features
+    store = open_store(workdir, features.text, min_edges=features.identity_min_edges)
     file = describe(config, workdir, store, meta)
     note_begun(folder / JOB, config, inputs)
     artefacts.write_text(folder / MODEL, to_json(file))
@@ -87,16 +89,20 @@ def _train(
     mesh = make_mesh(config.mesh)
     model = file.build()
     params, statistics = init_model(model, config.seed)
-    optimizer = make_optimizer(config.optimizer)
+    optimizer, rules = make_graph_optimizer(config, model), graph_rules(config)
     state = create_state(
-        params, optimizer, seed=config.seed, mesh=mesh, rules=FSDP_RULES, statistics=statistics
+        params, optimizer, seed=config.seed, mesh=mesh, rules=rules, statistics=statistics
     )
     _log.info("%s parameters on %d device(s)", f"{trees.count(params):,}", mesh.size)
     engine = make_engine(config, store, mesh)
-    loss = make_model_loss(config, model, meta)
-    if engine.in_program:
-        loss = sampling_loss(loss, engine)
-    step = make_step(loss, optimizer, state=state, mesh=mesh, stateful=True)
+    step = make_step(
+        make_model_loss(config, model, meta),
+        optimizer,
+        state=state,
+        mesh=mesh,
+        prepare=in_step(engine) if engine.in_program else None,
+        stateful=True,
+    )
     data = GraphData(config, workdir, file, store, meta, mesh.size, engine)
     largest = config.fanouts.largest
     batches, validation = data.batches(largest), data.validation(largest)

@@ -26,8 +26,16 @@ Rules = tuple[Rule, ...]
 FSDP_RULES: Rules = (Rule(".*", None),)
 """Every large parameter is split over `fsdp`; small ones are copied."""
 
+ROWS = PartitionSpec(FSDP)
+"""The rows of a table, the first dimension, split over `fsdp` whatever their number."""
+
 REPLICATED_RULES: Rules = (Rule(".*", PartitionSpec()),)
 """Every parameter is copied to every device."""
+
+
+def with_tables(rules: Rules, tables: str) -> Rules:
+    """The rules, but the parameters whose paths match `tables` are split by rows."""
+    return (Rule(tables, ROWS), *rules)
 
 
 def shardings(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from star_jax import artefacts
 from star_jax.config import InputError, from_json
 from star_jax.graph.features import FeatureConfig, NodeFeatures, TextFeature
+from star_jax.graph.identities import num_rows
 from star_jax.graph.model import GraphModel, GraphModelConfig, LinkTask, init_model
 from star_jax.graph.store import GraphStore
 from star_jax.parallel.rules import FSDP_RULES, replicated, shardings
@@ -61,7 +62,11 @@ class TrainedGraph(NamedTuple):
 
 
 def open_store(
-    workdir: Path, text: TextFeature, widths: Mapping[str, int] | None = None
+    workdir: Path,
+    text: TextFeature,
+    widths: Mapping[str, int] | None = None,
+    *,
+    min_edges: int = 1,
 ) -> GraphStore:
     """The graph of a working directory with what its models read of the texts.
 
@@ -69,16 +74,17 @@ def open_store(
       workdir: Holds the graph and, unless texts are off or the widths given, the text vectors.
       text: As in `FeatureConfig`.
       widths: Node type -> width of the zeros; None: that of its text vectors.
+      min_edges: `identity_min_edges` of the model.
     """
     graph, vectors = workdir / "graph", workdir / "text_embeddings"
     if text == "off":
-        return GraphStore.open(graph, None)
+        return GraphStore.open(graph, None, min_edges)
     if text == "vectors":
-        return GraphStore.open(graph, vectors)
+        return GraphStore.open(graph, vectors, min_edges)
     if widths is None:
         store = GraphStore.open(graph, vectors)
         widths = {name: store.text_size(name) for name in store.text_vectors}
-    return GraphStore.open(graph, widths)
+    return GraphStore.open(graph, widths, min_edges)
 
 
 def inputs_of(workdir: Path, text: TextFeature) -> dict[str, str]:
@@ -106,10 +112,15 @@ def node_features(
         if name not in store.num_nodes:
             raise InputError(f"identity_types names {name!r}, needed one of {', '.join(known)}")
     identities = config.identity_types or tuple(name for name in known if name not in ends)
+    sizes = {
+        name: num_rows(config, store.num_nodes[name])
+        for name in known
+        if config.identity and name in identities
+    }
     return tuple(
         NodeFeatures(
             node_type=name,
-            num_identities=store.num_nodes[name] if config.identity and name in identities else 0,
+            num_identities=sizes.get(name, 0),
             text_size=0 if config.text == "off" else store.text_size(name),
             cardinalities=(
                 tuple(store.meta.schema.nodes[name].categorical.values())
@@ -117,6 +128,7 @@ def node_features(
                 else ()
             ),
             dense_size=store.dense[name].shape[1] if config.dense else 0,
+            hashed=sizes.get(name, store.num_nodes[name]) < store.num_nodes[name],
         )
         for name in known
     )
@@ -162,5 +174,6 @@ def open_trained(workdir: Path, name: str, mesh: Mesh) -> TrainedGraph:
     params = load_trained(folder / CHECKPOINTS, meta["best_step"], placed, frozen_digest=None)
     variables = {"params": params.trainable, "batch_stats": params.statistics}
     widths = {each.node_type: each.text_size for each in file.features}
-    store = open_store(workdir, text, widths)
+    min_edges = file.model.features.identity_min_edges
+    store = open_store(workdir, text, widths, min_edges=min_edges)
     return TrainedGraph(model, file, variables, store, read_meta(workdir / "tables"), meta)

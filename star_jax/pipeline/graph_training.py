@@ -14,12 +14,21 @@ from star_jax.graph.engines.mesh.engine import MeshEngine
 from star_jax.graph.engines.mesh.expand import KINDS
 from star_jax.graph.engines.mesh.features import TextPrecision
 from star_jax.graph.engines.protocol import GraphEngine
-from star_jax.graph.model import GraphModel, GraphModelConfig, LinkTask, StatefulLoss, make_loss
+from star_jax.graph.identities import ROW_MULTIPLE, TABLES
+from star_jax.graph.model import (
+    GraphModel,
+    GraphModelConfig,
+    LinkTask,
+    StatefulLoss,
+    make_loss,
+    rows_read,
+)
 from star_jax.graph.samplers.adaptive import AdaptiveConfig
 from star_jax.graph.samplers.fanouts import FanoutConfig, channels, resolve
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.store import GraphMeta, GraphStore
 from star_jax.parallel.mesh import MeshConfig
+from star_jax.parallel.rules import FSDP_RULES, Rules, with_tables
 from star_jax.pipeline.graph_adaptive import GraphValidate
 from star_jax.pipeline.graph_loader import Groups, Sampling
 from star_jax.pipeline.graph_model import GraphModelFile, inputs_of, link_tasks, node_features
@@ -27,8 +36,10 @@ from star_jax.pipeline.graph_streams import BatchMaker, TaskStream, make_batches
 from star_jax.pipeline.graph_validation import GraphValidation
 from star_jax.pipeline.tables.read import TablesMeta, read_pairs
 from star_jax.train.loop import Batches
-from star_jax.train.optimizers import OptimizerConfig
+from star_jax.train.optimizers import OptimizerConfig, make_optimizer
 from star_jax.train.plan import PlanConfig
+from star_jax.train.rows import make_row_optimizer
+from star_jax.train.state import Optimizer
 
 _log = logging.getLogger(__name__)
 
@@ -120,6 +131,12 @@ class GraphTrainConfig:
         for name in ("num_negatives", "batch_size", "validation_pairs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
+        by_rows = self.model.features.identity_update != "dense"
+        if by_rows and ROW_MULTIPLE % self.mesh.fsdp:
+            raise ValueError(
+                f"mesh.fsdp {self.mesh.fsdp} with model.features.identity_update="
+                f"{self.model.features.identity_update}, needed a divisor of {ROW_MULTIPLE}"
+            )
         if self.adaptive is not None and self.sampler.kind == "full":
             raise ValueError("adaptive with sampler.kind=full, which takes all neighbours anyway")
         if self.engine.kind == "mesh" and self.sampler.kind not in KINDS:
@@ -261,6 +278,27 @@ def make_model_loss(config: GraphTrainConfig, model: GraphModel, meta: TablesMet
             task.name: config.positive_weight * _class_ratio(meta, task) for task in model.tasks
         },
     )
+
+
+def make_graph_optimizer(config: GraphTrainConfig, model: GraphModel) -> Optimizer:
+    """AdamW for all parameters, or with `identity_update` a row rule for the identity tables."""
+    features = config.model.features
+    if features.identity_update == "dense":
+        return make_optimizer(config.optimizer)
+    return make_row_optimizer(
+        config.optimizer,
+        features.identity_update,
+        rate=features.identity_rate,
+        tables=TABLES,
+        read=rows_read(model),
+    )
+
+
+def graph_rules(config: GraphTrainConfig) -> Rules:
+    """Where the parameters lie: tables that are updated by rows are split by rows."""
+    if config.model.features.identity_update == "dense":
+        return FSDP_RULES
+    return with_tables(FSDP_RULES, TABLES)
 
 
 def _sampling(

@@ -1,15 +1,19 @@
 """What training changes: the trainable parameters, their optimizer, the step and the key."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int, Key
 
-from star_jax.parallel.rules import Rules, put, replicated, shardings
+from star_jax import trees
+from star_jax.parallel.rules import ROWS, Rules, put, replicated, shardings
 from star_jax.shapes import PyTree
+from star_jax.train.rows import RowOptimizer, RowState
+
+Optimizer: TypeAlias = optax.GradientTransformation | RowOptimizer
 
 _OF_TRAINING = 2**31 - 1
 
@@ -26,7 +30,7 @@ class TrainState(NamedTuple):
 
 def create_state(
     trainable: PyTree,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
     seed: int,
     mesh: Mesh,
@@ -45,18 +49,27 @@ def create_state(
     """
     where = shardings(trainable, mesh, rules)
     trainable = put(trainable, where)
-    slots = optax.tree.map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, trainable),
-        where,
-        transform_non_params=lambda _: replicated(mesh),
-    )
+    slots = _slot_shardings(optimizer, trainable, where, mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=slots)(trainable)
     # Not the key that parameters are drawn from: no step folds in so large a number.
     key = jax.random.fold_in(jax.random.key(seed), _OF_TRAINING)
     rest = put((jnp.zeros((), jnp.int32), key, statistics), replicated(mesh))
     return TrainState(rest[0], trainable, opt_state, rest[1], rest[2])
+
+
+def _slot_shardings(optimizer: Optimizer, params: PyTree, where: PyTree, mesh: Mesh) -> PyTree:
+    if isinstance(optimizer, RowOptimizer):
+        rest, where = (trees.split(tree, optimizer.tables)[1] for tree in (params, where))
+        return RowState(
+            _slot_shardings(optimizer.rest, rest, where, mesh), NamedSharding(mesh, ROWS)
+        )
+    return optax.tree.map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, params),
+        where,
+        transform_non_params=lambda _: replicated(mesh),
+    )
 
 
 def abstract(state: TrainState) -> TrainState:

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Key, Num
 
 from star_jax.parallel.rules import batch_shardings, put, replicated
 from star_jax.shapes import PyTree
-from star_jax.train.state import TrainState
+from star_jax.train.rows import RowOptimizer
+from star_jax.train.state import Optimizer, TrainState
 
 Metrics = Mapping[str, Num[Array, ""]]
 
@@ -23,6 +24,9 @@ StatefulLossFn = Callable[
     tuple[Float[Array, ""], tuple[Metrics, PyTree]],
 ]
 """(trainable, statistics, frozen, batch, key) -> (loss, (metrics, new statistics))."""
+
+Prepare = Callable[[PyTree, Any], tuple[Any, Metrics]]
+"""(frozen, placed batch) -> (what the loss and the optimizer read, metrics)."""
 
 RowAxes = Callable[[Any], PyTree]
 """Batch -> axis of the rows: one for all arrays, or a tree of them."""
@@ -43,12 +47,13 @@ class Step:
     def __init__(
         self,
         loss_fn: StatefulLossFn,
-        optimizer: optax.GradientTransformation,
+        optimizer: Optimizer,
         *,
         state: TrainState,
         mesh: Mesh,
         accumulate: int,
         row_axes: RowAxes,
+        prepare: Prepare | None,
     ) -> None:
         self._mesh = mesh
         self._row_axes = row_axes
@@ -58,16 +63,26 @@ class Step:
             state: TrainState, frozen: PyTree, batch: Masked, rate: Float[Array, ""]
         ) -> tuple[TrainState, Metrics]:
             key = jax.random.fold_in(state.rng, state.step)
+            figures: Metrics = {}
+            if prepare is not None:
+                batch, figures = prepare(frozen, batch)
+            part, rows = state, None
+            if isinstance(optimizer, RowOptimizer):  # On the rows that the batch reads.
+                taken = optimizer.take(batch, state.trainable, state.opt_state)
+                batch, rows = taken.batch, taken.rows
+                part = state._replace(trainable=taken.trainable, opt_state=taken.opt_state)
             gradient = _one_gradient if accumulate == 1 else _mean_gradient
-            grads, metrics, statistics = gradient(loss_fn, state, frozen, batch, key)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+            grads, metrics, statistics = gradient(loss_fn, part, frozen, batch, key)
+            updates, opt_state = optimizer.update(grads, part.opt_state, part.trainable)
             updates = jax.tree.map(lambda update: -rate * update, updates)
-            trainable = optax.apply_updates(state.trainable, updates)
-            metrics = dict(metrics) | {"gradient_norm": optax.tree.norm(grads)}
+            changed: Any = (optax.apply_updates(part.trainable, updates), opt_state)
+            if isinstance(optimizer, RowOptimizer):
+                changed = optimizer.put(rows, changed, (state.trainable, state.opt_state))
+            metrics = {**metrics, **figures, "gradient_norm": optax.tree.norm(grads)}
             return state._replace(
                 step=state.step + 1,
-                trainable=trainable,
-                opt_state=opt_state,
+                trainable=changed[0],
+                opt_state=changed[1],
                 statistics=statistics,
             ), metrics
 
@@ -99,25 +114,28 @@ class Step:
 
 def make_step(
     loss_fn: LossFn | StatefulLossFn,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
     state: TrainState,
     mesh: Mesh,
     accumulate: int = 1,
     row_axes: RowAxes | None = None,
+    prepare: Prepare | None = None,
     stateful: bool = False,
 ) -> Step:
     """Compiles an update whose result lies where `state` lies.
 
     Args:
       loss_fn: Its loss is a mean over the rows of `batch.mask`.
-      optimizer: From `make_optimizer`: the learning rate is multiplied in here.
+      optimizer: From `make_optimizer` or `make_row_optimizer`: the learning rate is multiplied
+        in here.
       state: Placed on the mesh; says how the results are sharded.
       mesh: The devices.
       accumulate: Microbatches per update. Their gradients are averaged with the number of real
         rows as weights; their losses see only their own rows.
       row_axes: Batch -> which axis of its arrays counts rows; None: the first one that does not
         count microbatches.
+      prepare: What is done first with the batch, inside the program.
       stateful: The loss is a `StatefulLossFn` and `state.statistics` are its running values.
     """
     loss: Any = loss_fn if stateful else _without_statistics(loss_fn)  # pyright: ignore[reportArgumentType] # as `stateful` says
@@ -129,6 +147,7 @@ def make_step(
         mesh=mesh,
         accumulate=accumulate,
         row_axes=row_axes or (lambda _: axis),
+        prepare=prepare,
     )
 
 

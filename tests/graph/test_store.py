@@ -114,6 +114,7 @@ def test_schemas_that_make_no_graph_are_refused(edges, message):
 def test_seen_is_what_training_may_meet(tmp_path, monkeypatch):
     """Companies 0 and 3 have an edge that is always visible or of train; 1 and 4 later ones."""
     works = [Edge(0, 0, split=0), Edge(1, 1, t=5, split=2), Edge(1, 3, t=3, split=1)]
+    works.append(Edge(0, 3, t=4, split=1))
     more = [Edge(2, 4, t=9, split=3), Edge(2, 3, t=8, split=2)]
     world = World(
         nodes={"member": [None] * 3, "company": [None] * 5},
@@ -123,6 +124,10 @@ def test_seen_is_what_training_may_meet(tmp_path, monkeypatch):
     monkeypatch.setattr("star_jax.graph.store._CHUNK_NODES", 2)
     assert store.seen("company").tolist() == [True, False, False, True, False]
     assert store.seen("member").tolist() == [True, True, False]
+    pickled = pickle.dumps(GraphStore.open(store.folder, None, min_edges=2))
+    several = pickle.loads(pickled)  # As workers get it.
+    assert several.seen("company").tolist() == [False, False, False, True, False]
+    assert several.seen("member").tolist() == [True, False, False]
     fanouts = dict.fromkeys(store.meta.num_edges, (4,))
     for splits in (0b0011, 0b1111):  # It does not grow with what is visible.
         subgraph, _, _ = draw(

@@ -27,6 +27,8 @@ SOFTMAX_MODEL = dataclasses.replace(
     decoder=DecoderConfig(kind="softmax", match=MatchConfig(enabled=False)),
 )
 
+BY_ROWS_MODEL = dataclasses.replace(tiny_graph.config().model, features=tiny_graph.BY_ROWS)
+
 
 @pytest.mark.slow
 def test_two_devices_train(market, tmp_path):
@@ -92,6 +94,10 @@ def test_trains_and_exports_over_ranked_neighbours(market, tmp_path):
         (
             {"positive_weight": 2.0, "model": SOFTMAX_MODEL},
             "positive_weight 2.0 with model.decoder.kind=softmax, whose loss has positives alone",
+        ),
+        (
+            {"mesh": MeshConfig(fsdp=3), "model": BY_ROWS_MODEL},
+            "mesh.fsdp 3 with model.features.identity_update=adam, needed a divisor of 128",
         ),
         ({"task_weights": (("applly", 1.0),)}, None),
     ],

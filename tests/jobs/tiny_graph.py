@@ -1,5 +1,6 @@
 """`train-graph` on the graph market; run as a script, it kills itself in the middle."""
 
+import dataclasses
 import os
 import signal
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from star_jax.graph.decoders import DecoderConfig
 from star_jax.graph.encoder import GraphEncoderConfig
+from star_jax.graph.features import FeatureConfig
 from star_jax.graph.match import MatchConfig
 from star_jax.graph.model import GraphModelConfig
 from star_jax.graph.samplers.adaptive import AdaptiveConfig
@@ -21,6 +23,9 @@ from star_jax.train.reporter import Reporter
 DIE_AT = 6  # After the first validation, and the checkpoint that goes with it.
 # A plan made by the clock; the budget leaves room for all of the epoch and its validations.
 BUDGETED = PlanConfig(num_epochs=1.0, budget_s=1e4, validate_epochs=0.2, validation_share=0.9)
+
+# Of the skills, the half with most edges keep vectors of their own.
+BY_ROWS = FeatureConfig(identity_update="adam", identity_rate=2.0, identity_min_edges=13)
 
 # The first validation that follows another one adds all that are left.
 GROWING = AdaptiveConfig(start=2, stride=4, tolerance=1.0, decay=1.0)
@@ -45,6 +50,12 @@ def config(num_steps=6, **fields) -> GraphTrainConfig:
     return GraphTrainConfig(**defaults | fields)
 
 
+def growing(plan=BUDGETED) -> GraphTrainConfig:
+    """What is killed: its batches change, and its optimizer remembers rows of tables."""
+    model = dataclasses.replace(config().model, features=BY_ROWS)
+    return config(plan=plan, adaptive=GROWING, model=model)
+
+
 def _kill_at(step: int) -> None:
     log = Reporter.log
 
@@ -58,4 +69,4 @@ def _kill_at(step: int) -> None:
 
 if __name__ == "__main__":
     _kill_at(DIE_AT)
-    train_graph.run(config(plan=BUDGETED, adaptive=GROWING), Path(sys.argv[1]))
+    train_graph.run(growing(), Path(sys.argv[1]))

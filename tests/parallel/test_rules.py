@@ -3,10 +3,10 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from star_jax.parallel.mesh import MeshConfig, make_mesh
-from star_jax.parallel.rules import FSDP_RULES, Rule, batch_shardings, put, shardings
+from star_jax.parallel.rules import FSDP_RULES, Rule, batch_shardings, put, shardings, with_tables
 
 TREE = {
-    "wide": np.zeros((3, 64, 256)),
+    "wide": np.zeros((4, 64, 256)),
     "odd": np.zeros((255, 255)),
     "small": np.zeros((16,)),
 }
@@ -32,6 +32,15 @@ def test_one_device_splits_nothing():
 def test_the_first_match_decides():
     rules = (Rule("w.*", PartitionSpec("fsdp")), Rule("wide", PartitionSpec()), Rule(".*", None))
     assert specs(rules, fsdp=4)["wide"] == PartitionSpec("fsdp")
+
+
+def test_tables_are_split_by_rows_however_small():
+    rules = with_tables(FSDP_RULES, "small|w.*")
+    assert specs(rules, fsdp=4) == {
+        "wide": PartitionSpec("fsdp"),
+        "odd": PartitionSpec(),
+        "small": PartitionSpec("fsdp"),
+    }
 
 
 def test_every_parameter_needs_a_rule():

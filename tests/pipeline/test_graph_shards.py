@@ -3,9 +3,13 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
+from star_jax import trees
+from star_jax.graph.identities import TABLES
 from star_jax.graph.model import LinkTask, init_model, make_loss
 from star_jax.graph.samplers.fanouts import FanoutConfig, resolve
 from star_jax.graph.schema import parse_key
@@ -15,7 +19,11 @@ from star_jax.pipeline.graph_loader import TRAIN_SPLITS, Groups, PairSampler, Sa
 from star_jax.pipeline.graph_model import GraphModelFile, node_features, open_store
 from star_jax.pipeline.graph_negatives import UniformNegatives
 from star_jax.pipeline.graph_streams import BatchMaker, TaskStream
+from star_jax.pipeline.graph_training import graph_rules, make_graph_optimizer
 from star_jax.pipeline.tables.read import read_pairs
+from star_jax.train.optimizers import OptimizerConfig
+from star_jax.train.state import create_state
+from star_jax.train.step import make_step
 from tests.jobs import tiny_graph
 from tests.pipeline import graph_market
 from tests.pipeline.graph_market import APPLY
@@ -107,9 +115,20 @@ def model_of(config, store):
     return file.build()
 
 
+def without_dropout(config):
+    return dataclasses.replace(
+        config,
+        encoder=dataclasses.replace(config.encoder, dropout=0.0),
+        decoder=dataclasses.replace(config.decoder, dropout=0.0),
+    )
+
+
+def loss_of(model):
+    return make_loss(model, task_weights={"apply": 1.0}, positive_weight={"apply": 2.0})
+
+
 def gradient_of(model):
-    loss = make_loss(model, task_weights={"apply": 1.0}, positive_weight={"apply": 2.0})
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return jax.jit(jax.value_and_grad(loss_of(model), has_aux=True))
 
 
 def test_the_graph_alone_is_trained_by_the_program_of_the_model_with_texts(market):
@@ -132,13 +151,7 @@ def test_the_graph_alone_is_trained_by_the_program_of_the_model_with_texts(marke
 @pytest.mark.slow
 def test_loss_and_gradients_do_not_depend_on_the_mesh(market, store, monkeypatch):
     monkeypatch.setattr(rules, "_SMALL", 1)  # Else every array here would be copied.
-    config = tiny_graph.config().model
-    config = dataclasses.replace(
-        config,
-        encoder=dataclasses.replace(config.encoder, dropout=0.0),
-        decoder=dataclasses.replace(config.decoder, dropout=0.0),
-    )
-    model = model_of(config, store)
+    model = model_of(without_dropout(tiny_graph.config().model), store)
     params, statistics = init_model(model, 0)
     gradient = gradient_of(model)
     results = []
@@ -165,3 +178,75 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(market, store, monkeypatch
         )
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(results[0][2]))
     assert largest > 1e-2  # The bound is far below the gradients.
+
+
+def by_rows(store, mesh, num_rows=None):
+    """State and step of a model whose identity tables are updated by rows; nothing else moves."""
+    config = without_dropout(tiny_graph.config().model)
+    features = dataclasses.replace(config.features, identity_update="adagrad", identity_rate=2.0)
+    config = tiny_graph.config(
+        model=dataclasses.replace(config, features=features),
+        optimizer=OptimizerConfig(rate_multipliers=((".*", 0.0),)),
+    )
+    model = model_of(config.model, store)
+    if num_rows is not None:  # As if there were as many nodes.
+        model = model.clone(
+            features=tuple(
+                dataclasses.replace(each, num_identities=num_rows) if each.num_identities else each
+                for each in model.features
+            )
+        )
+    rng = np.random.default_rng(0)
+    params, statistics = jax.tree.map(
+        lambda leaf: rng.uniform(0.1, 0.5, leaf.shape).astype(leaf.dtype),
+        jax.eval_shape(lambda: init_model(model, 0)),
+    )
+    optimizer = make_graph_optimizer(config, model)
+    state = create_state(
+        params, optimizer, seed=0, mesh=mesh, rules=graph_rules(config), statistics=statistics
+    )
+    return state, make_step(loss_of(model), optimizer, state=state, mesh=mesh, stateful=True)
+
+
+def batch_on(market, store, shards):
+    stream = stream_of(market, store, shards, total=(6,))
+    return BatchMaker({"apply": stream}, {"apply": stream.budgets()}, shards)
+
+
+@pytest.mark.slow
+def test_updates_by_rows_do_not_depend_on_the_mesh(market, store):
+    results = []
+    for data, fsdp in ((1, 1), (4, 2)):
+        mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp), jax.devices()[: data * fsdp])
+        state, step = by_rows(store, mesh)
+        before = jax.tree.map(np.asarray, state.trainable)
+        batches, metrics = batch_on(market, store, data * fsdp), {}
+        for number in range(3):
+            state, metrics = step(state, {}, step.place(batches(number)), 0.1)
+        tables = trees.select(state.trainable, TABLES)
+        assert len(trees.paths(tables)) == 4
+        for leaf in jax.tree.leaves((tables, state.opt_state.slots)):
+            assert leaf.sharding.spec == PartitionSpec("fsdp")
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.trainable)
+        moved, still = (jax.tree.leaves(part) for part in trees.split(moved, TABLES))
+        assert all(moved)
+        assert not any(still)
+        results.append(jax.tree.map(np.asarray, (tables, state.opt_state.slots, metrics)))
+    one, many = results
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, many)
+
+
+def test_a_step_by_rows_costs_the_same_however_many_rows_there_are(market, store):
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    batch = batch_on(market, store, 1)(0)
+    flops = []
+    for num_rows in (1 << 12, 1 << 16):
+        state, step = by_rows(store, mesh, num_rows)
+        with jax.set_mesh(mesh):
+            lowered = step._update.lower(
+                state=state, frozen={}, batch=step.place(batch), rate=jnp.float32(0.1)
+            )
+        cost = lowered.cost_analysis()
+        assert cost is not None
+        flops.append(cost["flops"])
+    assert flops[0] == flops[1] > 0

@@ -1,15 +1,16 @@
 """Subgraphs in the place of the requests of an engine that samples inside the program."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from star_jax.graph.batches import PairBatch, Subgraph
 from star_jax.graph.engines.protocol import GraphEngine
-from star_jax.graph.model import ROLES, GraphBatch, StatefulLoss
+from star_jax.graph.model import ROLES, GraphBatch
 from star_jax.shapes import PyTree
 
 
@@ -33,35 +34,31 @@ class Drawing:
         return pairs._replace(**roles)
 
 
-def sampling_loss(loss: StatefulLoss, engine: GraphEngine) -> StatefulLoss:
-    """Puts subgraphs in the place of requests first.
-
-    Args:
-      loss: Of subgraphs.
-      engine: Its arrays are the `frozen` of the new loss.
+def in_step(
+    engine: GraphEngine,
+) -> Callable[[PyTree, GraphBatch], tuple[GraphBatch, dict[str, Float[Array, ""]]]]:
+    """What a training step does first: it puts subgraphs in the place of requests.
 
     Returns:
-      A loss with the metrics `neighbours`, `neighbour_fill` and `num_cut` added.
+      (Arrays of the engine, batch) -> the batch, and `neighbours`, their share of the slots,
+      `neighbour_fill`, and `num_cut`, how many edges, requests and features did not fit.
     """
 
-    def drawing(
-        params: PyTree, statistics: PyTree, frozen: PyTree, batch: GraphBatch, key: Key[Array, ""]
-    ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], PyTree]]:
-        tasks, drawn, num_cut = {}, [], []
+    def prepare(
+        arrays: PyTree, batch: GraphBatch
+    ) -> tuple[GraphBatch, dict[str, Float[Array, ""]]]:
+        tasks, drawn, num_cut = {}, [], jnp.int32(0)
         for name, pairs in batch.tasks.items():
             roles: dict[str, Any] = {}
             for role in ROLES:
-                roles[role], cut = engine.subgraphs(frozen, getattr(pairs, role))
-                num_cut.append(jnp.sum(cut))
+                roles[role], cut = engine.subgraphs(arrays, getattr(pairs, role))
+                num_cut += jnp.sum(cut)
             drawn += roles.values()
             tasks[name] = pairs._replace(**roles)
-        value, (metrics, statistics) = loss(
-            params, statistics, {}, batch._replace(tasks=tasks), key
-        )
-        figures = _fill(drawn) | {"num_cut": sum(num_cut, jnp.int32(0)).astype(jnp.float32)}
-        return value, (metrics | figures, statistics)
+        figures = _fill(drawn) | {"num_cut": num_cut.astype(jnp.float32)}
+        return batch._replace(tasks=tasks), figures
 
-    return drawing
+    return prepare
 
 
 def _fill(subgraphs: list[Subgraph]) -> dict[str, Float[Array, ""]]:
