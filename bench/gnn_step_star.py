@@ -20,6 +20,7 @@ from bench.turns import Answer, take_turns
 from star_jax.graph.batches import Budget, PairBatch, Subgraph, edge_lists
 from star_jax.graph.decoders import DecoderConfig
 from star_jax.graph.encoder import receiving_types
+from star_jax.graph.engines.host import HostEngine
 from star_jax.graph.match import MatchConfig
 from star_jax.graph.model import ROLES, GraphModelConfig, LinkTask, init_model, make_loss
 from star_jax.graph.samplers import sample as sampling
@@ -113,6 +114,7 @@ def make_world(folder: Path, size: Size) -> World:
         batch_size=float(size.num_pairs),
         size_power=1.0,
         seed=0,
+        engine=HostEngine(store),
     )
     budgets = {name: stream.budgets() for name, stream in streams.items()}
     return World(store, file, BatchMaker(streams, budgets, 1))

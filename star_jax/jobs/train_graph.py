@@ -11,11 +11,13 @@ from pathlib import Path
 
 from star_jax import artefacts, trees
 from star_jax.config import to_json
+from star_jax.graph.conflicts import make_conflicts
 from star_jax.graph.engines.drawing import in_step
 from star_jax.graph.model import init_model
 from star_jax.graph.store import GraphStore
 from star_jax.parallel.mesh import make_mesh
 from star_jax.pipeline.graph_adaptive import AdaptiveBatches, AdaptiveValidation, GraphValidate
+from star_jax.pipeline.graph_conflicts import with_conflicts
 from star_jax.pipeline.graph_model import (
     CHECKPOINTS,
     KIND,
@@ -33,6 +35,7 @@ from star_jax.pipeline.graph_training import (
     make_engine,
     make_graph_optimizer,
     make_model_loss,
+    positive_weights,
 )
 from star_jax.pipeline.tables.read import TablesMeta, read_meta
 from star_jax.train.begun import check_begun, note_begun
@@ -106,9 +109,8 @@ def _train(
     data = GraphData(config, workdir, file, store, meta, mesh.size, engine)
     largest = config.fanouts.largest
     batches, validation = data.batches(largest), data.validation(largest)
-    timed = functools.partial(
-        measure, state=state, frozen=engine.arrays, step=step, batches=batches
-    )
+    frozen = engine.arrays
+    timed = functools.partial(measure, state=state, frozen=frozen, step=step, batches=batches)
     plan = settle(
         config.plan,
         path=folder / PLAN,
@@ -120,27 +122,32 @@ def _train(
     if config.adaptive is not None:
         batches = AdaptiveBatches(data.batches, config.adaptive, largest=largest)
         validation = AdaptiveValidation(validation, data.validation, batches)
+    if config.gradient_conflicts:
+        conflicts = make_conflicts(model, positive_weights(config, model, meta))
+        batch = step.place(next(data.batches(largest)))
+        validation = with_conflicts(validation, conflicts, engine, batch)
     trained = train(
         name="train-graph",
         state=state,
-        frozen=engine.arrays,
+        frozen=frozen,
         step=step,
         batches=batches,
-        count=count_pairs,
+        count=lambda batch: count_pairs(batch)._replace(seconds=engine.take_seconds()),
         unit="pairs",
         peak_flops=None,
         rate=_rate(config, plan),
         plan=plan,
         validate=_of_state(validation),
-        checkpointer=Checkpointer(
-            folder / CHECKPOINTS,
-            config=config,
-            frozen_digest=tree_digest({}),
-            inputs=file.inputs,
-        ),
+        checkpointer=_checkpointer(config, folder, file),
         reporter=Reporter(folder),
     )
     return trained, plan, trees.count(params)
+
+
+def _checkpointer(config: GraphTrainConfig, folder: Path, file: GraphModelFile) -> Checkpointer:
+    return Checkpointer(
+        folder / CHECKPOINTS, config=config, frozen_digest=tree_digest({}), inputs=file.inputs
+    )
 
 
 def _of_state(validation: GraphValidate) -> Validate:

@@ -91,6 +91,10 @@ class GraphTrainConfig:
         tables' class weights.
       validation_pairs: Of each task's val pairs, whole groups.
       output: Folder in the working directory.
+      tasks: Names of those that are trained; none: all. A task alone, into an `output` of its own,
+        is the baseline that says what the others do for it.
+      gradient_conflicts: At every validation, whether tasks pull the weights they share against
+        each other, as `conflict/<task>~<task>`; see `make_conflicts`. Compiles one more program.
       engine: Where neighbourhoods come from in training; validation, scoring and export sample on
         the host. `host` and `mesh` give the same samples.
       plan_of: Folder whose settled number of steps this training takes when it begins, instead of
@@ -118,6 +122,8 @@ class GraphTrainConfig:
     positive_weight: float = 1.0
     validation_pairs: int = 4000
     seed: int = 0
+    tasks: tuple[str, ...] = ()
+    gradient_conflicts: bool = False
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     output: str = "graph_model"
     plan_of: str | None = None
@@ -177,10 +183,15 @@ def describe(
     Raises:
       InputError: The config names what the tables do not have, or no task has training pairs.
     """
-    tasks = _trainable_tasks(workdir, link_tasks(meta))
-    for name, _ in config.task_weights:
-        if name not in meta.tasks:
-            raise InputError(f"task_weights names {name!r}, needed one of {', '.join(meta.tasks)}")
+    named = {"tasks": config.tasks, "task_weights": [name for name, _ in config.task_weights]}
+    for field, names in named.items():
+        for name in names:
+            if name not in meta.tasks:
+                raise InputError(f"{field} names {name!r}, needed one of {', '.join(meta.tasks)}")
+    wanted = [task for task in link_tasks(meta) if task.name in (config.tasks or meta.tasks)]
+    tasks = _trainable_tasks(workdir, tuple(wanted))
+    if config.gradient_conflicts and len(tasks) < 2:
+        raise InputError("gradient_conflicts compares tasks, needed two with training pairs")
     sampling = _sampling(config, store.meta, tasks, config.fanouts.largest)
     return GraphModelFile(
         model=config.model,
@@ -274,10 +285,15 @@ def make_model_loss(config: GraphTrainConfig, model: GraphModel, meta: TablesMet
     return make_loss(
         model,
         task_weights={task.name: 1.0 for task in model.tasks} | dict(config.task_weights),
-        positive_weight={
-            task.name: config.positive_weight * _class_ratio(meta, task) for task in model.tasks
-        },
+        positive_weight=positive_weights(config, model, meta),
     )
+
+
+def positive_weights(
+    config: GraphTrainConfig, model: GraphModel, meta: TablesMeta
+) -> dict[str, float]:
+    """By task, what a positive pair weighs where a negative one weighs 1."""
+    return {task.name: config.positive_weight * _class_ratio(meta, task) for task in model.tasks}
 
 
 def make_graph_optimizer(config: GraphTrainConfig, model: GraphModel) -> Optimizer:

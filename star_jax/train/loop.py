@@ -244,6 +244,9 @@ def _note(values: Mapping[str, float], unit: str) -> str:
         "MFU": values.get("mfu"),
         "HFU": values.get("hfu"),
         "data wait": values.get("data_wait"),
+        "sampling": values.get("sampling_share"),
+        "gather": values.get("gather_share"),
+        "compute": values.get("compute_share"),
     }
     memory = {
         "peak memory": values.get("peak_device_bytes"),

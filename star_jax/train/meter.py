@@ -13,6 +13,7 @@ import jax
 
 _log = logging.getLogger(__name__)
 
+_SHARE = "_share"
 _MEMORY_S = 60.0  # Rates are averages over about this long.
 
 # Dense bf16 FLOP/s by data sheet; the first pattern found in the device kind decides.
@@ -43,6 +44,7 @@ class Counts(NamedTuple):
     slots: int  # The same with padding.
     arithmetic: Arithmetic | None = None  # None: nobody counts it.
     figures: Mapping[str, float] = _NO_FIGURES  # Whatever else is to be logged of it.
+    seconds: Mapping[str, float] = _NO_FIGURES  # Of host threads, by stage, since the last batch.
 
 
 class Meter:
@@ -70,7 +72,8 @@ class Meter:
         if self._marks:  # The first step compiles: time begins with its end.
             arithmetic = counts.arithmetic or Arithmetic(0.0, 0.0)
             step = {"units": counts.units, "waited": waited_s, **arithmetic._asdict()}
-            self._sums = {name: total + step[name] for name, total in self._sums.items()}
+            step |= {f"{stage}{_SHARE}": seconds for stage, seconds in counts.seconds.items()}
+            self._sums = self._sums | {n: self._sums.get(n, 0.0) + x for n, x in step.items()}
         self._marks.append((now, self._sums))
         while len(self._marks) > 2 and now - self._marks[0][0] > _MEMORY_S:
             self._marks.pop(0)
@@ -86,7 +89,10 @@ class Meter:
     def figures(self) -> dict[str, float]:
         """`<unit>_per_s`, `data_wait` (share of the time), `mfu`, `hfu`, and the memory's peak.
 
-        Rates are absent before the second step; MFU and HFU where peak or arithmetic is unknown.
+        Where stages of the host are timed, `<stage>_share` is what one takes of all threads'
+        time together in relation to the time that passes, and `compute_share` is what is left of
+        that by waiting for data; they overlap. Rates are absent before the second step; MFU and
+        HFU where peak or arithmetic is unknown.
         """
         return self._rates() | peak_memory()
 
@@ -95,8 +101,10 @@ class Meter:
             return {}
         (then, before), (now, sums) = self._marks[0], self._marks[-1]
         seconds = max(now - then, 1e-9)
-        rate = {name: (total - before[name]) / seconds for name, total in sums.items()}
+        rate = {name: (total - before.get(name, 0.0)) / seconds for name, total in sums.items()}
         found = {f"{self._unit}_per_s": rate["units"], "data_wait": rate["waited"]}
+        if stages := {name: share for name, share in rate.items() if name.endswith(_SHARE)}:
+            found |= stages | {f"compute{_SHARE}": max(1.0 - rate["waited"], 0.0)}
         if self._peak_flops is not None and rate["hardware"] > 0:
             found["mfu"] = rate["model"] / self._peak_flops
             found["hfu"] = rate["hardware"] / self._peak_flops

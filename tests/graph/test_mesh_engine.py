@@ -102,7 +102,7 @@ def question_of(store, batches, fanout, *, sampler=None, shrink=0, use_time=True
     budget = calibrate(
         store,
         lambda number: batches[number],
-        dict.fromkeys(store.meta.num_edges, fanout),
+        {key: fanout for key in store.meta.num_edges},  # noqa: C420 - for its type.
         num_seeds=SEEDS,
         num_batches=len(batches),
         **options,

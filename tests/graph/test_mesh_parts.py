@@ -185,7 +185,7 @@ def test_rows_are_given_in_the_order_nodes_are_met(room):
         return Named(jnp.asarray(node), jnp.asarray(group), jnp.asarray(real))
 
     known, met = {"a": some(9), "b": some(4), "c": some(3)}, {"a": some(25), "c": some(12)}
-    found = jax.jit(lambda *args: number(*args, dict.fromkeys("ac", (7, 7 + room))))(
+    found = jax.jit(lambda known, met: number(known, met, dict.fromkeys("ac", (7, 7 + room))))(
         {name: named(rows) for name, rows in known.items()},
         {name: named(rows) for name, rows in met.items()},
     )

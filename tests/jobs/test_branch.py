@@ -9,6 +9,7 @@ import pytest
 from star_jax import artefacts, trees
 from star_jax.config import InputError
 from star_jax.graph.build import BuildOptions
+from star_jax.graph.engines.host import HostEngine
 from star_jax.graph.model import init_model
 from star_jax.graph.store import GraphStore
 from star_jax.jobs import branch, build_graph
@@ -88,8 +89,8 @@ def test_the_graph_holds_what_its_signals_need_and_gives_batches(workdir):
     assert names == ["job", "member", "recruiter"]
     meta = read_meta(workdir / "tables")
     file = describe(CONFIG, workdir, store, meta)
-    batches = GraphData(CONFIG, workdir, file, store, meta, shards=1).batches(6)
-    subgraph = next(batches).tasks["apply"].sender
+    data = GraphData(CONFIG, workdir, file, store, meta, 1, HostEngine(store))
+    subgraph = next(data.batches(6)).tasks["apply"].sender
     assert set(subgraph.hops[0]) == {"job__rev_apply__member"}
 
 

@@ -10,7 +10,7 @@ from star_jax.graph.model import seed_types_of
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.pipeline.graph_buckets import Shapes
 from star_jax.pipeline.graph_embedding import Embedder, Seeds, split_view
-from star_jax.pipeline.graph_layers import LayerEncoder, NodeEmbedder
+from star_jax.pipeline.graph_layers import LayerEncoder, NodeEmbedder, WhichNeighbours
 from star_jax.pipeline.graph_states import StateFiles, complete
 from tests.pipeline import layered_world
 from tests.pipeline.layered_world import (
@@ -55,7 +55,7 @@ def bipartite(tmp_path_factory):
 class Both:
     """One model, by layers and by samples."""
 
-    def __init__(self, store, sampling, neighbours="fanout", **options):
+    def __init__(self, store, sampling, neighbours: WhichNeighbours = "fanout", **options):
         self.sampling = sampling
         self.model, self.variables = model_of(store, sampling, **options)
         self.view = split_view(store, "val")

@@ -40,6 +40,19 @@ def test_rates_by_hand_without_pauses_and_without_the_first_step(now):
     assert found["hfu"] == pytest.approx(3e6 / 0.5 / 1e7)
 
 
+def test_stages_of_the_host_as_shares_of_the_time_that_passes(now):
+    meter = Meter("pairs", None)
+    assert "compute_share" not in meter.figures()
+    stages = COUNTS._replace(seconds={"sampling": 1.5, "gather": 0.5})
+    for counts in (stages, stages, COUNTS, stages):
+        now.value += 2.0
+        meter.advance(counts, waited_s=0.5)
+    found = meter.figures()
+    assert found["sampling_share"] == pytest.approx(2 * 1.5 / 6.0)
+    assert found["gather_share"] == pytest.approx(2 * 0.5 / 6.0)
+    assert found["compute_share"] == pytest.approx(0.75)
+
+
 def test_old_steps_are_forgotten(now):
     meter = Meter("pairs", None)
     for seconds in [10.0] * 10 + [1.0] * 61:

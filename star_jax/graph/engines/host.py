@@ -1,5 +1,6 @@
 """The engine that samples on the host, from memory-mapped files, ahead of the device."""
 
+import threading
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ class HostEngine:
     def __init__(self, store: GraphStore) -> None:
         """Samples from a store."""
         self._store = store
+        self._lock, self._seconds = threading.Lock(), (0.0, 0.0)
         self.arrays: PyTree = {}
 
     def prepare(self, question: Question, batch: SeedBatch, key: int) -> tuple[Subgraph, int]:
@@ -41,7 +43,16 @@ class HostEngine:
             use_time=question.use_time,
             **batch._asdict(),
         )
+        with self._lock:
+            sampling, gather = self._seconds
+            self._seconds = (sampling + stats.seconds[0], gather + stats.seconds[1])
         return subgraph, stats.num_dropped
+
+    def take_seconds(self) -> dict[str, float]:
+        """Of all threads together."""
+        with self._lock:
+            (sampling, gather), self._seconds = self._seconds, (0.0, 0.0)
+        return {"sampling": sampling, "gather": gather}
 
     def subgraphs(self, arrays: PyTree, prepared: Any) -> tuple[Subgraph, Int[Array, " shards"]]:
         """What was sampled; what did not fit was counted before."""

@@ -67,6 +67,10 @@ class GraphEngine(Protocol):
         """
         ...
 
+    def take_seconds(self) -> dict[str, float]:
+        """Thread time of `prepare` since the last call, by stage; empty if nothing is timed."""
+        ...
+
     def subgraphs(self, arrays: PyTree, prepared: Any) -> tuple[Subgraph, Int[Array, " shards"]]:
         """The rest, inside the compiled program.
 

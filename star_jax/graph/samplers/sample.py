@@ -4,6 +4,7 @@ Every draw is a function of (key, relation, node, slot), so one key gives one sa
 batch around it, the number of threads, or what lies in the example's future.
 """
 
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -57,11 +58,13 @@ class SampleStats(NamedTuple):
       dropped_edges: Node type -> per hop from 1 on, edges cut because no row was left.
       dropped_texts: Node type -> rows without their text because no vector row was left.
       fill: Real rows over padded rows of the node tables.
+      seconds: Of this thread: for the edges, for the features.
     """
 
     dropped_edges: dict[str, tuple[int, ...]]
     dropped_texts: dict[str, int]
     fill: float
+    seconds: tuple[float, float]
 
     @property
     def num_dropped(self) -> int:
@@ -119,6 +122,7 @@ def sample(
       The padded subgraph and what did not fit into it.
     """
     layout = layout_of(budget)
+    begun = time.perf_counter()
     expansion = expand(
         store,
         layout,
@@ -134,9 +138,11 @@ def sample(
         sampler=sampler,
         use_time=use_time,
     )
+    sampled = time.perf_counter()
     pointed = None if seed_text_row is None else (seed_type, seed_text_row)
     subgraph, dropped_texts = gather(store, budget, layout, expansion, group_time, pointed)
-    return subgraph, _stats(layout, expansion, dropped_texts)
+    seconds = (sampled - begun, time.perf_counter() - sampled)
+    return subgraph, _stats(layout, expansion, dropped_texts, seconds)
 
 
 def expand(
@@ -198,10 +204,17 @@ def expand(
     return Expansion(rows, slots, used, dropped)
 
 
-def _stats(layout: Layout, expansion: Expansion, dropped_texts: dict[str, int]) -> SampleStats:
+def _stats(
+    layout: Layout,
+    expansion: Expansion,
+    dropped_texts: dict[str, int],
+    seconds: tuple[float, float],
+) -> SampleStats:
     dropped = {n: tuple(expansion.dropped[i, 1:].tolist()) for i, n in enumerate(layout.types)}
     fill = float(expansion.used.sum() / max(layout.sizes.sum(), 1))
-    return SampleStats(dropped_edges=dropped, dropped_texts=dropped_texts, fill=fill)
+    return SampleStats(
+        dropped_edges=dropped, dropped_texts=dropped_texts, fill=fill, seconds=seconds
+    )
 
 
 def _rule(

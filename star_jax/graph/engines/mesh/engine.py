@@ -109,6 +109,10 @@ class MeshEngine:
         halves = np.asarray([key >> 32, key & 0xFFFFFFFF], np.uint32)
         return Request(Seeds(rows, version), viewers, halves, question), 0
 
+    def take_seconds(self) -> dict[str, float]:
+        """Nothing: the program samples and gathers."""
+        return {}
+
     def subgraphs(
         self, arrays: MeshArrays, prepared: Request
     ) -> tuple[Subgraph, Int32[Array, " shards"]]:
