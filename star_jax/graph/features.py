@@ -78,6 +78,7 @@ class NodeFeatures:
       cardinalities: Codes of every categorical column, 0 = missing included.
       dense_size: Columns of numbers, those that say what is missing among them.
       hashed: There are more nodes than rows, which they share by hash.
+      predicted: Categorical columns that are no features, since the model predicts them.
     """
 
     node_type: str
@@ -86,12 +87,13 @@ class NodeFeatures:
     cardinalities: tuple[int, ...]
     dense_size: int
     hashed: bool = False
+    predicted: tuple[int, ...] = ()
 
     @property
     def empty(self) -> bool:
         """Whether nothing tells nodes of the type apart."""
-        sizes = (self.num_identities, self.text_size, len(self.cardinalities), self.dense_size)
-        return not any(sizes)
+        num_columns = len(self.cardinalities) - len(self.predicted)
+        return not any((self.num_identities, self.text_size, num_columns, self.dense_size))
 
 
 class SliceLayer(nn.Module):
@@ -130,6 +132,8 @@ class SliceLayer(nn.Module):
             seen = jnp.asarray(nodes.seen)[:, None]
             hidden = hidden + jnp.where(seen, look_up(table, nodes), unseen[None])
         for column, cardinality in enumerate(sizes.cardinalities):
+            if column in sizes.predicted:
+                continue
             table = self.param(
                 f"categorical_{column}_embedding",
                 nn.initializers.normal(1.0),

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, UInt32
 
 from star_jax.graph.batches import HostOrDevice, PairBatch, Subgraph
 from star_jax.graph.features import FeatureConfig, NodeFeatures
@@ -45,7 +45,7 @@ def read_rows(features: NodeFeatures, node: Int[HostOrDevice, "*R"]) -> Int[Arra
         return node[..., None]
     numbers = node.astype(jnp.uint32)
     salts = [zlib.crc32(f"{features.node_type} {number}".encode()) for number in range(_NUM_HASHES)]
-    hashes = jnp.stack([_mixed(numbers ^ jnp.uint32(salt)) for salt in salts], axis=-1)
+    hashes = jnp.stack([hashed(numbers ^ jnp.uint32(salt)) for salt in salts], axis=-1)
     return (hashes % jnp.uint32(features.num_identities)).astype(jnp.int32)
 
 
@@ -123,7 +123,7 @@ def _renumbered(
     return changed, rows
 
 
-def _mixed(x: Array) -> Array:
+def hashed(x: UInt32[Array, "*_"]) -> UInt32[Array, "*_"]:
     """The finaliser of MurmurHash3: every bit of the result depends on all bits of x."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

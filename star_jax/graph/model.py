@@ -14,6 +14,14 @@ from star_jax.graph.batches import HostOrDevice, Neighbours, NodeTable, PairBatc
 from star_jax.graph.decoders import Decoder, DecoderConfig, SeedVectors
 from star_jax.graph.encoder import GraphEncoder, GraphEncoderConfig, num_rounds
 from star_jax.graph.features import FeatureConfig, NodeFeatures, SliceLayer
+from star_jax.graph.heads import (
+    Classifier,
+    NodeClasses,
+    NodeHead,
+    NodeTask,
+    classification_loss,
+    held_out,
+)
 from star_jax.graph.identities import batch_rows, by_table, with_rows
 from star_jax.graph.match import MatchEncoder, MatchLayout
 from star_jax.losses.bce import binary_cross_entropy
@@ -33,6 +41,7 @@ class GraphModelConfig:
     features: FeatureConfig = dataclasses.field(default_factory=FeatureConfig)
     encoder: GraphEncoderConfig = dataclasses.field(default_factory=GraphEncoderConfig)
     decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
+    node_tasks: tuple[NodeTask, ...] = ()  # Columns that are predicted beside the links.
     kernel_l2: float = 1e-5  # Times the sum of squares of the encoders' kernels (Keras reading).
 
 
@@ -55,6 +64,13 @@ class GraphBatch(NamedTuple):
     mask: Bool[HostOrDevice, "shards B"]  # The tasks' masks side by side.
 
 
+class GraphOutputs(NamedTuple):
+    """What a batch gives."""
+
+    links: dict[str, Float[Array, "..."]]  # By task, as its decoder gives them.
+    classes: dict[str, NodeClasses]  # By name of a head, of all seeds of its type.
+
+
 class GraphModel(nn.Module):
     """Pairs to logits.
 
@@ -63,6 +79,7 @@ class GraphModel(nn.Module):
       features: One entry per node type.
       keys: Every edge key, reverses included.
       tasks: The links to predict.
+      heads: The columns of nodes to predict.
       axis_name: Mapped axis over which batch statistics are summed; None for none.
     """
 
@@ -70,6 +87,7 @@ class GraphModel(nn.Module):
     features: tuple[NodeFeatures, ...]
     keys: tuple[str, ...]
     tasks: tuple[LinkTask, ...]
+    heads: tuple[NodeHead, ...] = ()
     axis_name: str | None = None
 
     def setup(self) -> None:
@@ -90,26 +108,44 @@ class GraphModel(nn.Module):
             task.name: Decoder(self.config.decoder, layout, name=f"decoder_{task.name}")
             for task in self.tasks
         }
-
-    def __call__(
-        self, batches: dict[str, PairBatch], train: bool
-    ) -> dict[str, Float[Array, "B ..."]]:
-        """Logits of every task's pairs, as its decoder gives them."""
-        return {
-            task.name: self.logits_of(task.name, batches[task.name], train) for task in self.tasks
+        self.classifiers = {
+            head.task.name: Classifier(
+                self.config.decoder,
+                head.num_classes,
+                name=f"classifier_{head.task.node_type}_{head.task.column}",
+            )
+            for head in self.heads
         }
+
+    def __call__(self, batches: dict[str, PairBatch], train: bool) -> GraphOutputs:
+        """Logits of every task's pairs, and of the classes of their nodes."""
+        links: dict[str, Float[Array, "B ..."]] = {}
+        classes: dict[str, list[NodeClasses]] = {head.task.name: [] for head in self.heads}
+        for task in self.tasks:
+            batch = batches[task.name]
+            ends = self._ends(task, batch, train)
+            links[task.name] = self._decode_pairs(task.name, batch, ends, train)
+            for role, vectors in ends.items():
+                for head in self.heads:
+                    if head.task.node_type == getattr(task, role):
+                        nodes = getattr(batch, role).nodes[head.task.node_type]
+                        classes[head.task.name].append(self._classes(head, nodes, vectors, train))
+        joined = {
+            name: jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
+            for name, found in classes.items()
+        }
+        return GraphOutputs(links, joined)
 
     def logits_of(self, task: str, batch: PairBatch, train: bool) -> Float[Array, "B ..."]:
         """Logits of one task's pairs."""
         ends = next(each for each in self.tasks if each.name == task)
-        senders = self.embed(batch.sender, "sender", ends.sender, train)
-        receivers = self.embed(batch.receiver, "receiver", ends.receiver, train)
-        return self.decode(
-            task,
-            senders.take(jnp.asarray(batch.sender_row)),
-            receivers.take(jnp.asarray(batch.receiver_row)),
-            train,
-        )
+        return self._decode_pairs(task, batch, self._ends(ends, batch, train), train)
+
+    def classify(
+        self, head: str, embedding: Float[HostOrDevice, "S E"], train: bool
+    ) -> Float[Array, "S C"]:
+        """Logits of the classes of nodes."""
+        return self.classifiers[head](embedding, train)
 
     def embed(self, subgraph: Subgraph, role: Role, seed_type: str, train: bool) -> SeedVectors:
         """One row per seed, padding seeds included; no match part for what is no end of a task."""
@@ -127,6 +163,30 @@ class GraphModel(nn.Module):
     ) -> Float[Array, "B ..."]:
         """Logits of pairs of rows."""
         return self.decoders[task](sender, receiver, train)
+
+    def _ends(self, task: LinkTask, batch: PairBatch, train: bool) -> dict[Role, SeedVectors]:
+        return {
+            role: self.embed(getattr(batch, role), role, getattr(task, role), train)
+            for role in ROLES
+        }
+
+    def _decode_pairs(
+        self, task: str, batch: PairBatch, ends: Mapping[Role, SeedVectors], train: bool
+    ) -> Float[Array, "B ..."]:
+        senders = ends["sender"].take(jnp.asarray(batch.sender_row))
+        return self.decode(
+            task, senders, ends["receiver"].take(jnp.asarray(batch.receiver_row)), train
+        )
+
+    def _classes(
+        self, head: NodeHead, nodes: NodeTable, vectors: SeedVectors, train: bool
+    ) -> NodeClasses:
+        num_seeds = vectors.embedding.shape[0]
+        node, mask = (jnp.asarray(part)[:num_seeds] for part in (nodes.node, nodes.mask))
+        label = jnp.asarray(nodes.categorical)[:num_seeds, head.number].astype(jnp.int32)
+        counts = mask & (label > 0) & ~held_out(head.task, node)
+        logits = self.classify(head.task.name, vectors.embedding, train)
+        return NodeClasses(logits, label, counts)
 
     def _partners(self, role: Role, seed_type: str) -> tuple[str, ...]:
         """Node types that the tasks link seeds of a role to."""
@@ -235,7 +295,7 @@ StatefulLoss = Callable[
 def make_loss(
     model: GraphModel, *, task_weights: Mapping[str, float], positive_weight: Mapping[str, float]
 ) -> StatefulLoss:
-    """The training loss: weighted sum over all tasks, plus L2 of the encoders' kernels.
+    """The training loss: weighted sum over all tasks and heads, plus L2 of the encoders' kernels.
 
     A task's loss is BCE, or what the decoder's kind "softmax" says.
 
@@ -252,7 +312,7 @@ def make_loss(
         key: Key[Array, ""],
         axis_name: str | None,
     ) -> Any:
-        logits, updated = (
+        found, updated = (
             _of_size(model, params)
             .clone(axis_name=axis_name)
             .apply(
@@ -263,7 +323,7 @@ def make_loss(
                 rngs={"dropout": key},
             )
         )
-        return logits, updated.get("batch_stats", statistics)
+        return found, updated.get("batch_stats", statistics)
 
     def loss(
         params: PyTree, statistics: PyTree, frozen: PyTree, batch: GraphBatch, key: Key[Array, ""]
@@ -272,20 +332,25 @@ def make_loss(
         shards = batch.mask.shape[0]
         if shards == 1:
             single = jax.tree.map(lambda array: array[0], batch.tasks)
-            logits, statistics = forward(params, statistics, single, key, None)
-            logits = {name: value[None] for name, value in logits.items()}
+            found, statistics = forward(params, statistics, single, key, None)
+            found = jax.tree.map(lambda leaf: leaf[None], found)
         else:
             keys = jax.random.split(key, shards)
-            logits, statistics = jax.vmap(
+            found, statistics = jax.vmap(
                 lambda tasks, key: forward(params, statistics, tasks, key, _SHARDS),
                 axis_name=_SHARDS,
                 out_axes=(0, None),
             )(batch.tasks, keys)
         total = model.config.kernel_l2 * _sum_of_squares(params)
         metrics = {}
-        for name, value in logits.items():
+        for name, value in found.links.items():
             metrics[f"loss_{name}"] = _task_loss(value, batch.tasks[name], positive_weight[name])
             total += task_weights[name] * metrics[f"loss_{name}"]
+        for head in model.heads:
+            name = head.task.name
+            entropy, accuracy = classification_loss(found.classes[name])
+            metrics |= {f"loss_{name}": entropy, f"accuracy_{name}": accuracy}
+            total += head.task.weight * entropy
         return total, (metrics, statistics)
 
     return loss

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from star_jax import artefacts
 from star_jax.config import InputError, from_json
 from star_jax.graph.features import FeatureConfig, NodeFeatures, TextFeature
+from star_jax.graph.heads import NodeHead
 from star_jax.graph.identities import num_rows
 from star_jax.graph.model import GraphModel, GraphModelConfig, LinkTask, init_model
 from star_jax.graph.store import GraphStore
@@ -34,6 +35,7 @@ class GraphModelFile:
       features: Sizes per node type.
       keys: Edge keys of the graph.
       tasks: The links it predicts.
+      heads: The columns of nodes it predicts.
       sampling: How neighbours were drawn.
       inputs: Folder -> digest of what it was trained on.
     """
@@ -44,10 +46,11 @@ class GraphModelFile:
     tasks: tuple[LinkTask, ...]
     sampling: Sampling
     inputs: dict[str, str]
+    heads: tuple[NodeHead, ...] = ()
 
     def build(self) -> GraphModel:
         """The model without its parameters."""
-        return GraphModel(self.model, self.features, self.keys, self.tasks)
+        return GraphModel(self.model, self.features, self.keys, self.tasks, self.heads)
 
 
 class TrainedGraph(NamedTuple):
@@ -98,10 +101,38 @@ def link_tasks(meta: TablesMeta) -> tuple[LinkTask, ...]:
     return tuple(LinkTask(name, task.sender, task.receiver) for name, task in meta.tasks.items())
 
 
+def node_heads(
+    config: GraphModelConfig, store: GraphStore, tasks: tuple[LinkTask, ...]
+) -> tuple[NodeHead, ...]:
+    """The columns to predict, as the graph has them.
+
+    Raises:
+      InputError: A node task names what is no end of a task, or no categorical column of it.
+    """
+    ends = sorted({end for task in tasks for end in (task.sender, task.receiver)})
+    heads = []
+    for task in config.node_tasks:
+        if task.node_type not in ends:
+            raise InputError(
+                f"node_tasks names {task.node_type!r}, needed an end of a trained task: {ends}"
+            )
+        columns = store.meta.schema.nodes[task.node_type].categorical
+        if task.column not in columns or not config.features.categorical:
+            raise InputError(
+                f"node_tasks names the column {task.column!r} of {task.node_type}, needed one of "
+                f"{sorted(columns)}, with features.categorical"
+            )
+        heads.append(NodeHead(task, list(columns).index(task.column), columns[task.column]))
+    return tuple(heads)
+
+
 def node_features(
-    config: FeatureConfig, store: GraphStore, tasks: tuple[LinkTask, ...]
+    config: FeatureConfig,
+    store: GraphStore,
+    tasks: tuple[LinkTask, ...],
+    heads: tuple[NodeHead, ...] = (),
 ) -> tuple[NodeFeatures, ...]:
-    """The features that the config asks for and the graph has.
+    """The features that the config asks for and the graph has, without what heads predict.
 
     Raises:
       InputError: `identity_types` names a node type that the graph does not have.
@@ -129,6 +160,7 @@ def node_features(
             ),
             dense_size=store.dense[name].shape[1] if config.dense else 0,
             hashed=sizes.get(name, store.num_nodes[name]) < store.num_nodes[name],
+            predicted=tuple(head.number for head in heads if head.task.node_type == name),
         )
         for name in known
     )

@@ -31,7 +31,13 @@ from star_jax.parallel.mesh import MeshConfig
 from star_jax.parallel.rules import FSDP_RULES, Rules, with_tables
 from star_jax.pipeline.graph_adaptive import GraphValidate
 from star_jax.pipeline.graph_loader import Groups, Sampling
-from star_jax.pipeline.graph_model import GraphModelFile, inputs_of, link_tasks, node_features
+from star_jax.pipeline.graph_model import (
+    GraphModelFile,
+    inputs_of,
+    link_tasks,
+    node_features,
+    node_heads,
+)
 from star_jax.pipeline.graph_streams import BatchMaker, TaskStream, make_batches, make_streams
 from star_jax.pipeline.graph_validation import GraphValidation
 from star_jax.pipeline.tables.read import TablesMeta, read_pairs
@@ -193,11 +199,13 @@ def describe(
     if config.gradient_conflicts and len(tasks) < 2:
         raise InputError("gradient_conflicts compares tasks, needed two with training pairs")
     sampling = _sampling(config, store.meta, tasks, config.fanouts.largest)
+    heads = node_heads(config.model, store, tasks)
     return GraphModelFile(
         model=config.model,
-        features=node_features(config.model.features, store, tasks),
+        features=node_features(config.model.features, store, tasks, heads),
         keys=tuple(sorted({*store.meta.num_edges, *sampling.channels})),
         tasks=tasks,
+        heads=heads,
         sampling=sampling,
         inputs=inputs_of(workdir, config.model.features.text),
     )

@@ -1,4 +1,4 @@
-"""AUC of the graph model on a fixed part of the val pairs of every task."""
+"""AUC of the graph model on a fixed part of the val pairs of every task, accuracy of its heads."""
 
 import logging
 from pathlib import Path
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int, Shaped
 from star_jax.evaluation.auc import roc_auc
 from star_jax.graph.model import GraphModel
 from star_jax.graph.store import GraphStore
+from star_jax.pipeline.graph_classes import HeldOut
 from star_jax.pipeline.graph_embedding import Embedder
 from star_jax.pipeline.graph_model import GraphModelFile
 from star_jax.pipeline.graph_scoring import Prepared, SplitScoring
@@ -47,10 +48,11 @@ class GraphValidation:
           store: The graph.
           file: Names the tasks and how neighbours are drawn.
           tables: Output of `star import`.
-          max_pairs: Per task; whole groups are drawn while they fit.
+          max_pairs: Per task; whole groups are drawn while they fit. As many nodes per node task.
           seed: Of the draw.
         """
         embedder = Embedder(model, file.sampling)
+        self._heads = [HeldOut(model, store, embedder, head, most=max_pairs) for head in file.heads]
         self._tasks: dict[str, _Task] = {}
         for task in file.tasks:
             pairs = _draw(read_pairs(tables, task.name, "val"), max_pairs, seed)
@@ -67,6 +69,7 @@ class GraphValidation:
         """Metrics by name, and `score`, the mean of the main task's AUCs.
 
         With one task `auc_<kind>` per kind of negative and `bce`; with more, `<task>/` before them.
+        Of node tasks, what `HeldOut` says.
 
         Args:
           variables: Of the model.
@@ -84,6 +87,8 @@ class GraphValidation:
                 auc = roc_auc(task.label[compared], logits[compared])
                 metrics[f"{prefix}auc_{kind}"] = auc
                 main += [auc] if name == next(iter(self._tasks)) else []
+        for head in self._heads:
+            metrics |= head(variables)
         return metrics | {"score": float(np.mean(main)) if main else float(step)}
 
 

@@ -1,0 +1,114 @@
+"""What the classifiers of a graph model say of nodes, as after the last visible edge."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float32, Int32, Int64
+
+from star_jax.config import InputError
+from star_jax.graph.heads import NodeHead, held_out
+from star_jax.graph.model import ROLES, GraphModel, LinkTask, Role
+from star_jax.graph.store import GraphStore
+from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.pipeline.graph_embedding import Embedder, Sampled, Seeds, SplitView, split_view
+from star_jax.pipeline.graph_model import open_trained
+from star_jax.shapes import PyTree
+
+
+class NodeClassifier:
+    """One head under the split rule."""
+
+    def __init__(self, model: GraphModel, embedder: Embedder, head: NodeHead) -> None:
+        """Takes the encoder of the first role that nodes of the type have."""
+        self._embedder, self._head = embedder, head
+        self._role: Role = _role_of(model.tasks, head.task.node_type)
+        self._classify = jax.jit(
+            lambda variables, rows: jax.nn.softmax(
+                model.apply(variables, head.task.name, rows, False, method="classify")
+            )
+        )
+
+    def prepare(self, view: SplitView, nodes: Int32[np.ndarray, " N"]) -> Sampled:
+        """Samples around nodes."""
+        time = np.full(len(nodes), view.time, np.int64)
+        return self._embedder.prepare(
+            view.store, self._role, self._head.task.node_type, Seeds(nodes, None, time), view.splits
+        )
+
+    def __call__(self, variables: PyTree, sampled: Sampled) -> Float32[np.ndarray, "N C"]:
+        """Probability of every code of the column."""
+        vectors = self._embedder(variables, self._role, self._head.task.node_type, sampled)
+        return np.asarray(self._classify(variables, vectors.embedding))
+
+
+def classify(
+    workdir: Path, name: str, nodes: Int32[np.ndarray, " N"], *, model: str = "graph_model"
+) -> Float32[np.ndarray, "N C"]:
+    """Probability of every code of a column, for some nodes, by a trained model.
+
+    Args:
+      workdir: Of the run; edges of all splits but test are visible.
+      name: `<node type>.<column>` of a node task.
+      nodes: By number.
+      model: Folder of the model.
+
+    Raises:
+      InputError: The model has no such head.
+    """
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    trained = open_trained(workdir, model, mesh)
+    heads = {head.task.name: head for head in trained.file.heads}
+    if name not in heads:
+        raise InputError(f"{workdir / model} has no head {name!r}, needed one of {sorted(heads)}")
+    embedder = Embedder(trained.model, trained.file.sampling)
+    classifier = NodeClassifier(trained.model, embedder, heads[name])
+    return classifier(
+        trained.variables, classifier.prepare(split_view(trained.store, "val"), nodes)
+    )
+
+
+class HeldOut:
+    """The nodes of a head that training leaves out, sampled once."""
+
+    def __init__(
+        self,
+        model: GraphModel,
+        store: GraphStore,
+        embedder: Embedder,
+        head: NodeHead,
+        *,
+        most: int,
+    ) -> None:
+        """Takes the first of them.
+
+        Args:
+          model: What is validated.
+          store: The graph; what training may see is visible.
+          embedder: Of the model.
+          head: Names the nodes.
+          most: Nodes.
+        """
+        label = np.asarray(store.categorical[head.task.node_type][:, head.number], np.int64)
+        kept = np.asarray(held_out(head.task, np.arange(len(label), dtype=np.int32)))
+        nodes = np.flatnonzero(kept & (label > 0))[:most]
+        self._label: Int64[np.ndarray, " N"] = label[nodes]
+        self._classifier = NodeClassifier(model, embedder, head)
+        self._name = head.task.name
+        self._sampled = None
+        if len(nodes):
+            view = split_view(store, "train")
+            self._sampled = self._classifier.prepare(view, nodes.astype(np.int32))
+
+    def __call__(self, variables: PyTree) -> dict[str, float]:
+        """`accuracy_<name>`, and `commonest_<name>`, that of always guessing the commonest."""
+        if self._sampled is None:
+            return {}
+        found = self._classifier(variables, self._sampled).argmax(axis=1)
+        commonest = np.bincount(self._label).max() / len(self._label)
+        accuracy = float(np.mean(found == self._label))
+        return {f"accuracy_{self._name}": accuracy, f"commonest_{self._name}": float(commonest)}
+
+
+def _role_of(tasks: tuple[LinkTask, ...], node_type: str) -> Role:
+    return next(role for role in ROLES for task in tasks if getattr(task, role) == node_type)
