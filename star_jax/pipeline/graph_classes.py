@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
@@ -25,7 +26,7 @@ class NodeClassifier:
         self._role: Role = _role_of(model.tasks, head.task.node_type)
         self._classify = jax.jit(
             lambda variables, rows: jax.nn.softmax(
-                model.apply(variables, head.task.name, rows, False, method="classify")
+                jnp.asarray(model.apply(variables, head.task.name, rows, False, method="classify"))
             )
         )
 
