@@ -31,7 +31,7 @@ def test_benchmarks_are_run_from_the_root():
 
 def test_every_complaint_has_a_test_or_says_that_it_has_none():
     rows = (ROOT / "tests/complaints.md").read_text(encoding="utf-8").splitlines()
-    table = [row for row in rows if row.startswith("| ")][1:]
-    assert len(table) == 12
+    table = [row for row in rows if row.startswith("| ") and not row.startswith("| complaint")]
+    assert len(table) == 12 + 10  # Of text trainers and of graph trainers.
     for row in table:
         assert _TEST.search(row) or "not measured yet" in row, row
