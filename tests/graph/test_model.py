@@ -63,10 +63,10 @@ def test_the_loss_is_the_weighted_sum_of_the_tasks_and_of_squared_kernels(params
     batch = batch_of(0)
     value, (metrics, _) = loss_of(params, batch)
     single = jax.tree.map(lambda array: array[0], batch.tasks)
-    logits = jax.jit(build().apply, static_argnums=2)({"params": params}, single, False)
+    outputs = jax.jit(build().apply, static_argnums=2)({"params": params}, single, False)
     expected = 0.0
     for name, weight in WEIGHTS.items():
-        pairs, x = single[name], np.asarray(logits[name], np.float64)
+        pairs, x = single[name], np.asarray(outputs.links[name], np.float64)
         rows = np.logaddexp(0, np.where(pairs.label == 1, -x, x))
         weights = np.where(pairs.label == 1, POSITIVE[name], 1.0)[:6]  # The last one is padding.
         of_task = (rows[:6] * weights).sum() / weights.sum()

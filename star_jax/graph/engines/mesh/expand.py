@@ -84,6 +84,7 @@ class _Question(NamedTuple):
     node: Int32[Array, " Q"]
     group: Int32[Array, " Q"]
     relation: Int32[Array, " Q"]
+    fanout: Int32[Array, " Q"]
 
 
 def expand(
@@ -99,7 +100,8 @@ def expand(
       seeds: At most as many as the budget has rows for.
     """
     layout = walk.layout
-    nodes = {name: _no_rows(int(sizes.sum())) for name, sizes in _sizes(layout)}
+    sizes = layout.sizes.sum(axis=1).tolist()
+    nodes = {name: _no_rows(size) for name, size in zip(layout.types, sizes, strict=True)}
     node, group, real, is_shared = map(jnp.asarray, seeds)
     nodes[walk.seed_type] = _with(nodes[walk.seed_type], 0, Named(node, group, real))
     findable = dict(nodes)
@@ -139,22 +141,20 @@ def _neighbours(
     by_width: dict[int, list[Table]] = {}
     for table in layout.hops[hop]:
         by_width.setdefault(max(table.width - 1, 3).bit_length() // 2, []).append(table)
+    num_shards = walk.places.num_shards
     for tables in by_width.values():
         most = max(table.width for table in tables)
         asked = [_question(layout, nodes, hop, relations, table) for table in tables]
-        question, owner = jax.tree.map(lambda *parts: jnp.concatenate(parts), *asked)
-        fanout = np.concatenate([np.full(t.num_rows, t.width, np.int32) for t in tables])
+        question, real = jax.tree.map(lambda *parts: jnp.concatenate(parts), *asked)
 
-        def answer(question: _Question, fanout: Array, most: int = most) -> _Found:
-            return _pick(walk, relations, edges, viewers, key, question, fanout, most)
+        def answer(question: _Question, most: int = most) -> _Found:
+            return _pick(walk, relations, edges, viewers, key, question, most)
 
-        numbers = walk.places.num_shards
-        whole = jnp.where(owner >= 0, owner % numbers, numbers)
         got, too_many = ask(
-            lambda parts, answer=answer: answer(*parts),
-            whole,
-            (question, jnp.asarray(fanout)),
-            num_shards=numbers,
+            answer,
+            jnp.where(real, question.node % num_shards, num_shards),
+            question,
+            num_shards=num_shards,
             slack=walk.slack,
         )
         refused += too_many
@@ -173,7 +173,6 @@ def _pick(
     viewers: Viewers,
     key: UInt32[Array, " 2"],
     question: _Question,
-    fanout: Int32[Array, " Q"],
     most: int,
 ) -> _Found:
     """Answers requests about nodes of this shard."""
@@ -189,7 +188,8 @@ def _pick(
     )
     row = time_bounds(edges, viewers, walk.rule, row, relations.dated[of])
     salt = Word(relations.salt_high[of], relations.salt_low[of])
-    draw = picks.Draw(row.begin, row.end, fanout, stream(Word(*key), salt, question.node))
+    start = stream(Word(*key), salt, question.node)
+    draw = picks.Draw(row.begin, row.end, question.fanout, start)
 
     def seen(position: Int32[Array, "Q W"]) -> Bool[Array, "Q W"]:
         return visible(edges, viewers, walk.rule, row, position)
@@ -251,13 +251,13 @@ class _Relations(NamedTuple):
 
 def _question(
     layout: Layout, nodes: Mapping[str, Named], hop: int, relations: _Relations, table: Table
-) -> tuple[_Question, Int32[Array, " Q"]]:
-    """One table's requests; the owner of those that are none is -1, else the node."""
+) -> tuple[_Question, Bool[Array, " Q"]]:
+    """One table's requests, and which of them are any."""
     receiver = parse_key(table.key)[2]
     block = slice(*layout.block(layout.types.index(receiver), hop))
     node, group, real = (part[block] for part in nodes[receiver])
-    number = jnp.full(node.shape, relations.number[table.key], jnp.int32)
-    return _Question(node, group, number), jnp.where(real, node, -1)
+    relation = jnp.full(node.shape, relations.number[table.key], jnp.int32)
+    return _Question(node, group, relation, jnp.full(node.shape, table.width, jnp.int32)), real
 
 
 def _groups_of(layout: Layout, nodes: Mapping[str, Named], hop: int) -> dict[str, Array]:
@@ -319,10 +319,6 @@ def _table(found: _Found, row: Int32[Array, "Q k"]) -> Neighbours:
         weight=jnp.where(mask, found.weight, 0.0),
         age=jnp.where(mask, found.age, 0.0),
     )
-
-
-def _sizes(layout: Layout) -> list[tuple[str, np.ndarray]]:
-    return list(zip(layout.types, layout.sizes, strict=True))
 
 
 def _no_rows(size: int) -> Named:
