@@ -140,7 +140,7 @@ def test_only_what_an_example_may_see_is_drawn_and_as_much_as_there_is(
                     if sampler.kind == "last_n":
                         times = {(s, w): t for s, w, t in seen}
                         latest = sorted((t for *_, t in seen), reverse=True)[: fanout[hop]]
-                        assert sorted(map(times.get, got.elements()), reverse=True) == latest
+                        assert sorted((times[e] for e in got.elements()), reverse=True) == latest
                     drawn += got.total()
     assert drawn > 100
 
@@ -149,7 +149,9 @@ def test_only_what_an_example_may_see_is_drawn_and_as_much_as_there_is(
 def test_one_key_is_one_sample_and_another_key_another(store, engine):
     batch = seeds_of(store, np.random.default_rng(5))
     question = question_of(store, [batch], (2,))
-    first, again, other = (expansion_of(store, engine, question, batch, key)[1] for key in (3, 3, 4))
+    first, again, other = (
+        expansion_of(store, engine, question, batch, key)[1] for key in (3, 3, 4)
+    )
     np.testing.assert_array_equal(first.rows.node, again.rows.node)
     np.testing.assert_array_equal(first.slots.row, again.slots.row)
     assert (first.rows.node != other.rows.node).any()
@@ -207,7 +209,8 @@ def test_all_that_is_visible_is_drawn_as_often_as_its_share(world, store, engine
         share = {w: n * (w if sampler.kind == "weighted" else 1) for (_, w), n in seen.items()}
         whole = sum(share.values())
         picks = draws * (fanout if sampler.replace else min(fanout, seen.total()))
-        assert got.total() == picks and set(got) <= set(share)
+        assert got.total() == picks
+        assert set(got) <= set(share)
         expected = {w: picks * part / whole for w, part in share.items()}
         chi_square = sum((got[w] - e) ** 2 / e for w, e in expected.items())
         freedom = len(share) - 1
@@ -238,7 +241,8 @@ def test_edges_times_weights_and_features_are_the_store_s(store, engine):
                 np.testing.assert_array_equal(
                     sender - nodes[edge.sender], adjacency.sender[position]
                 )
-                np.testing.assert_array_equal(weight, adjacency.weight[position])
+                # It keeps running sums of them.
+                np.testing.assert_allclose(weight, adjacency.weight[position], rtol=1e-3)
                 place = position - np.repeat(bounds[:, j], counts.astype(np.int64))
                 np.testing.assert_array_equal(created % clock.ticks, place)
                 num_edges += len(position) if time == NO_TIME else 0

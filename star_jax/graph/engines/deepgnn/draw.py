@@ -56,7 +56,9 @@ class Picker:
         Returns:
           Row of every pick, its place among the picks of the row, its position.
         """
-        counts = self._graph.neighbor_counts(asked.node, asked.edge_type, asked.time).astype(np.int64)
+        counts = self._graph.neighbor_counts(asked.node, asked.edge_type, asked.time).astype(
+            np.int64
+        )
         listed = np.zeros(len(counts), np.bool_)
         if not self._sampler.replace:
             listed = (counts > 0) & (counts <= SMALL * fanout)
@@ -92,7 +94,9 @@ class Picker:
             else:
                 # Its draws without replacement crash when they return times: with replacement,
                 # and a second look at an edge does not count.
-                found = self._graph.uniform_sample_neighbors(False, node, asked.edge_type, **options)
+                found = self._graph.uniform_sample_neighbors(
+                    False, node, asked.edge_type, **options
+                )
         position = asked.begin[rows, None] + found[-1] % self._ticks
         position = np.where(found[0] >= 0, position, -1)
         if self._sampler.kind == "last_n":
