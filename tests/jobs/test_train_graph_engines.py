@@ -50,7 +50,7 @@ def test_a_training_through_deepgnn_ends_where_the_host_s_ends(market, tmp_path)
         )
         train_graph.run(config, workdir)
         row = graph_runs.rows(workdir, "val")[-1]
-        found[kind] = [row[f"apply/auc_{negatives}"] for negatives in ("near", "uniform")]
+        found[kind] = [row[f"auc_{negatives}"] for negatives in ("near", "uniform")]
         assert (workdir / "deepgnn").exists() == (kind == "deepgnn")
     np.testing.assert_allclose(found["deepgnn"], found["host"], atol=0.02)
     assert min(found["deepgnn"]) > 0.75
