@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from star_jax.config import InputError
+from star_jax.graph.engines.deepgnn.engine import DeepGnnEngine, why_refused
 from star_jax.graph.engines.host import HostEngine
 from star_jax.graph.engines.mesh.engine import MeshEngine
 from star_jax.graph.engines.mesh.expand import KINDS
@@ -57,12 +58,16 @@ class EngineConfig:
     Attributes:
       kind: `host`: files of any size that the host maps, sampled ahead by threads. `mesh`: the
         graph lies on the devices, spread over all of them, and the compiled step samples.
+        `deepgnn`: the graph engine of the paper, an optional extra, in the place of `host`.
+      folder: In the working directory, for `deepgnn`: the graph in its format, written when a
+        training first asks for it.
       text_precision: Of text vectors on the devices; for `mesh`.
       slack: Room in the exchange between devices: so many times an even share; for `mesh`. What
         does not fit is left out and counted as `num_cut`.
     """
 
-    kind: Literal["host", "mesh"] = "host"
+    kind: Literal["host", "mesh", "deepgnn"] = "host"
+    folder: str = "deepgnn"
     text_precision: TextPrecision = "float32"
     slack: float = 2.0
 
@@ -102,7 +107,7 @@ class GraphTrainConfig:
       gradient_conflicts: At every validation, whether tasks pull the weights they share against
         each other, as `conflict/<task>~<task>`; see `make_conflicts`. Compiles one more program.
       engine: Where neighbourhoods come from in training; validation, scoring and export sample on
-        the host. `host` and `mesh` give the same samples.
+        the host. `host` and `mesh` give the same samples, `deepgnn` others of the same kind.
       plan_of: Folder whose settled number of steps this training takes when it begins, instead of
         settling its own within the budget.
     """
@@ -156,6 +161,9 @@ class GraphTrainConfig:
                 f"sampler.kind {self.sampler.kind!r} with engine.kind=mesh, needed one of "
                 f"{', '.join(KINDS)}, or engine.kind=host"
             )
+        refused = why_refused(self.sampler) if self.engine.kind == "deepgnn" else None
+        if refused:
+            raise ValueError(refused)
         if not self.positive_weight > 0:
             raise ValueError(f"positive_weight {self.positive_weight} must be > 0")
         if self.popularity_correction and self.model.decoder.kind != "softmax":
@@ -277,9 +285,15 @@ class GraphData:
 
 
 def make_engine(config: GraphTrainConfig, store: GraphStore, mesh: Mesh) -> GraphEngine:
-    """What draws the neighbourhoods of a training."""
+    """What draws the neighbourhoods of a training.
+
+    Raises:
+      InputError: The graph does not fit the engine, or a package is missing.
+    """
     if config.engine.kind == "host":
         return HostEngine(store)
+    if config.engine.kind == "deepgnn":
+        return DeepGnnEngine(store, store.folder.parent / config.engine.folder)
     engine = MeshEngine(
         store, mesh, text_precision=config.engine.text_precision, slack=config.engine.slack
     )

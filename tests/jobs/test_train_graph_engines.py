@@ -37,3 +37,22 @@ def test_an_engine_without_a_sampler_is_refused_at_once():
         tiny_graph.config(engine=MESH, sampler=SamplerConfig(kind="top_k"))
     with pytest.raises(ValueError, match=r"slack 0\.5 must be >= 1"):
         EngineConfig(kind="mesh", slack=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.extra("deepgnn")
+def test_a_training_through_deepgnn_ends_where_the_host_s_ends(market, tmp_path):
+    found = {}
+    for kind in ("host", "deepgnn"):
+        workdir = graph_runs.begin(market, tmp_path / kind)
+        config = tiny_graph.config(
+            num_steps=80, engine=EngineConfig(kind=kind), tasks=("apply",), batch_size=32
+        )
+        train_graph.run(config, workdir)
+        row = graph_runs.rows(workdir, "val")[-1]
+        found[kind] = [row[f"auc_{negatives}"] for negatives in ("near", "uniform")]
+        assert (workdir / "deepgnn").exists() == (kind == "deepgnn")
+    np.testing.assert_allclose(found["deepgnn"], found["host"], atol=0.02)
+    assert min(found["deepgnn"]) > 0.75
+    losses = [graph_runs.losses(tmp_path / kind) for kind in found]
+    assert losses[0] != losses[1]  # Their draws are not the same.

@@ -9,7 +9,7 @@ from jaxtyping import Array, Int
 from star_jax.graph.batches import Subgraph
 from star_jax.graph.engines.protocol import Question
 from star_jax.graph.samplers.calibrate import SeedBatch
-from star_jax.graph.samplers.sample import sample
+from star_jax.graph.samplers.sample import Walk, sample
 from star_jax.graph.store import GraphStore
 from star_jax.shapes import PyTree
 
@@ -41,12 +41,18 @@ class HostEngine:
             key=key,
             sampler=question.sampler,
             use_time=question.use_time,
+            walk=self.walk(question),
             **batch._asdict(),
         )
         with self._lock:
             sampling, gather = self._seconds
             self._seconds = (sampling + stats.seconds[0], gather + stats.seconds[1])
         return subgraph, stats.num_dropped
+
+    def walk(self, question: Question) -> Walk | None:
+        """What draws the edges, if not the sampler itself."""
+        del question
+        return None
 
     def take_seconds(self) -> dict[str, float]:
         """Of all threads together."""

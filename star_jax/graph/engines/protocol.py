@@ -41,7 +41,7 @@ class GraphEngine(Protocol):
     """Draws the neighbourhoods of seeds: ahead on the host, inside the compiled program, or both.
 
     Every engine sees the same edges under the same rules. Engines whose draws are counter-based
-    (`host` and `mesh`) give the same samples for the same key.
+    (`host` and `mesh`) give the same samples for the same key; `deepgnn` has the same chances.
     """
 
     @property

@@ -101,7 +101,7 @@ def add_seeds(
 
 @kernel
 @no_type_check
-def _fill(
+def fill_slot(
     edges: Edges, rows: Rows, slots: Slots, sender_type: int, group: int, position: int, slot: int
 ) -> None:
     """Writes one picked edge, or counts it if its sender has no row."""
@@ -116,7 +116,8 @@ def _fill(
 
 @kernel
 @no_type_check
-def _age(edges: Edges, position: int, time: int, age_unit: float) -> float:
+def age_of(edges: Edges, position: int, time: int, age_unit: float) -> float:
+    """log(1 + age / unit) of an edge at a time; 0 without a time on either side."""
     if time == _NO_TIME or not edges.flags[position] & 4:
         return 0.0
     elapsed = np.float64(time) - np.float64(edges.time[position])
@@ -155,9 +156,9 @@ def _expand(
             found = _pick(edges, rule, row, draw, scratch, picks)
             out = relations.start[r] + (receiver_row - first) * relations.width[r]
             for i in range(found):
-                _fill(edges, rows, slots, relations.sender_type[r], group, picks[i], out + i)
+                fill_slot(edges, rows, slots, relations.sender_type[r], group, picks[i], out + i)
                 if slots.mask[out + i]:
-                    slots.age[out + i] = _age(edges, picks[i], time, age_unit)
+                    slots.age[out + i] = age_of(edges, picks[i], time, age_unit)
 
 
 @functools.cache

@@ -5,7 +5,7 @@ batch around it, the number of threads, or what lies in the example's future.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,9 @@ from star_jax.graph.store import GraphStore
 
 Fanouts = Mapping[str, tuple[int, ...]]
 """Edge key -> neighbours per node at every hop."""
+
+Walk = Callable[..., None]
+"""What fills the slots of one block of rows; takes what `kernels.expand_by` does."""
 
 _MAX_GROUPS = 1 << 27
 _WORD = (1 << 64) - 1
@@ -96,13 +99,13 @@ def sample(
     seed_text_row: Int[np.ndarray, " S"] | None,
     sampler: SamplerConfig,
     use_time: bool = True,
+    walk: Walk | None = None,
 ) -> tuple[Subgraph, SampleStats]:
     """Samples the neighbourhood of every seed as its group may see it.
 
     Seed i is row i of its type's table. Neighbours are de-duplicated by (node, group).
 
     Args:
-      store: The graph.
       seed_type: Node type of the seeds.
       seeds: Nodes; repeated ones get rows of their own.
       groups: Group of each seed.
@@ -117,12 +120,12 @@ def sample(
       sampler: How to choose among the visible edges.
       use_time: False for the split rule: no edge, node or removal is hidden by its time. Texts
         and ages are as of the group's time under both rules.
+      walk: Another way to draw edges than the sampler's own.
 
     Returns:
       The padded subgraph and what did not fit into it.
     """
-    layout = layout_of(budget)
-    begun = time.perf_counter()
+    layout, begun = layout_of(budget), time.perf_counter()
     expansion = expand(
         store,
         layout,
@@ -137,12 +140,10 @@ def sample(
         seed_text_row=seed_text_row,
         sampler=sampler,
         use_time=use_time,
+        walk=walk,
     )
-    sampled = time.perf_counter()
     pointed = None if seed_text_row is None else (seed_type, seed_text_row)
-    subgraph, dropped_texts = gather(store, budget, layout, expansion, group_time, pointed)
-    seconds = (sampled - begun, time.perf_counter() - sampled)
-    return subgraph, _stats(layout, expansion, dropped_texts, seconds)
+    return _with_features(store, budget, layout, expansion, group_time, pointed, begun)
 
 
 def expand(
@@ -160,11 +161,12 @@ def expand(
     seed_text_row: Int[np.ndarray, " S"] | None,
     sampler: SamplerConfig,
     use_time: bool,
+    walk: Walk | None = None,
 ) -> Expansion:
     """`sample` without the features: rows for the seeds, then hop by hop for their neighbours."""
     _check_seeds(store, layout, seed_type, seeds, groups, len(group_time))
     rule = _rule(group_time, exclude, visible_splits, use_time, sampler.max_age)
-    walk = kernels.expand_by(sampler.pick)
+    draw = walk or kernels.expand_by(sampler.pick)
     shared = known_texts(store, seed_type, seeds, group_time[groups], seed_text_row)
     rows, slots = empty_rows(layout), empty_slots(layout)
     num_types, num_blocks = layout.sizes.shape
@@ -187,7 +189,7 @@ def expand(
             if relations is None or used[i, hop] == 0:
                 continue
             first, _ = layout.block(i, hop)
-            walk(
+            draw(
                 Edges(*store.adjacency[receiver]),
                 relations,
                 rule,
@@ -202,6 +204,21 @@ def expand(
             used[i, hop + 1] = rows.cursor[i] - layout.block(i, hop + 1)[0]
         dropped[:, hop + 1] = rows.dropped - dropped.sum(axis=1)
     return Expansion(rows, slots, used, dropped)
+
+
+def _with_features(
+    store: GraphStore,
+    budget: Budget,
+    layout: Layout,
+    expansion: Expansion,
+    group_time: Int[np.ndarray, " G"],
+    pointed: tuple[str, np.ndarray] | None,
+    begun: float,
+) -> tuple[Subgraph, SampleStats]:
+    sampled = time.perf_counter()
+    subgraph, dropped_texts = gather(store, budget, layout, expansion, group_time, pointed)
+    seconds = (sampled - begun, time.perf_counter() - sampled)
+    return subgraph, _stats(layout, expansion, dropped_texts, seconds)
 
 
 def _stats(

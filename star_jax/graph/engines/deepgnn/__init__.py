@@ -1,0 +1,1 @@
+"""Sampling through DeepGNN's graph engine, an optional extra."""
