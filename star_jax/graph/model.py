@@ -312,16 +312,13 @@ def make_loss(
         key: Key[Array, ""],
         axis_name: str | None,
     ) -> Any:
-        found, updated = (
-            _of_size(model, params)
-            .clone(axis_name=axis_name)
-            .apply(
-                {"params": params, "batch_stats": statistics},
-                tasks,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": key},
-            )
+        mapped = _of_size(model, params).clone(axis_name=axis_name)
+        found, updated = mapped.apply(
+            {"params": params, "batch_stats": statistics},
+            tasks,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
         )
         return found, updated.get("batch_stats", statistics)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from star_jax import artefacts, trees
 from star_jax.config import to_json
-from star_jax.graph.conflicts import make_conflicts
 from star_jax.graph.engines.drawing import in_step
 from star_jax.graph.model import init_model
 from star_jax.graph.store import GraphStore
@@ -30,12 +29,12 @@ from star_jax.pipeline.graph_streams import count_pairs
 from star_jax.pipeline.graph_training import (
     GraphData,
     GraphTrainConfig,
+    conflicts_of,
     describe,
     graph_rules,
     make_engine,
     make_graph_optimizer,
     make_model_loss,
-    positive_weights,
 )
 from star_jax.pipeline.tables.read import TablesMeta, read_meta
 from star_jax.train.begun import check_begun, note_begun
@@ -123,9 +122,8 @@ def _train(
         batches = AdaptiveBatches(data.batches, config.adaptive, largest=largest)
         validation = AdaptiveValidation(validation, data.validation, batches)
     if config.gradient_conflicts:
-        conflicts = make_conflicts(model, positive_weights(config, model, meta))
         batch = step.place(next(data.batches(largest)))
-        validation = with_conflicts(validation, conflicts, engine, batch)
+        validation = with_conflicts(validation, conflicts_of(config, model, meta), engine, batch)
     trained = train(
         name="train-graph",
         state=state,

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from star_jax.config import InputError
+from star_jax.graph.conflicts import Conflicts, make_conflicts
 from star_jax.graph.engines.deepgnn.engine import DeepGnnEngine, why_refused
 from star_jax.graph.engines.host import HostEngine
 from star_jax.graph.engines.mesh.engine import MeshEngine
@@ -307,11 +308,16 @@ def make_model_loss(config: GraphTrainConfig, model: GraphModel, meta: TablesMet
     return make_loss(
         model,
         task_weights={task.name: 1.0 for task in model.tasks} | dict(config.task_weights),
-        positive_weight=positive_weights(config, model, meta),
+        positive_weight=_positive_weights(config, model, meta),
     )
 
 
-def positive_weights(
+def conflicts_of(config: GraphTrainConfig, model: GraphModel, meta: TablesMeta) -> Conflicts:
+    """How the tasks' gradients stand to each other, with the tables' class weights."""
+    return make_conflicts(model, _positive_weights(config, model, meta))
+
+
+def _positive_weights(
     config: GraphTrainConfig, model: GraphModel, meta: TablesMeta
 ) -> dict[str, float]:
     """By task, what a positive pair weighs where a negative one weighs 1."""
