@@ -1,6 +1,5 @@
 """The engine that samples on the host, from memory-mapped files, ahead of the device."""
 
-import threading
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ from jaxtyping import Array, Int
 from star_jax.graph.batches import Subgraph
 from star_jax.graph.engines.protocol import Question
 from star_jax.graph.samplers.calibrate import SeedBatch
-from star_jax.graph.samplers.sample import Walk, sample
+from star_jax.graph.samplers.sample import StageSeconds, Walk, sample
 from star_jax.graph.store import GraphStore
 from star_jax.shapes import PyTree
 
@@ -27,7 +26,7 @@ class HostEngine:
     def __init__(self, store: GraphStore) -> None:
         """Samples from a store."""
         self._store = store
-        self._lock, self._seconds = threading.Lock(), (0.0, 0.0)
+        self._seconds = StageSeconds()
         self.arrays: PyTree = {}
 
     def prepare(self, question: Question, batch: SeedBatch, key: int) -> tuple[Subgraph, int]:
@@ -42,11 +41,9 @@ class HostEngine:
             sampler=question.sampler,
             use_time=question.use_time,
             walk=self.walk(question),
+            seconds=self._seconds,
             **batch._asdict(),
         )
-        with self._lock:
-            sampling, gather = self._seconds
-            self._seconds = (sampling + stats.seconds[0], gather + stats.seconds[1])
         return subgraph, stats.num_dropped
 
     def walk(self, question: Question) -> Walk | None:
@@ -56,9 +53,7 @@ class HostEngine:
 
     def take_seconds(self) -> dict[str, float]:
         """Of all threads together."""
-        with self._lock:
-            (sampling, gather), self._seconds = self._seconds, (0.0, 0.0)
-        return {"sampling": sampling, "gather": gather}
+        return self._seconds.take()
 
     def subgraphs(self, arrays: PyTree, prepared: Any) -> tuple[Subgraph, Int[Array, " shards"]]:
         """What was sampled; what did not fit was counted before."""

@@ -4,6 +4,7 @@ Every draw is a function of (key, relation, node, slot), so one key gives one sa
 batch around it, the number of threads, or what lies in the example's future.
 """
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -54,6 +55,24 @@ _NONE = np.zeros(0, np.int32)
 NO_EXCLUSION = Exclusion(group=_NONE, sender=_NONE, receiver=_NONE, edge_keys=())
 
 
+class StageSeconds:
+    """What samples took of all threads together, by stage."""
+
+    def __init__(self) -> None:
+        self._lock, self._sums = threading.Lock(), (0.0, 0.0)
+
+    def add(self, sampling: float, gather: float) -> None:
+        """Counts one sample: its edges, its features."""
+        with self._lock:
+            self._sums = (self._sums[0] + sampling, self._sums[1] + gather)
+
+    def take(self) -> dict[str, float]:
+        """The sums since the last call."""
+        with self._lock:
+            (sampling, gather), self._sums = self._sums, (0.0, 0.0)
+        return {"sampling": sampling, "gather": gather}
+
+
 class SampleStats(NamedTuple):
     """What one sample left out and how full it was.
 
@@ -61,13 +80,11 @@ class SampleStats(NamedTuple):
       dropped_edges: Node type -> per hop from 1 on, edges cut because no row was left.
       dropped_texts: Node type -> rows without their text because no vector row was left.
       fill: Real rows over padded rows of the node tables.
-      seconds: Of this thread: for the edges, for the features.
     """
 
     dropped_edges: dict[str, tuple[int, ...]]
     dropped_texts: dict[str, int]
     fill: float
-    seconds: tuple[float, float]
 
     @property
     def num_dropped(self) -> int:
@@ -100,27 +117,24 @@ def sample(
     sampler: SamplerConfig,
     use_time: bool = True,
     walk: Walk | None = None,
+    seconds: StageSeconds | None = None,
 ) -> tuple[Subgraph, SampleStats]:
     """Samples the neighbourhood of every seed as its group may see it.
 
     Seed i is row i of its type's table. Neighbours are de-duplicated by (node, group).
 
     Args:
-      seed_type: Node type of the seeds.
-      seeds: Nodes; repeated ones get rows of their own.
+      seeds: Nodes of the type; repeated ones get rows of their own.
       groups: Group of each seed.
       group_time: Per group, the time as of which it sees; NO_TIME: no time test.
-      exclude: Supervised pairs.
       visible_splits: Bit s is set where edges of split s are visible.
       fanouts: Neighbours to draw; at most the budget's width, the rest of which stays padding.
       budget: Padded sizes, from `calibrate`.
       key: From `sampling_key`; 64 bits.
-      seed_text_row: Per seed the text its event points to (-1: none), which wins over the last
-        version before the group's time; None: no event points anywhere.
-      sampler: How to choose among the visible edges.
-      use_time: False for the split rule: no edge, node or removal is hidden by its time. Texts
-        and ages are as of the group's time under both rules.
+      seed_text_row: Per seed the text its event points to (-1: none); None: as of the group's time.
+      use_time: False for the split rule: no time hides anything, though texts and ages follow it.
       walk: Another way to draw edges than the sampler's own.
+      seconds: Is told what it took.
 
     Returns:
       The padded subgraph and what did not fit into it.
@@ -142,8 +156,11 @@ def sample(
         use_time=use_time,
         walk=walk,
     )
+    sampled = time.perf_counter()
     pointed = None if seed_text_row is None else (seed_type, seed_text_row)
-    return _with_features(store, budget, layout, expansion, group_time, pointed, begun)
+    subgraph, dropped_texts = gather(store, budget, layout, expansion, group_time, pointed)
+    (seconds or StageSeconds()).add(sampled - begun, time.perf_counter() - sampled)
+    return subgraph, _stats(layout, expansion, dropped_texts)
 
 
 def expand(
@@ -206,32 +223,10 @@ def expand(
     return Expansion(rows, slots, used, dropped)
 
 
-def _with_features(
-    store: GraphStore,
-    budget: Budget,
-    layout: Layout,
-    expansion: Expansion,
-    group_time: Int[np.ndarray, " G"],
-    pointed: tuple[str, np.ndarray] | None,
-    begun: float,
-) -> tuple[Subgraph, SampleStats]:
-    sampled = time.perf_counter()
-    subgraph, dropped_texts = gather(store, budget, layout, expansion, group_time, pointed)
-    seconds = (sampled - begun, time.perf_counter() - sampled)
-    return subgraph, _stats(layout, expansion, dropped_texts, seconds)
-
-
-def _stats(
-    layout: Layout,
-    expansion: Expansion,
-    dropped_texts: dict[str, int],
-    seconds: tuple[float, float],
-) -> SampleStats:
+def _stats(layout: Layout, expansion: Expansion, dropped_texts: dict[str, int]) -> SampleStats:
     dropped = {n: tuple(expansion.dropped[i, 1:].tolist()) for i, n in enumerate(layout.types)}
     fill = float(expansion.used.sum() / max(layout.sizes.sum(), 1))
-    return SampleStats(
-        dropped_edges=dropped, dropped_texts=dropped_texts, fill=fill, seconds=seconds
-    )
+    return SampleStats(dropped_edges=dropped, dropped_texts=dropped_texts, fill=fill)
 
 
 def _rule(
