@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt32
 
-from star_jax.graph.batches import HostOrDevice, PairBatch, Subgraph
+from star_jax.graph.batches import HostOrDevice, NodeTable, PairBatch, Subgraph
 from star_jax.graph.features import FeatureConfig, NodeFeatures
 from star_jax.shapes import PyTree
 
@@ -53,10 +53,16 @@ def with_rows(subgraph: Subgraph, features: tuple[NodeFeatures, ...]) -> Subgrap
     """The subgraph whose nodes name their rows where those are not their numbers."""
     nodes = dict(subgraph.nodes)
     for each in features:
-        table = nodes.get(each.node_type)
-        if each.hashed and table is not None and table.identity is None:
-            nodes[each.node_type] = table._replace(identity=read_rows(each, table.node))
+        if each.node_type in nodes:
+            nodes[each.node_type] = name_rows(nodes[each.node_type], each)
     return subgraph._replace(nodes=nodes)
+
+
+def name_rows(nodes: NodeTable, features: NodeFeatures) -> NodeTable:
+    """As `with_rows`, of one type."""
+    if not features.hashed or nodes.identity is not None:
+        return nodes
+    return nodes._replace(identity=read_rows(features, nodes.node))
 
 
 def batch_rows(

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from star_jax.graph.batches import HostOrDevice, Neighbours, NodeTable, Subgraph
 from star_jax.graph.encoder import EncoderEnding, GraphLayer, receiving_types
 from star_jax.graph.features import SliceLayer
+from star_jax.graph.identities import name_rows
 from star_jax.graph.messages import Hidden
 from star_jax.graph.model import GraphModel, Role, encoder_name, rounds_of, seed_types_of
 from star_jax.graph.samplers.sample import Fanouts
@@ -137,7 +138,7 @@ def features_of(
     sizes = next(each for each in model.features if each.node_type == node_type)
     layer = SliceLayer(sizes, model.config.encoder.dim, model.config.features.activation)
     params = variables["params"][f"features_{node_type}"]
-    return jnp.asarray(layer.apply({"params": params}, nodes))
+    return jnp.asarray(layer.apply({"params": params}, name_rows(nodes, sizes)))
 
 
 def layer_of(

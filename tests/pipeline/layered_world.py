@@ -62,11 +62,11 @@ def world(*, knows: bool) -> World:
     )
 
 
-def model_of(store, sampling, **options):
+def model_of(store, sampling, identity_rows=None, **options):
     """A model and random variables: no bias or running statistic is what training begins with."""
     encoder = {"dim": 8, "multiplier": 1, "heads": 2, "layers": sampling.num_hops}
     config = GraphModelConfig(
-        features=FeatureConfig(identity_types=("skill",)),
+        features=FeatureConfig(identity_types=("skill",), identity_rows=identity_rows),
         encoder=GraphEncoderConfig(**encoder | options),
         decoder=DecoderConfig(hidden_size=8, match=MatchConfig(width=4, text_width=4)),
     )

@@ -95,8 +95,9 @@ def assert_equal(found, expected):
         ((ALL,), None, {"skip": "residual", "unit_norm": True}, TARGETS[:1]),
         ((ALL, ALL), ATTRIBUTES, {"skip": "jumping_knowledge"}, TARGETS[1:3]),
         ((ALL, 30), None, PLAIN, TARGETS[3:]),
+        ((ALL,), None, {"identity_rows": 2}, TARGETS[1:2]),
     ],
-    ids=["one layer", "jumping", "plain"],
+    ids=["one layer", "jumping", "plain", "hashed"],
 )
 def test_equals_the_sampled_path_where_the_fanouts_leave_nothing_out(
     store, tmp_path, hops, receiver_keys, options, targets
