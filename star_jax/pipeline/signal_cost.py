@@ -11,6 +11,7 @@ from star_jax.graph.append import contents_of
 from star_jax.graph.arrays import file_bytes
 from star_jax.graph.build_edges import Contents, adjacency_bytes
 from star_jax.graph.features import NodeFeatures
+from star_jax.graph.heads import NodeHead
 from star_jax.graph.model import init_model
 from star_jax.graph.schema import PPR, parse_key
 from star_jax.graph.store import GraphStore
@@ -86,9 +87,18 @@ def _num_parameters(file: GraphModelFile, chosen: Chosen) -> int:
     """Parameters of the model that the same config makes of a part of the graph."""
     nodes = chosen.schema.nodes
     relations = {edge.key for edge in chosen.schema.all_edges()}
+    heads = tuple(
+        dataclasses.replace(head, number=list(nodes[head.task.node_type].categorical).index(column))
+        for head in file.heads
+        for column in [head.task.column]
+        if column in nodes[head.task.node_type].categorical
+    )
     left = dataclasses.replace(
         file,
-        features=tuple(_left(each, chosen) for each in file.features if each.node_type in nodes),
+        heads=heads,
+        features=tuple(
+            _left(each, chosen, heads) for each in file.features if each.node_type in nodes
+        ),
         keys=tuple(key for key in file.keys if key in relations or _is_channel(key, chosen)),
     )
     params, _ = jax.eval_shape(lambda: init_model(left.build(), 0))
@@ -100,7 +110,7 @@ def _is_channel(key: str, chosen: Chosen) -> bool:
     return relation == PPR and {sender, receiver} <= chosen.schema.nodes.keys()
 
 
-def _left(features: NodeFeatures, chosen: Chosen) -> NodeFeatures:
+def _left(features: NodeFeatures, chosen: Chosen, heads: tuple[NodeHead, ...]) -> NodeFeatures:
     """What is left of a type's features; those that the config switches off stay so."""
     name = features.node_type
     node = chosen.schema.nodes[name]
@@ -109,4 +119,5 @@ def _left(features: NodeFeatures, chosen: Chosen) -> NodeFeatures:
         text_size=features.text_size if name in chosen.texts else 0,
         cardinalities=tuple(node.categorical.values()) if features.cardinalities else (),
         dense_size=2 * len(node.dense) if features.dense_size else 0,
+        predicted=tuple(head.number for head in heads if head.task.node_type == name),
     )

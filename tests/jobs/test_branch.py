@@ -10,6 +10,7 @@ from star_jax import artefacts, trees
 from star_jax.config import InputError
 from star_jax.graph.build import BuildOptions
 from star_jax.graph.engines.host import HostEngine
+from star_jax.graph.heads import NodeTask
 from star_jax.graph.model import init_model
 from star_jax.graph.store import GraphStore
 from star_jax.jobs import branch, build_graph
@@ -123,6 +124,25 @@ def test_costs_are_what_is_saved_without_the_signal(workdir):
         if name != "rest":
             skill = sum(store.meta.num_edges[key] for key in attributes)
             assert int(edges) == (skill if name == "skill" else 0)
+
+
+def test_a_column_that_is_predicted_costs_its_classifier(workdir):
+    manifest = read_signals(workdir.parent / "all.json")
+    job = manifest.signals["job"]
+    site = dataclasses.replace(job, parts=("categorical:job.site",))
+    rest = dataclasses.replace(job, parts=tuple(p for p in job.parts if p not in site.parts))
+    path = workdir.parent / "site.json"
+    write_signals(Signals(signals=manifest.signals | {"job": rest, "site": site}), path)
+    store = build(workdir, path)
+    task = NodeTask(node_type="job", column="site")
+    config = dataclasses.replace(
+        CONFIG, model=dataclasses.replace(CONFIG.model, node_tasks=(task,))
+    )
+    rows = {name: cost for name, _, *cost in branch.cost(path, config, workdir)}
+    file = describe(config, workdir, store, read_meta(workdir / "tables"))
+    params, _ = jax.eval_shape(lambda: init_model(file.build(), 0))
+    assert rows["all together"][2] == str(trees.count(params))
+    assert rows["site"][2] == str(trees.count(trees.select(params, r"classifier_job_site/.*")))
 
 
 def test_costs_of_another_graph_are_refused(workdir):
