@@ -64,6 +64,22 @@ class PairBatch(NamedTuple):
     log_q: Float[HostOrDevice, " B"] | None = None
 
 
+def padded(array: np.ndarray, size: int) -> np.ndarray:
+    """The array with zeros behind it."""
+    rest = np.zeros((size - len(array), *array.shape[1:]), array.dtype)
+    return np.concatenate([array, rest])
+
+
+def width_class(width: int) -> int:
+    """0 for tables up to 8 wide, 1 for 9 to 32, 2 for 33 to 128, and so on.
+
+    What is done for one class at once is fewer, larger operations, which compile faster; padding
+    to the widest of a class costs less than a factor of four, and nothing where it counts: wide
+    tables are many because a total was shared out evenly.
+    """
+    return max(width - 1, 3).bit_length() // 2 - 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Budget:
     """The padded sizes of a `Subgraph`: what the step is compiled for.

@@ -21,7 +21,7 @@ from star_jax.graph.attention import (
     attend_segments,
     edge_bias,
 )
-from star_jax.graph.batches import Neighbours, Subgraph
+from star_jax.graph.batches import Neighbours, Subgraph, width_class
 from star_jax.graph.schema import parse_key
 from star_jax.graph.segments import (
     edge_features,
@@ -224,16 +224,10 @@ def _own(number: int, first: int, num_rows: int) -> _Listed:
 
 
 def _similar_widths(relations: Sequence[_Listed]) -> list[list[_Listed]]:
-    """What may be stacked: tables up to 4 wide, 5 to 16, 17 to 64, and so on.
-
-    Fewer, larger operations compile faster; padding costs less than a factor of four, and nothing
-    where it counts: wide tables are many because a total was shared out evenly.
-    """
+    """What may be stacked."""
     by_size: dict[int, list[_Listed]] = {}
     for each in relations:
-        by_size.setdefault(max(each.neighbours.mask.shape[1] - 1, 3).bit_length() // 2, []).append(
-            each
-        )
+        by_size.setdefault(width_class(each.neighbours.mask.shape[1]), []).append(each)
     return [by_size[size] for size in sorted(by_size)]
 
 

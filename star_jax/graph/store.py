@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from star_jax.artefacts import read_manifest
 from star_jax.config import InputError, from_json
 from star_jax.embeddings.table import read_table
 from star_jax.graph.schema import EdgeType, GraphSchema
+from star_jax.shapes import NO_TIME
 
 SPLIT_BITS = 0b011  # Of an edge's flags: 0 always visible, 1 train, 2 val, 3 test.
 TIMED_BIT = 0b100  # The edge has a time of its own.
@@ -180,6 +181,13 @@ def _seen(adjacency: Adjacency, min_edges: int) -> Bool[np.ndarray, " N"]:
         before = np.concatenate([[0], np.cumsum(split <= 1)])
         seen.append(before[end - begin[0]] - before[begin - begin[0]] >= min_edges)
     return np.concatenate([np.zeros(0, np.bool_), *seen])
+
+
+def span_of(times: Iterable[Int[np.ndarray, " _"]]) -> tuple[int, int]:
+    """The earliest and the latest of all known times; zeros without any."""
+    known = [part[part != NO_TIME] for part in times]
+    first = min((int(part.min()) for part in known if len(part)), default=0)
+    return first, max((int(part.max()) for part in known if len(part)), default=0)
 
 
 def relation_salt(key: str) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from star_jax import artefacts, trees
 from star_jax.config import to_json
 from star_jax.graph.engines.drawing import in_step
+from star_jax.graph.engines.protocol import ProgramEngine
 from star_jax.graph.model import init_model
 from star_jax.graph.store import GraphStore
 from star_jax.parallel.mesh import make_mesh
@@ -87,8 +88,7 @@ def _train(
     store: GraphStore,
     meta: TablesMeta,
 ) -> tuple[Trained, Plan, int]:
-    folder = workdir / config.output
-    mesh = make_mesh(config.mesh)
+    folder, mesh = workdir / config.output, make_mesh(config.mesh)
     model = file.build()
     params, statistics = init_model(model, config.seed)
     optimizer, rules = make_graph_optimizer(config, model), graph_rules(config)
@@ -97,18 +97,19 @@ def _train(
     )
     _log.info("%s parameters on %d device(s)", f"{trees.count(params):,}", mesh.size)
     engine = make_engine(config, store, mesh)
+    in_program = isinstance(engine, ProgramEngine)
     step = make_step(
         make_model_loss(config, model, meta),
         optimizer,
         state=state,
         mesh=mesh,
-        prepare=in_step(engine) if engine.in_program else None,
+        prepare=in_step(engine) if in_program else None,
         stateful=True,
     )
     data = GraphData(config, workdir, file, store, meta, mesh.size, engine)
     largest = config.fanouts.largest
     batches, validation = data.batches(largest), data.validation(largest)
-    frozen = engine.arrays
+    frozen = engine.arrays if in_program else {}
     timed = functools.partial(measure, state=state, frozen=frozen, step=step, batches=batches)
     plan = settle(
         config.plan,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
 
-from star_jax.graph.batches import Budget, PairBatch
+from star_jax.graph.batches import Budget, PairBatch, padded
 from star_jax.graph.engines.host import HostEngine
 from star_jax.graph.engines.protocol import GraphEngine, Question
 from star_jax.graph.model import ROLES, LinkTask, Role
@@ -262,11 +262,6 @@ class PairSampler:
         first = np.searchsorted(pairs.group, np.arange(len(pairs.time)))
         groups = np.arange(len(first), dtype=np.int32)
         return SeedBatch(pairs.sender[first], groups, pairs.time, exclude, pairs.sender_text[first])
-
-
-def padded(array: np.ndarray, size: int) -> np.ndarray:
-    """The array with zeros behind it."""
-    return np.concatenate([array, np.zeros(size - len(array), array.dtype)])
 
 
 def _ranges(sizes: Int[np.ndarray, " G"]) -> Int[np.ndarray, " B"]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from star_jax.graph.batches import PairBatch, Subgraph
+from star_jax.graph.batches import PairBatch, Subgraph, padded
 from star_jax.graph.engines.protocol import GraphEngine
 from star_jax.graph.model import GraphBatch
 from star_jax.graph.samplers.sample import sampling_key
@@ -21,7 +21,6 @@ from star_jax.pipeline.graph_loader import (
     Pairs,
     PairSampler,
     RoleBudgets,
-    padded,
 )
 from star_jax.pipeline.graph_model import GraphModelFile
 from star_jax.pipeline.graph_negatives import UniformNegatives

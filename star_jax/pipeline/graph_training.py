@@ -10,10 +10,9 @@ from jax.sharding import Mesh
 
 from star_jax.config import InputError
 from star_jax.graph.conflicts import Conflicts, make_conflicts
-from star_jax.graph.engines.deepgnn.engine import DeepGnnEngine, why_refused
+from star_jax.graph.engines.deepgnn import engine as deepgnn_engine
 from star_jax.graph.engines.host import HostEngine
-from star_jax.graph.engines.mesh.engine import MeshEngine
-from star_jax.graph.engines.mesh.expand import KINDS
+from star_jax.graph.engines.mesh import engine as mesh_engine
 from star_jax.graph.engines.mesh.features import TextPrecision
 from star_jax.graph.engines.protocol import GraphEngine
 from star_jax.graph.identities import ROW_MULTIPLE, TABLES
@@ -50,6 +49,7 @@ from star_jax.train.rows import make_row_optimizer
 from star_jax.train.state import Optimizer
 
 _log = logging.getLogger(__name__)
+_WHY_REFUSED = {"mesh": mesh_engine.why_refused, "deepgnn": deepgnn_engine.why_refused}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,13 +157,8 @@ class GraphTrainConfig:
             )
         if self.adaptive is not None and self.sampler.kind == "full":
             raise ValueError("adaptive with sampler.kind=full, which takes all neighbours anyway")
-        if self.engine.kind == "mesh" and self.sampler.kind not in KINDS:
-            raise ValueError(
-                f"sampler.kind {self.sampler.kind!r} with engine.kind=mesh, needed one of "
-                f"{', '.join(KINDS)}, or engine.kind=host"
-            )
-        refused = why_refused(self.sampler) if self.engine.kind == "deepgnn" else None
-        if refused:
+        why_refused = _WHY_REFUSED.get(self.engine.kind)
+        if why_refused is not None and (refused := why_refused(self.sampler)):
             raise ValueError(refused)
         if not self.positive_weight > 0:
             raise ValueError(f"positive_weight {self.positive_weight} must be > 0")
@@ -294,8 +289,8 @@ def make_engine(config: GraphTrainConfig, store: GraphStore, mesh: Mesh) -> Grap
     if config.engine.kind == "host":
         return HostEngine(store)
     if config.engine.kind == "deepgnn":
-        return DeepGnnEngine(store, store.folder.parent / config.engine.folder)
-    engine = MeshEngine(
+        return deepgnn_engine.DeepGnnEngine(store, store.folder.parent / config.engine.folder)
+    engine = mesh_engine.MeshEngine(
         store, mesh, text_precision=config.engine.text_precision, slack=config.engine.slack
     )
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(engine.arrays)) / mesh.size

@@ -1,5 +1,6 @@
 """A training whose step samples by itself is the training that the host's samples give."""
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -16,11 +17,13 @@ MESH = EngineConfig(kind="mesh", slack=8.0)
 
 @pytest.mark.slow
 def test_a_step_that_samples_is_a_step_on_the_host_s_samples(market, tmp_path, caplog):
+    """Its identity tables are updated by the rows that it draws."""
+    model = dataclasses.replace(tiny_graph.config().model, features=tiny_graph.BY_ROWS)
     caplog.set_level(logging.INFO)
     found = {}
     for name, engine in (("host", EngineConfig()), ("mesh", MESH)):
         workdir = graph_runs.begin(market, tmp_path / name)
-        config = tiny_graph.config(num_steps=3, engine=engine, mesh=MeshConfig(data=2))
+        config = tiny_graph.config(num_steps=3, engine=engine, mesh=MeshConfig(data=2), model=model)
         train_graph.run(config, workdir)
         rows = graph_runs.rows(workdir, "train")
         found[name] = [[row[n] for n in ("loss", "gradient_norm", "neighbours")] for row in rows]

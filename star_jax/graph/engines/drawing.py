@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from star_jax.graph.batches import PairBatch, Subgraph
-from star_jax.graph.engines.protocol import GraphEngine
+from star_jax.graph.engines.protocol import GraphEngine, ProgramEngine
 from star_jax.graph.model import ROLES, GraphBatch
 from star_jax.shapes import PyTree
 
@@ -19,23 +19,24 @@ class Drawing:
 
     def __init__(self, engine: GraphEngine) -> None:
         """Compiles anew for every other question."""
-        self._engine = engine
-        self._subgraphs = jax.jit(engine.subgraphs)
+        self._arrays, self._subgraphs = None, None
+        if isinstance(engine, ProgramEngine):
+            self._arrays, self._subgraphs = engine.arrays, jax.jit(engine.subgraphs)
 
     def __call__(self, pairs: PairBatch) -> PairBatch:
         """The batch with subgraphs in the place of requests, on the host."""
-        if not self._engine.in_program:
+        if self._subgraphs is None:
             return pairs
         roles: dict[str, Any] = {}
         for role in ROLES:
             request = jax.tree.map(lambda leaf: leaf[None], getattr(pairs, role))
-            subgraph, _ = self._subgraphs(self._engine.arrays, request)
+            subgraph, _ = self._subgraphs(self._arrays, request)
             roles[role] = jax.tree.map(lambda leaf: np.asarray(leaf[0]), subgraph)
         return pairs._replace(**roles)
 
 
 def in_step(
-    engine: GraphEngine,
+    engine: ProgramEngine,
 ) -> Callable[[PyTree, GraphBatch], tuple[GraphBatch, dict[str, Float[Array, ""]]]]:
     """What a training step does first: it puts subgraphs in the place of requests.
 

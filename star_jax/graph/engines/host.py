@@ -1,33 +1,19 @@
 """The engine that samples on the host, from memory-mapped files, ahead of the device."""
 
-from typing import Any
-
-import jax.numpy as jnp
-from jaxtyping import Array, Int
-
 from star_jax.graph.batches import Subgraph
 from star_jax.graph.engines.protocol import Question
 from star_jax.graph.samplers.calibrate import SeedBatch
 from star_jax.graph.samplers.sample import StageSeconds, Walk, sample
 from star_jax.graph.store import GraphStore
-from star_jax.shapes import PyTree
 
 
 class HostEngine:
-    """As `GraphEngine`; the program gets finished subgraphs.
-
-    Attributes:
-      in_program: As there.
-      arrays: None.
-    """
-
-    in_program = False
+    """As `GraphEngine`; the program gets finished subgraphs."""
 
     def __init__(self, store: GraphStore) -> None:
         """Samples from a store."""
         self._store = store
         self._seconds = StageSeconds()
-        self.arrays: PyTree = {}
 
     def prepare(self, question: Question, batch: SeedBatch, key: int) -> tuple[Subgraph, int]:
         """Samples."""
@@ -54,8 +40,3 @@ class HostEngine:
     def take_seconds(self) -> dict[str, float]:
         """Of all threads together."""
         return self._seconds.take()
-
-    def subgraphs(self, arrays: PyTree, prepared: Any) -> tuple[Subgraph, Int[Array, " shards"]]:
-        """What was sampled; what did not fit was counted before."""
-        del arrays
-        return prepared, jnp.zeros(1, jnp.int32)

@@ -38,21 +38,11 @@ class Question:
 
 @runtime_checkable
 class GraphEngine(Protocol):
-    """Draws the neighbourhoods of seeds: ahead on the host, inside the compiled program, or both.
+    """Draws the neighbourhoods of seeds.
 
     Every engine sees the same edges under the same rules. Engines whose draws are counter-based
-    (`host` and `mesh`) give the same samples for the same key; `deepgnn` has the same chances.
+    (`host` and `mesh`) give the same samples for the same key.
     """
-
-    @property
-    def in_program(self) -> bool:
-        """Whether samples are drawn inside the program; else all is there after `prepare`."""
-        ...
-
-    @property
-    def arrays(self) -> PyTree:
-        """What the compiled program reads of the graph; handed to it as an argument."""
-        ...
 
     def prepare(self, question: Question, batch: SeedBatch, key: int) -> tuple[Any, int]:
         """The part of a batch that is made on the host, in many threads at once.
@@ -63,12 +53,23 @@ class GraphEngine(Protocol):
           key: From `sampling_key`.
 
         Returns:
-          A tree of arrays, and how many edges and texts did not fit the budget.
+          A subgraph, or what a `ProgramEngine` makes one of; and how many edges and texts did not
+          fit the budget.
         """
         ...
 
     def take_seconds(self) -> dict[str, float]:
         """Thread time of `prepare` since the last call, by stage; empty if nothing is timed."""
+        ...
+
+
+@runtime_checkable
+class ProgramEngine(GraphEngine, Protocol):
+    """Draws inside the compiled program."""
+
+    @property
+    def arrays(self) -> PyTree:
+        """What the compiled program reads of the graph; handed to it as an argument."""
         ...
 
     def subgraphs(self, arrays: PyTree, prepared: Any) -> tuple[Subgraph, Int[Array, " shards"]]:

@@ -6,7 +6,7 @@ batch around it, the number of threads, or what lies in the example's future.
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -193,16 +193,16 @@ def expand(
     rows.limit[seed_index] = layout.sizes[seed_index, 0]
     kernels.add_seeds(rows, seed_index, seeds.astype(np.int32), groups.astype(np.int32), shared)
     used[seed_index, 0] = len(seeds)
-    hides = _hides(exclude)
+    hidden = hides(exclude.edge_keys if len(exclude.group) else ())
     for hop in range(num_blocks - 1):
         for i in range(num_types):
             rows.cursor[i], rows.limit[i] = layout.block(i, hop + 1)
         drawn = _drawn(layout, hop, fanouts)
         if hop == 0:
             seeds_block = (seed_index, 0, len(seeds))
-            fill(store, layout, rows, slots, rule, sampler, seeds_block, drawn, hides, key)
+            fill(store, layout, rows, slots, rule, sampler, seeds_block, drawn, hidden, key)
         for i, receiver in enumerate(layout.types):
-            relations = relations_into(store, layout, hop, receiver, drawn, hides)
+            relations = relations_into(store, layout, hop, receiver, drawn, hidden)
             if relations is None or used[i, hop] == 0:
                 continue
             first, _ = layout.block(i, hop)
@@ -256,11 +256,12 @@ def _rule(
     )
 
 
-def _hides(exclude: Exclusion) -> dict[str, int]:
-    """A reverse edge lists the pair's receiver in the row of its sender."""
-    if not len(exclude.group):
-        return {}
-    keys = exclude.edge_keys
+def hides(edge_keys: Iterable[str]) -> dict[str, int]:
+    """How supervised pairs of these edges hide them and their reverses, as in `Relations.hidden`.
+
+    A reverse edge lists the pair's receiver in the row of its sender.
+    """
+    keys = tuple(edge_keys)
     return dict.fromkeys(keys, 1) | {reverse_key(key): 2 for key in keys}
 
 

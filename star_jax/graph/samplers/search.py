@@ -177,3 +177,8 @@ def number(
             found += 1
         numbers[i] = slot_number[slot]
     return numbers, distinct[:found], dropped
+
+
+def places_in_runs(values: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Place of every entry among the equal ones before it; they rise."""
+    return np.arange(len(values)) - np.searchsorted(values, values)

@@ -7,10 +7,10 @@ from jaxtyping import Bool, Int
 
 from star_jax.graph.samplers.compiled import kernel
 from star_jax.graph.samplers.kernels import Rows, Slots, age_of, fill_slot
+from star_jax.graph.samplers.picks.uniform import SMALL
 from star_jax.graph.samplers.sampler import SamplerConfig
+from star_jax.graph.samplers.search import places_in_runs
 from star_jax.graph.samplers.visibility import Edges, Row, Rule, time_bounds, visible
-
-SMALL = 4  # Rows up to this many times the fanout are listed, longer ones drawn from.
 
 
 class Asked(NamedTuple):
@@ -75,7 +75,7 @@ class Picker:
         rows = np.concatenate([row[enough][kept], rows])
         positions = np.concatenate([position[enough][kept], positions])
         order = np.argsort(rows, kind="stable")
-        return rows[order], _places(rows[order]), positions[order]
+        return rows[order], places_in_runs(rows[order]), positions[order]
 
     def _draw(
         self, asked: Asked, rows: Int[np.ndarray, " T"], count: int, rng: np.random.Generator
@@ -121,7 +121,7 @@ class Picker:
         rank = -position if self._sampler.kind == "last_n" else rng.permutation(len(row))
         order = np.lexsort((rank, row))
         row, position = row[order], position[order]
-        kept = _places(row) < fanout
+        kept = places_in_runs(row) < fanout
         return row[kept], position[kept]
 
     def _replaced(
@@ -195,8 +195,3 @@ def _repeated(values: Int[np.ndarray, "T c"]) -> Bool[np.ndarray, "T c"]:
     repeated = np.zeros_like(again)
     np.put_along_axis(repeated, order, again, axis=1)
     return repeated
-
-
-def _places(row: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Place of every entry among those of its row, which stand side by side."""
-    return np.arange(len(row)) - np.searchsorted(row, row)

@@ -13,7 +13,7 @@ have none of one type.
 import importlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from jaxtyping import Int
 
 from star_jax import artefacts
 from star_jax.config import InputError
-from star_jax.graph.store import GraphStore
+from star_jax.graph.store import GraphStore, span_of
 from star_jax.shapes import NO_TIME
 
 _KIND = "deepgnn_graph"
@@ -42,9 +42,7 @@ class Clock(NamedTuple):
         Raises:
           InputError: Times and degrees together need more than 62 bits.
         """
-        dated = [part[part != NO_TIME] for part in (e.time for e in store.adjacency.values())]
-        first = min((int(part.min()) for part in dated if len(part)), default=0)
-        last = max((int(part.max()) for part in dated if len(part)), default=0)
+        first, last = span_of(edges.time for edges in store.adjacency.values())
         clock = cls(first, last, 1 + max(store.meta.max_degree.values(), default=0))
         if clock.end >= 1 << 62:
             raise InputError(
@@ -72,16 +70,18 @@ class Clock(NamedTuple):
 
 def first_nodes(store: GraphStore) -> dict[str, int]:
     """Node type -> number of its first node."""
-    counts = list(store.num_nodes.values())
-    starts = np.cumsum([0, *counts[:-1]]).tolist()
-    return dict(zip(store.num_nodes, starts, strict=True))
+    return _starts(store.num_nodes)
 
 
 def first_types(store: GraphStore) -> dict[str, int]:
     """Node type -> number of the edge type of its first relation."""
-    counts = [len(into) for into in store.relations.values()]
-    starts = np.cumsum([0, *counts[:-1]]).tolist()
-    return dict(zip(store.relations, starts, strict=True))
+    return _starts({name: len(into) for name, into in store.relations.items()})
+
+
+def _starts(counts: Mapping[str, int]) -> dict[str, int]:
+    """Where each begins when they stand one after the other."""
+    starts = np.cumsum([0, *counts.values()])[:-1].tolist()
+    return dict(zip(counts, starts, strict=True))
 
 
 def open_graph(store: GraphStore, folder: Path) -> Any:

@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int32, UInt32
 
-from star_jax.graph.batches import HostOrDevice, Subgraph
-from star_jax.graph.engines.mesh.expand import KINDS, SeedRows, Walk, expand
+from star_jax.graph.batches import HostOrDevice, Subgraph, padded
+from star_jax.graph.engines.mesh.expand import SeedRows, Walk, expand
 from star_jax.graph.engines.mesh.features import (
     AS_OF,
     NodeArrays,
@@ -23,8 +23,12 @@ from star_jax.graph.engines.protocol import Question
 from star_jax.graph.samplers.calibrate import SeedBatch
 from star_jax.graph.samplers.gather import known_texts
 from star_jax.graph.samplers.layout import layout_of
-from star_jax.graph.schema import reverse_key
+from star_jax.graph.samplers.sample import hides
+from star_jax.graph.samplers.sampler import SamplerConfig
+from star_jax.graph.samplers.search import places_in_runs
 from star_jax.graph.store import GraphStore
+
+_KINDS = ("uniform", "last_n", "full")
 
 
 class MeshArrays(NamedTuple):
@@ -51,14 +55,11 @@ class Request(NamedTuple):
 
 
 class MeshEngine:
-    """As `GraphEngine`; draws the very samples that `HostEngine` draws, inside the program.
+    """A `ProgramEngine` that draws the very samples that `HostEngine` draws.
 
     Attributes:
-      in_program: As there.
       arrays: The graph on the devices.
     """
-
-    in_program = True
 
     def __init__(
         self,
@@ -136,13 +137,8 @@ class MeshEngine:
 
     def _walk(self, question: Question) -> Walk:
         sampler = question.sampler
-        if sampler.kind not in KINDS:
-            raise ValueError(
-                f"sampler.kind is {sampler.kind!r}, which the engine on devices does not have; "
-                f"needed one of {', '.join(KINDS)}, or engine.kind=host"
-            )
-        hidden = dict.fromkeys(question.edge_keys, 1)
-        hidden |= {reverse_key(key): 2 for key in question.edge_keys}
+        if refused := why_refused(sampler):
+            raise ValueError(refused)
         return Walk(
             layout=layout_of(question.budget),
             places=self._places,
@@ -150,9 +146,19 @@ class MeshEngine:
             seed_type=question.seed_type,
             rule=Rule(question.visible_splits, question.use_time, sampler.max_age or 0),
             sampler=sampler,
-            hidden=hidden,
+            hidden=hides(question.edge_keys),
             slack=self._slack,
         )
+
+
+def why_refused(sampler: SamplerConfig) -> str | None:
+    """What the program cannot draw, as an error says it; None for what it can."""
+    if sampler.kind in _KINDS:
+        return None
+    return (
+        f"sampler.kind {sampler.kind!r} with engine.kind=mesh, needed one of "
+        f"{', '.join(_KINDS)}, or engine.kind=host"
+    )
 
 
 def _sample(walk: Walk, arrays: MeshArrays, request: Request) -> tuple[Subgraph, Int32[Array, ""]]:
@@ -178,8 +184,7 @@ def _sample(walk: Walk, arrays: MeshArrays, request: Request) -> tuple[Subgraph,
 def _padded(values: np.ndarray, size: int, name: str) -> np.ndarray:
     if len(values) > size:
         raise ValueError(f"{len(values)} {name}, needed at most {size}")
-    kind = np.bool_ if values.dtype == np.bool_ else np.int32
-    return np.concatenate([values, np.zeros(size - len(values), values.dtype)]).astype(kind)
+    return padded(values.astype(np.bool_ if values.dtype == np.bool_ else np.int32), size)
 
 
 def _hidden(batch: SeedBatch, question: Question) -> tuple[np.ndarray, np.ndarray]:
@@ -187,7 +192,7 @@ def _hidden(batch: SeedBatch, question: Question) -> tuple[np.ndarray, np.ndarra
     exclude = batch.exclude
     group = np.asarray(exclude.group, np.int64)
     order = np.argsort(group, kind="stable")
-    place = np.arange(len(group)) - np.searchsorted(group[order], group[order])
+    place = places_in_runs(group[order])
     if len(place) and place.max() >= question.pairs_per_group:
         raise ValueError(
             f"a group has {place.max() + 1} supervised pairs, needed at most "
@@ -207,13 +212,15 @@ def _versions(store: GraphStore, seed_type: str, batch: SeedBatch) -> Int32[np.n
     if pointed is None or not store.text_size(seed_type):
         return np.full(len(batch.seeds), AS_OF, np.int32)
     versions = store.text_versions[seed_type]
+    begin, end = (np.asarray(versions.bounds[batch.seeds + i], np.int64) for i in (0, 1))
     found = np.full(len(batch.seeds), -1, np.int32)
-    for i, (node, text) in enumerate(zip(batch.seeds.tolist(), pointed.tolist(), strict=True)):
-        if text < 0:
-            continue
-        begin, end = int(versions.bounds[node]), int(versions.bounds[node + 1])
-        hits = np.flatnonzero(versions.text[begin:end] == text)
-        if not len(hits):
-            raise ValueError(f"{seed_type} {node} is given text {text}, which is no text of it")
-        found[i] = hits[0]
+    for number in range(int((end - begin).max(initial=0))):  # Of one node: a few.
+        open_ = np.flatnonzero((found < 0) & (begin + number < end))
+        hits = open_[versions.text[begin[open_] + number] == pointed[open_]]
+        found[hits] = number
+    if (lost := np.flatnonzero((pointed >= 0) & (found < 0))).size:
+        raise ValueError(
+            f"{seed_type} {batch.seeds[lost[0]]} is given text {pointed[lost[0]]}, which is no "
+            "text of it"
+        )
     return found

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
-from star_jax.graph.batches import HostOrDevice, Neighbours
+from star_jax.graph.batches import HostOrDevice, Neighbours, width_class
 from star_jax.graph.engines.mesh import picks
 from star_jax.graph.engines.mesh.exchange import ask
 from star_jax.graph.engines.mesh.numbering import Named, number
@@ -24,9 +24,6 @@ from star_jax.graph.samplers.layout import Layout, Table
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.schema import GraphSchema, parse_key
 from star_jax.graph.store import TIMED_BIT, relation_salt
-
-KINDS = ("uniform", "last_n", "full")
-"""Ways to pick neighbours that are also there inside the program."""
 
 
 class SeedRows(NamedTuple):
@@ -140,7 +137,7 @@ def _neighbours(
     relations = _Relations.of(walk)
     by_width: dict[int, list[Table]] = {}
     for table in layout.hops[hop]:
-        by_width.setdefault(max(table.width - 1, 3).bit_length() // 2, []).append(table)
+        by_width.setdefault(width_class(table.width), []).append(table)
     num_shards = walk.places.num_shards
     for tables in by_width.values():
         most = max(table.width for table in tables)

@@ -1,6 +1,5 @@
 """The features of a graph's nodes as device arrays, and how rows of a batch get theirs."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
@@ -9,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float32, Int32
 
-from star_jax.graph.batches import HostOrDevice, NodeTable
+from star_jax.graph.batches import HostOrDevice, NodeTable, padded
 from star_jax.graph.engines.mesh.exchange import ask
 from star_jax.graph.engines.mesh.numbering import Named
 from star_jax.graph.engines.mesh.topology import NO_TIME32, Clock, local_count, spread
@@ -155,10 +154,8 @@ def _builder(
     num_versions = max(1, int(counts.reshape(room, num_shards).sum(axis=0).max(initial=0)))
 
     def rows(values: np.ndarray, number: int) -> np.ndarray:
-        own = values[number::num_shards]
-        return np.concatenate([own, np.zeros((room - len(own), *own.shape[1:]), own.dtype)])
+        return padded(values[number::num_shards], room)
 
-    @functools.lru_cache(maxsize=1)
     def shard(number: int) -> NodeArrays:
         own = counts[number::num_shards]
         bounds = np.concatenate([[0], np.cumsum(own)]).astype(np.int32)

@@ -5,7 +5,6 @@ spread. Times become 32-bit differences from the earliest one.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32, Int32, UInt8
 
 from star_jax.config import InputError
-from star_jax.graph.batches import HostOrDevice
-from star_jax.graph.store import NOT_REMOVED, Adjacency, GraphStore
+from star_jax.graph.batches import HostOrDevice, padded
+from star_jax.graph.store import NOT_REMOVED, Adjacency, GraphStore, span_of
 from star_jax.parallel.mesh import DATA, FSDP
 from star_jax.shapes import NO_TIME
 
@@ -95,12 +94,11 @@ def place_edges(store: GraphStore, mesh: Mesh) -> tuple[Edges, Places]:
         for name, place in places.types
     )
 
-    @functools.lru_cache(maxsize=1)
     def shard(number: int) -> Edges:
         made = _shard(store, places, number)
         widths = (num_bounds, *([max(num_edges, 1)] * 2), num_removed, *([max(num_edges, 1)] * 2))
         return Edges(
-            *(_padded(np.asarray(part), width) for part, width in zip(made, widths, strict=True))
+            *(padded(np.asarray(part), width) for part, width in zip(made, widths, strict=True))
         )
 
     return spread(shard, mesh), places
@@ -110,21 +108,22 @@ def spread(shard: Callable[[int], Any], mesh: Mesh) -> Any:
     """Arrays of every shard side by side, each on its own device.
 
     Args:
-      shard: Number of a shard to a tree of arrays, of equal shapes for all; made when needed.
+      shard: Number of a shard to a tree of arrays, of equal shapes for all. Every one that lies on
+        a device of this process is made once.
       mesh: Its devices, row by row, are the shards.
     """
     where = NamedSharding(mesh, PartitionSpec(AXES))
-    structure = jax.tree.structure(first := shard(0))
-    leaves = []
-    for i, leaf in enumerate(jax.tree.leaves(first)):
+    placed = [
+        jax.tree.map(lambda leaf, device=device: jax.device_put(leaf[None], device), shard(number))
+        for number, device in enumerate(mesh.devices.flat)
+        if device.process_index == jax.process_index()
+    ]
 
-        def rows(index: Any, i: int = i) -> np.ndarray:
-            numbers = range(*index[0].indices(mesh.size))
-            return np.stack([jax.tree.leaves(shard(number))[i] for number in numbers])
+    def joined(*parts: jax.Array) -> jax.Array:
+        shape = (mesh.size, *parts[0].shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, where, list(parts))
 
-        shape = (mesh.size, *leaf.shape)
-        leaves.append(jax.make_array_from_callback(shape, where, rows))
-    return jax.tree.unflatten(structure, leaves)
+    return jax.tree.map(joined, *placed)
 
 
 def local_count(num_nodes: int, num_shards: int) -> int:
@@ -142,9 +141,7 @@ def clock_of(store: GraphStore) -> Clock:
     found += [versions.time for versions in store.text_versions.values()]
     for adjacency in store.adjacency.values():
         found.append(adjacency.removed[adjacency.removed != NOT_REMOVED])
-    known = [times[times != NO_TIME] for times in found]
-    first = min((int(times.min()) for times in known if len(times)), default=0)
-    last = max((int(times.max()) for times in known if len(times)), default=0)
+    first, last = span_of(found)
     if last - first >= _MOST - 1:
         raise InputError(
             f"the times of the graph range from {first} to {last}, needed a span below 2^31 for "
@@ -206,7 +203,3 @@ def _columns(adjacency: Adjacency, positions: np.ndarray, places: Places) -> tup
         adjacency.weight[positions].astype(np.float32),
         adjacency.flags[positions].astype(np.uint8),
     )
-
-
-def _padded(values: np.ndarray, size: int) -> np.ndarray:
-    return np.concatenate([values, np.zeros(size - len(values), values.dtype)])
