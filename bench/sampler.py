@@ -31,8 +31,8 @@ from star_jax.graph.samplers.fanouts import FanoutConfig, channels, resolve
 from star_jax.graph.samplers.layout import layout_of
 from star_jax.graph.samplers.sample import NO_EXCLUSION, Fanouts, expand
 from star_jax.graph.samplers.sampler import PprConfig, SamplerConfig
-from star_jax.graph.schema import EdgeType, GraphSchema, NodeType
-from star_jax.graph.store import Adjacency, GraphMeta, GraphStore
+from star_jax.graph.schema import EdgeType, GraphSchema, NodeType, parse_key
+from star_jax.graph.store import HAS_TIME, Adjacency, GraphMeta, GraphStore
 from star_jax.shapes import NO_TIME
 
 # Millions, from Tables 10 and 11 of the paper.
@@ -189,6 +189,7 @@ def make_graph(
             num_edges={key: int(degrees.sum()) for key, degrees in sizes.items()},
             wide_degree={key: int(np.quantile(d, 0.99)) for key, d in sizes.items()},
             max_degree={key: int(degrees.max()) for key, degrees in sizes.items()},
+            traits={key: _traits(key) for key in sizes},
             signals={},
             lineage=(),
         )
@@ -238,6 +239,12 @@ def _write_adjacency(
     for name in Adjacency._fields:
         np.save(folder / f"{name}.npy", arrays[name])
     return {relation.key: degrees[:, j] for j, relation in enumerate(relations)}
+
+
+def _traits(key: str) -> int:
+    """All edges are of split 1, without removals and weights."""
+    is_timed = parse_key(key)[1].removeprefix("rev_") in TIMED
+    return 1 << 1 | (HAS_TIME if is_timed else 0)
 
 
 def _towards(relation: EdgeType, schema: GraphSchema, edges: dict[str, Edges]) -> Edges:

@@ -9,13 +9,23 @@ from typing import NamedTuple
 
 import duckdb
 import numpy as np
+from jaxtyping import UInt8
 
 from star_jax.config import InputError
 from star_jax.graph.arrays import ArrayFile, ColumnFiles, file_bytes, scratch_array
 from star_jax.graph.samplers.search import row_sums
 from star_jax.graph.schema import EdgeType, GraphSchema
 from star_jax.graph.sorting import NO_TIME_SQL, batches, one_row, table_sql
-from star_jax.graph.store import NOT_REMOVED, TIMED_BIT
+from star_jax.graph.store import (
+    HAS_OWN_TIME,
+    HAS_REMOVAL,
+    HAS_TIME,
+    HAS_WEIGHT,
+    NOT_REMOVED,
+    SPLIT_BITS,
+    TIMED_BIT,
+)
+from star_jax.shapes import NO_TIME
 
 _MAX_EDGES = 2**31 - 1
 _DTYPES = {
@@ -63,11 +73,12 @@ class AdjacencySizes(NamedTuple):
     num_edges: dict[str, int]
     wide_degree: dict[str, int]  # 99th percentile of the degrees above zero; 0 without edges.
     max_degree: dict[str, int]
+    traits: dict[str, int]  # As in `store.GraphMeta`.
 
 
 def all_sizes(parts: Iterable[AdjacencySizes]) -> AdjacencySizes:
     """Of the edges into every node type together."""
-    joined = AdjacencySizes({}, {}, {})
+    joined = AdjacencySizes({}, {}, {}, {})
     for part in parts:
         for whole, own in zip(joined, part, strict=True):
             whole.update(own)
@@ -186,6 +197,7 @@ def write_adjacency(
     folder.mkdir(parents=True)
     scratch = folder / ".degrees"  # A file: four bytes per node and relation may be a lot.
     degrees = scratch_array(scratch, np.dtype(np.int32), shape)
+    traits = np.zeros(len(relations), np.uint8)
     for name in _DTYPES.keys() - dtypes:
         np.save(folder / f"{name}.npy", np.zeros(0, _DTYPES[name]))
     if "cumulative" in dtypes:
@@ -195,6 +207,7 @@ def write_adjacency(
             files.append(columns)
             advance(len(columns["receiver"]))
             np.add.at(degrees, (columns["receiver"], columns["relation"]), 1)
+            np.bitwise_or.at(traits, columns["relation"], traits_of(columns))
     _write_bounds(folder, degrees)
     scratch.unlink(missing_ok=True)  # The map lives until the function ends.
     seconds = time.monotonic() - start
@@ -203,7 +216,21 @@ def write_adjacency(
         {edge.key: int(degrees[:, j].sum(dtype=np.int64)) for j, edge in enumerate(relations)},
         {edge.key: _wide_degree(degrees[:, j]) for j, edge in enumerate(relations)},
         {edge.key: int(degrees[:, j].max(initial=0)) for j, edge in enumerate(relations)},
+        {edge.key: int(traits[j]) for j, edge in enumerate(relations)},
     )
+
+
+def traits_of(columns: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, " M"]:
+    """What each edge has, in the bits of `store.GraphMeta.traits`."""
+    found = np.uint8(1) << (columns["flags"] & np.uint8(SPLIT_BITS))
+    for bit, holds in (
+        (HAS_TIME, columns["time"] != NO_TIME),
+        (HAS_OWN_TIME, columns["flags"] & TIMED_BIT != 0),
+        (HAS_REMOVAL, columns["removed"] != NOT_REMOVED),
+        (HAS_WEIGHT, columns["weight"] != 1.0),
+    ):
+        found |= holds.astype(np.uint8) * np.uint8(bit)
+    return found
 
 
 def adjacency_bytes(found: list[Contents], num_nodes: int) -> int:

@@ -18,6 +18,12 @@ from star_jax.shapes import NO_TIME
 
 SPLIT_BITS = 0b011  # Of an edge's flags: 0 always visible, 1 train, 2 val, 3 test.
 TIMED_BIT = 0b100  # The edge has a time of its own.
+# Traits of a relation: what some edge of it has.
+SPLITS = 0b1111  # 1 << split.
+HAS_TIME = 1 << 4  # From which it counts, its own or its sender's.
+HAS_OWN_TIME = 1 << 5
+HAS_REMOVAL = 1 << 6
+HAS_WEIGHT = 1 << 7  # Other than 1.
 _CHUNK_NODES = 1 << 16
 NOT_REMOVED = np.iinfo(np.int64).max
 
@@ -59,6 +65,7 @@ class GraphMeta:
       num_edges: Edge key, reverses included -> edges.
       wide_degree: Edge key, reverses included -> 99th percentile of the non-zero degrees.
       max_degree: Edge key, reverses included -> largest degree.
+      traits: Edge key, reverses included -> what some edge has, in the bits named above.
       signals: Signal -> the parts it stands for, as `star branch` names them; empty for a graph of
         all that was imported. No part of the version.
       lineage: What was added since the graph was built from tables, the oldest first. No part of
@@ -75,6 +82,7 @@ class GraphMeta:
     num_edges: dict[str, int]
     wide_degree: dict[str, int]
     max_degree: dict[str, int]
+    traits: dict[str, int]
     signals: dict[str, tuple[str, ...]]
     lineage: tuple[Addition, ...]
 

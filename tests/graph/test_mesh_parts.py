@@ -14,7 +14,7 @@ from star_jax.graph.engines.mesh.visibility import Row as Rows
 from star_jax.graph.engines.mesh.visibility import Rule, Viewers, time_bounds, visible
 from star_jax.graph.samplers import draws, visibility
 from star_jax.graph.samplers.picks import last_n, uniform
-from star_jax.graph.samplers.picks.draw import Draw
+from star_jax.graph.samplers.picks.draw import Draw, Scratch
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.shapes import NO_TIME
 
@@ -101,11 +101,14 @@ class World:
         for i, fanout in enumerate(fanouts.tolist()):
             begin, end = int(self.begin[i]), int(self.end[i])
             if begin < end:
-                begin, end = visibility.time_bounds(edges, rule, self.group[i], begin, end, True)
+                group, all_traits = self.group[i], 0xFF
+                begin, end = visibility.time_bounds(
+                    edges, rule, group, begin, end, True, all_traits
+                )
             row = visibility.Row(
-                begin, begin, end, int(self.node[i]), int(self.group[i]), int(self.hidden[i])
+                begin, begin, end, int(self.node[i]), int(self.group[i]), int(self.hidden[i]), False
             )
-            out, scratch = np.empty(fanout, np.int64), np.empty(4 * fanout, np.int64)
+            out, scratch = np.empty(fanout, np.int64), Scratch.of(int(max(self.end - self.begin)))
             count = pick(edges, rule, row, Draw(fanout, replace, self.start[i]), scratch, out)
             found.append(out[:count].tolist())
         return found

@@ -10,7 +10,7 @@ from scipy.stats import chi2, chisquare
 from star_jax.graph.samplers import draws
 from star_jax.graph.samplers.compiled import kernel
 from star_jax.graph.samplers.picks import uniform
-from star_jax.graph.samplers.picks.draw import Draw
+from star_jax.graph.samplers.picks.draw import Draw, Scratch
 from star_jax.graph.samplers.sample import sampling_key
 from star_jax.graph.samplers.visibility import Edges, Row, Rule
 from star_jax.shapes import NO_TIME
@@ -37,14 +37,14 @@ def picks(row, fanout, *, replace, num=_MANY, salt=5):
     )
     none = np.zeros(0, np.int64)
     rule = Rule(np.asarray([NO_TIME]), True, 0, TRAIN, np.zeros(2, np.int64), none)
-    out, scratch = np.empty(fanout, np.int64), np.empty(4 * fanout, np.int64)
+    out, scratch = np.empty(fanout, np.int64), Scratch.of(n)
     found = []
     for node in range(num):
         start = np.uint64(draws.stream(np.uint64(11), np.uint64(salt), node))
         count = uniform.pick(
             edges,
             rule,
-            Row(0, 0, n, 0, 0, 0),
+            Row(0, 0, n, 0, 0, 0, False),
             Draw(fanout, replace, start),
             scratch,
             out,

@@ -18,7 +18,7 @@ from star_jax.config import InputError
 from star_jax.graph.samplers import draws
 from star_jax.graph.samplers.compiled import kernel
 from star_jax.graph.samplers.fanouts import FanoutConfig, resolve
-from star_jax.graph.samplers.picks.draw import Draw
+from star_jax.graph.samplers.picks.draw import Draw, Scratch
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.samplers.visibility import Edges, Row, Rule
 from star_jax.shapes import NO_TIME
@@ -131,8 +131,8 @@ def picks(weights, fanout, *, replace, hidden=(), begin=0, end=None, num=6000):
     )
     rule = Rule(np.asarray([NO_TIME]), True, 0, TRAIN, np.zeros(2, np.int64), np.zeros(0, np.int64))
     pick = SamplerConfig(kind="weighted").pick
-    out, scratch = np.empty(fanout, np.int64), np.empty(4 * fanout, np.int64)
-    row = Row(0, begin, n if end is None else end, 0, 0, 0)
+    out, scratch = np.empty(fanout, np.int64), Scratch.of(n)
+    row = Row(0, begin, n if end is None else end, 0, 0, 0, False)
     found = []
     for node in range(num):
         start = np.uint64(draws.stream(np.uint64(3), np.uint64(8), node))

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,13 @@ from star_jax.graph.build import BuildOptions
 from star_jax.graph.samplers.channels import channel_key
 from star_jax.graph.samplers.sample import NO_EXCLUSION, Exclusion, sampling_key
 from star_jax.graph.samplers.sampler import PprConfig, SamplerConfig
+from star_jax.graph.store import (
+    HAS_OWN_TIME,
+    HAS_REMOVAL,
+    HAS_TIME,
+    HAS_WEIGHT,
+    GraphStore,
+)
 from tests.graph.visible import (
     TEST,
     TRAIN,
@@ -301,3 +309,78 @@ def test_permuting_the_future_changes_no_byte(tmp_path, seed, kind):
     assert results[0].nodes["job"].mask.sum() > 5
     assert (results[0].nodes["job"].text_row >= 0).any()
     same_bytes(*results)
+
+
+def traits_world():
+    """A relation per trait: dated, undated, weighted, removed, of one split or of several."""
+    rng = np.random.default_rng(8)
+
+    def edges(receivers, *, dated=False, weighted=False, removed=False, splits=(0,)):
+        return [
+            Edge(
+                int(rng.integers(6)),
+                int(rng.integers(receivers)),
+                t=int(rng.integers(30)) if dated else None,
+                removed_t=int(rng.integers(40)) if removed and i % 2 else None,
+                weight=float(rng.integers(1, 9)) if weighted else 1.0,
+                split=splits[i % len(splits)],
+            )
+            for i in range(90)
+        ]
+
+    return World(
+        nodes={"member": [None] * 6, "job": [7, None, None, 20], "town": [None, None]},
+        edges={
+            "member__apply__job": edges(4, dated=True, splits=(1,)),
+            "member__saves__job": edges(4, dated=True, splits=(0, 1, 2, 3)),
+            "member__likes__job": edges(4, removed=True, splits=(1,)),
+            "member__knows__member": edges(6, weighted=True),
+            "member__in__town": edges(2),
+        },
+    )
+
+
+TRAITS = {  # Splits, a time, one of its own, removal, weight.
+    "member__apply__job": 0b0010 | HAS_TIME | HAS_OWN_TIME,
+    "job__rev_apply__member": 0b0010 | HAS_TIME | HAS_OWN_TIME,
+    "member__saves__job": 0b1111 | HAS_TIME | HAS_OWN_TIME,
+    "job__rev_saves__member": 0b1111 | HAS_TIME | HAS_OWN_TIME,
+    "member__likes__job": 0b0010 | HAS_REMOVAL,
+    "job__rev_likes__member": 0b0010 | HAS_REMOVAL | HAS_TIME,  # Of the jobs' creation.
+    "member__knows__member": 0b0001 | HAS_WEIGHT,
+    "member__rev_knows__member": 0b0001 | HAS_WEIGHT,
+    "member__in__town": 0b0001,
+    "town__rev_in__member": 0b0001,
+}
+
+
+@pytest.mark.parametrize("kind", ["uniform", "last_n", "weighted"])
+def test_what_a_relation_lacks_need_not_be_looked_at(kind, tmp_path):
+    """The samples are those of a store that says every relation has everything."""
+    store = traits_world().build(tmp_path)
+    assert store.meta.traits == TRAITS
+    careful = GraphStore.open(store.folder, store.text)
+    careful.meta = dataclasses.replace(store.meta, traits=dict.fromkeys(TRAITS, 0xFF))
+    pairs = [(0, 1), (2, 0), (2, 3), (3, 1)]
+    exclude = Exclusion(
+        *np.asarray([(g, *pair) for g in (0, 2) for pair in pairs], np.int32).T,
+        edge_keys=("member__apply__job", "member__likes__job"),
+    )
+    for time, splits, use_time, fanout in itertools.product(
+        (12, None), (0b0001, 0b0011, 0b1111), (True, False), (2, 30)
+    ):
+        quick, slow = (
+            draw(
+                each,
+                "member",
+                [0, 2, 3],
+                [time] * 3,
+                fanouts=dict.fromkeys(TRAITS, (fanout, fanout)),
+                exclude=exclude,
+                visible_splits=splits,
+                use_time=use_time,
+                sampler=SamplerConfig(kind=kind),
+            )[0]
+            for each in (store, careful)
+        )
+        same_bytes(quick, slow)

@@ -57,16 +57,17 @@ def fill(
     if not tables:
         return
     settings, most = _settings(sampler)
+    graph, channels = graph_of(store, hides), _channels(store, layout, tables, drawn)
     ppr.expand(
-        graph_of(store, hides),
-        _channels(store, layout, tables, drawn),
+        graph,
+        channels,
         rule,
         rows,
         slots,
         block,
         list(store.relations).index(seed_type),
         settings,
-        most,
+        ppr.Memory.of(graph, settings, most, int(channels.taken.max())),
         np.uint64(key),
     )
 
@@ -83,13 +84,15 @@ def graph_of(store: GraphStore, hides: Mapping[str, int]) -> ppr.Graph:
     sender_type = np.full((len(types), width), -1, np.int64)
     hidden = np.zeros((len(types), width), np.int64)
     dated = np.zeros((len(types), width), np.bool_)
+    traits = np.zeros((len(types), width), np.int64)
     for i, into in enumerate(store.relations.values()):
         for j, edge in enumerate(into):
             sender_type[i, j] = types.index(edge.sender)
             hidden[i, j] = hides.get(edge.key, 0)
             dated[i, j] = edge.kind == "interaction"
+            traits[i, j] = store.meta.traits[edge.key]
     edges = tuple(Edges(*store.adjacency[name]) for name in types)
-    return ppr.Graph(edges, sender_type, hidden, dated)
+    return ppr.Graph(edges, sender_type, hidden, dated, traits)
 
 
 def _channels(

@@ -40,15 +40,17 @@ class _Cache(FunctionCache):
         return sig, codegen.magic_tuple(), self._calls, self._digest
 
 
-def kernel(function: Compiled, calls: str = "") -> Compiled:
+def kernel(function: Compiled, calls: str = "", *, makes_arrays: bool = False) -> Compiled:
     """Compiles a function; the machine code is cached beside the source or in the user's cache.
 
     Args:
       function: Of a module, or made by another function.
       calls: Names the function it was made for, if any.
+      makes_arrays: Whether it makes arrays, for which numba counts the references to every array
+        it touches; without, the walk over edges is several times as fast.
     """
-    # Inlined into one function, numba drops most reference counting: twice as fast.
-    compiled: Any = njit(nogil=True, forceinline=True)(function)
+    options: dict[str, Any] = {"nogil": True, "forceinline": True, "_nrt": makes_arrays}
+    compiled: Any = njit(**options)(function)
     try:
         compiled._cache = _Cache(function, calls)
     except RuntimeError as error:  # Read-only installation without a home: compile every time.

@@ -12,7 +12,6 @@ from star_jax.graph.schema import parse_key
 from star_jax.graph.store import GraphStore, relation_salt
 
 _MAX_TYPES = 63  # A hash key holds type, group and node in 6, 27 and 31 bits.
-_FREE = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 class Table(NamedTuple):
@@ -89,16 +88,15 @@ def layout_of(budget: Budget) -> Layout:
 def empty_rows(layout: Layout) -> kernels.Rows:
     """Fresh node tables: no row taken."""
     num_rows, num_types = int(layout.sizes.sum()), len(layout.types)
-    num_slots = 1 << max(4, (2 * num_rows).bit_length())
+    num_places = 1 << max(4, (2 * num_rows).bit_length())
     return kernels.Rows(
         node=np.zeros(num_rows, np.int32),
         group=np.zeros(num_rows, np.int32),
-        base=layout.base,
+        base=np.append(layout.base, num_rows),
         cursor=np.zeros(num_types, np.int64),
         limit=np.zeros(num_types, np.int64),
         dropped=np.zeros(num_types, np.int64),
-        slot_key=np.full(num_slots, _FREE),
-        slot_row=np.empty(num_slots, np.int32),
+        places=np.zeros(num_places, np.int32),
     )
 
 
@@ -150,4 +148,6 @@ def relations_into(
         start=integers([table.start for table in tables]),
         hidden=integers([hides.get(table.key, 0) for table in tables]),
         dated=np.asarray([kind[table.key] == "interaction" for table in tables]),
+        traits=integers([store.meta.traits[table.key] for table in tables]),
+        longest=integers([store.meta.max_degree[table.key] for table in tables]),
     )

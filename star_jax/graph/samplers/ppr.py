@@ -14,7 +14,7 @@ from jaxtyping import Float64, Int
 from star_jax.graph.samplers.compiled import kernel
 from star_jax.graph.samplers.draws import below, mix, stream
 from star_jax.graph.samplers.kernels import Rows, Slots, row_of
-from star_jax.graph.samplers.visibility import Edges, Row, Rule, time_bounds, visible
+from star_jax.graph.samplers.visibility import Edges, Row, Rule, plain, time_bounds, visible
 
 _FREE = np.uint64(0xFFFFFFFFFFFFFFFF)
 LONGEST_WALK = 64  # Steps; at alpha 0.25 one walk of 10^8 is longer.
@@ -27,6 +27,7 @@ class Graph(NamedTuple):
     sender_type: np.ndarray  # -1 where a type has fewer relations, or one that is not followed.
     hidden: np.ndarray  # As in `Relations`.
     dated: np.ndarray
+    traits: np.ndarray
 
 
 class Channels(NamedTuple):
@@ -62,24 +63,37 @@ class _Scores(NamedTuple):
     queued: np.ndarray
     used: np.ndarray  # Slots of `key`, to be freed.
 
+    @classmethod
+    def of(cls, most: int) -> "_Scores":
+        """Room for so many nodes."""
+        size = 8
+        while size < 2 * most:
+            size *= 2
+        places, types, nodes, degrees, used = np.empty((5, size), np.int64)
+        score, residual = np.empty((2, most), np.float64)
+        queued = np.empty(most, np.bool_)
+        key = np.full(size, _FREE)
+        return cls(key, places, types, nodes, score, residual, degrees, queued, used)
 
-@kernel
-@no_type_check
-def _empty_scores(most: int) -> _Scores:
-    size = 8
-    while size < 2 * most:
-        size *= 2
-    return _Scores(
-        np.full(size, _FREE),
-        np.empty(size, np.int64),
-        np.empty(most, np.int64),
-        np.empty(most, np.int64),
-        np.empty(most, np.float64),
-        np.empty(most, np.float64),
-        np.empty(most, np.int64),
-        np.empty(most, np.bool_),
-        np.empty(most, np.int64),
-    )
+
+class Memory(NamedTuple):
+    """What the search from a seed works in."""
+
+    scores: _Scores
+    queue: np.ndarray
+    seen: np.ndarray  # (Type, node) of the neighbours of one node.
+    best: np.ndarray
+
+    @classmethod
+    def of(cls, graph: Graph, settings: Settings, most: int, taken: int) -> "Memory":
+        """For at most so many nodes that are met, and so many taken of a channel."""
+        widest = settings.cap * graph.sender_type.shape[1]
+        return cls(
+            _Scores.of(most),
+            np.empty(most + 1, np.int64),
+            np.empty((widest, 2), np.int64),
+            np.empty(max(taken, 1), np.int64),
+        )
 
 
 @kernel
@@ -115,9 +129,11 @@ def _neighbours(
         begin, end = np.int64(edges.bounds[node, j]), np.int64(edges.bounds[node, j + 1])
         if begin == end:
             continue
-        first = begin
-        begin, end = time_bounds(edges, rule, group, begin, end, graph.dated[node_type, j])
-        row = Row(first, begin, end, node, group, graph.hidden[node_type, j])
+        first, traits = begin, graph.traits[node_type, j]
+        hidden, dated = graph.hidden[node_type, j], graph.dated[node_type, j]
+        begin, end = time_bounds(edges, rule, group, begin, end, dated, traits)
+        is_plain = plain(rule, group, node, hidden, traits)
+        row = Row(first, begin, end, node, group, hidden, is_plain)
         left, position = cap, end - 1
         while left > 0 and position >= begin:
             if visible(edges, rule, row, position):
@@ -239,18 +255,15 @@ def expand(
     block: tuple[int, int, int],
     seed_type: int,
     settings: Settings,
-    most: int,
+    memory: Memory,
     key: np.uint64,
 ) -> None:
     """Fills the channels' tables for a block of seeds: (type in `rows`, first row, end row).
 
-    `most` bounds the nodes that can be met; the weight of a slot is the score.
+    The weight of a slot is the score.
     """
     table_type, first, last = block
-    scores = _empty_scores(most)
-    queue = np.empty(most + 1, np.int64)
-    out = np.empty((settings.cap * graph.sender_type.shape[1], 2), np.int64)
-    best = np.empty(max(channels.taken.max(), 1), np.int64)
+    scores, queue, out, best = memory.scores, memory.queue, memory.seen, memory.best
     for seed_row in range(first, last):
         node = rows.node[rows.base[table_type] + seed_row]
         group = rows.group[rows.base[table_type] + seed_row]
@@ -275,8 +288,6 @@ def expand(
             scores.key[scores.used[i]] = _FREE
 
 
-@kernel
-@no_type_check
 def scores_of(
     graph: Graph,
     rule: Rule,
@@ -287,14 +298,13 @@ def scores_of(
     key: np.uint64,
 ) -> tuple[Int[np.ndarray, "n 2"], Float64[np.ndarray, " n"]]:
     """(Type, node) and score of everything met from one seed of group 0, the seed first."""
-    scores = _empty_scores(most)
-    out = np.empty((settings.cap * graph.sender_type.shape[1], 2), np.int64)
+    memory = Memory.of(graph, settings, most, 0)
+    scores = memory.scores
     _index_of(scores, 0, seed_type, seed)
     if settings.num_walks == 0:
-        found = _push(graph, rule, 0, settings, scores, np.empty(most + 1, np.int64), out)
+        found = _push(graph, rule, 0, settings, scores, memory.queue, memory.seen)
     else:
         start = stream(key, settings.salt, seed)
-        found = _walk(graph, rule, 0, settings, scores, start, out)
-    nodes = np.empty((found, 2), np.int64)
-    nodes[:, 0], nodes[:, 1] = scores.type[:found], scores.node[:found]
+        found = _walk(graph, rule, 0, settings, scores, start, memory.seen)
+    nodes = np.stack([scores.type[:found], scores.node[:found]], axis=1)
     return nodes, scores.score[:found].copy()

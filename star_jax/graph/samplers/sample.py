@@ -216,6 +216,7 @@ def expand(
                 sampler.replace,
                 np.uint64(key),
                 store.meta.age_unit,
+                kernels.Memory.of(relations),
             )
         for i in range(num_types):
             used[i, hop + 1] = rows.cursor[i] - layout.block(i, hop + 1)[0]

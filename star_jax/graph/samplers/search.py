@@ -1,5 +1,6 @@
 """Compiled searches in sorted and in unsorted integers."""
 
+import functools
 from typing import NamedTuple, no_type_check
 
 import numpy as np
@@ -11,6 +12,9 @@ from star_jax.graph.store import NOT_REMOVED
 from star_jax.shapes import NO_TIME
 
 _NO_TIME = np.int64(NO_TIME)
+
+
+array_kernel = functools.partial(kernel, makes_arrays=True)
 
 
 class EdgeKeys(NamedTuple):
@@ -52,7 +56,7 @@ def first_above(values: Float[np.ndarray, " M"], begin: int, end: int, bound: fl
     return begin
 
 
-@kernel
+@array_kernel
 @no_type_check
 def row_sums(
     rows: Int[np.ndarray, " M"], values: Float[np.ndarray, " M"], row: int, total: float
@@ -67,7 +71,7 @@ def row_sums(
     return sums, row, total
 
 
-@kernel
+@array_kernel
 @no_type_check
 def rows_between(
     bounds: Int[np.ndarray, "N r_plus_1"], first: int, last: int
@@ -91,7 +95,7 @@ def rows_between(
     return rows, columns
 
 
-@kernel
+@array_kernel
 @no_type_check
 def insertion_points(
     begin: Int[np.ndarray, " A"], end: Int[np.ndarray, " A"], new: EdgeKeys, old: EdgeKeys
@@ -125,7 +129,7 @@ def _before(new: EdgeKeys, i: int, old: EdgeKeys, j: int) -> bool:
     return new.flags[i] < old.flags[j]
 
 
-@kernel
+@array_kernel
 @no_type_check
 def texts_as_of(
     bounds: Int[np.ndarray, " N_plus_1"],
@@ -145,7 +149,7 @@ def texts_as_of(
     return out
 
 
-@kernel
+@array_kernel
 @no_type_check
 def number(
     values: Int[np.ndarray, " R"], capacity: int

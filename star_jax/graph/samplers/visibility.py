@@ -6,9 +6,11 @@ import numpy as np
 
 from star_jax.graph.samplers.compiled import kernel
 from star_jax.graph.samplers.search import first_at_least
+from star_jax.graph.store import HAS_REMOVAL, HAS_TIME, SPLITS
 from star_jax.shapes import NO_TIME
 
 _NO_TIME = np.int64(NO_TIME)
+_FEW = 8  # Pairs of a group that are looked through for a receiver.
 
 
 class Edges(NamedTuple):
@@ -43,16 +45,17 @@ class Row(NamedTuple):
     receiver: int
     group: int
     hidden: int
+    plain: bool  # All of begin:end is visible.
 
 
 @kernel
 @no_type_check
 def time_bounds(
-    edges: Edges, rule: Rule, group: int, begin: int, end: int, dated: bool
+    edges: Edges, rule: Rule, group: int, begin: int, end: int, dated: bool, traits: int
 ) -> tuple[int, int]:
     """What the times leave of a row that is sorted by them; ages count under both rules."""
     time = rule.time[group]
-    if time == _NO_TIME:
+    if time == _NO_TIME or not traits & HAS_TIME:
         return begin, end
     if rule.use_time and edges.time[end - 1] >= time:
         end = first_at_least(edges.time, begin, end, time)
@@ -63,8 +66,29 @@ def time_bounds(
 
 @kernel
 @no_type_check
+def plain(rule: Rule, group: int, receiver: int, hidden: int, traits: int) -> bool:
+    """Whether no edge of a row can fail `visible`; False where that would take long to tell."""
+    if traits & SPLITS & ~rule.splits:
+        return False
+    if traits & HAS_REMOVAL and rule.use_time and rule.time[group] != _NO_TIME:
+        return False
+    if hidden:
+        begin, end = rule.pair_bounds[group], rule.pair_bounds[group + 1]
+        if end - begin > _FEW:
+            return False
+        for i in range(begin, end):
+            pair = rule.pairs[i]
+            if receiver == (pair & 0xFFFFFFFF if hidden == 1 else pair >> 32):
+                return False
+    return True
+
+
+@kernel
+@no_type_check
 def visible(edges: Edges, rule: Rule, row: Row, position: int) -> bool:
     """The tests that the order of the row does not answer."""
+    if row.plain:
+        return True
     if not (rule.splits >> (edges.flags[position] & 3)) & 1:
         return False
     time = rule.time[row.group]

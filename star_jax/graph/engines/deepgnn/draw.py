@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from star_jax.graph.samplers.compiled import kernel
-from star_jax.graph.samplers.kernels import Rows, Slots, age_of, fill_slot
+from star_jax.graph.samplers.kernels import Relations, Rows, Slots, fill_slot, place_of
 from star_jax.graph.samplers.picks.uniform import SMALL
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.samplers.search import places_in_runs
@@ -23,8 +23,9 @@ class Asked(NamedTuple):
     end: Int[np.ndarray, " R"]
     receiver: Int[np.ndarray, " R"]
     group: Int[np.ndarray, " R"]
-    hidden: int  # Of `Relations`, like `dated`.
+    hidden: int  # Of `Relations`, like what follows.
     dated: bool
+    traits: int
 
 
 class Picker:
@@ -149,20 +150,20 @@ class Picker:
 def _mark_visible(
     edges: Edges,
     rule: Rule,
-    asked: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, bool],
+    asked: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, bool, int],
     row: Int[np.ndarray, " n"],
     position: Int[np.ndarray, " n"],
     weighted: bool,
     fine: Bool[np.ndarray, " n"],
 ) -> None:
-    first, last, receiver, group, hidden, dated = asked
+    first, last, receiver, group, hidden, dated, traits = asked
     for i in range(row.size):
         p, r = position[i], row[i]
         if p < 0 or (weighted and edges.weight[p] <= 0.0):
             continue
-        begin, end = time_bounds(edges, rule, group[r], first[r], last[r], dated)
+        begin, end = time_bounds(edges, rule, group[r], first[r], last[r], dated, traits)
         if begin <= p < end:
-            seen = Row(first[r], begin, end, receiver[r], group[r], hidden)
+            seen = Row(first[r], begin, end, receiver[r], group[r], hidden, False)
             fine[i] = visible(edges, rule, seen, p)
 
 
@@ -170,20 +171,21 @@ def _mark_visible(
 @no_type_check
 def put(
     edges: Edges,
+    relations: Relations,
+    r: int,
     rule: Rule,
     rows: Rows,
     slots: Slots,
-    sender_type: int,
     group: Int[np.ndarray, " n"],
     position: Int[np.ndarray, " n"],
     slot: Int[np.ndarray, " n"],
     age_unit: float,
 ) -> None:
-    """Writes picked edges into their slots."""
+    """Writes picked edges of relation `r` into their slots."""
     for i in range(slot.size):
-        fill_slot(edges, rows, slots, sender_type, group[i], position[i], slot[i])
-        if slots.mask[slot[i]]:
-            slots.age[slot[i]] = age_of(edges, position[i], rule.time[group[i]], age_unit)
+        place = place_of(rows, relations.sender_type[r], group[i], edges.sender[position[i]])
+        pick = (position[i], slot[i], r, group[i], place)
+        fill_slot(edges, relations, rule, rows, slots, pick, age_unit)
 
 
 def _repeated(values: Int[np.ndarray, "T c"]) -> Bool[np.ndarray, "T c"]:

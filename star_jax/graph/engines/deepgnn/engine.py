@@ -61,15 +61,15 @@ class DeepGnnEngine(HostEngine):
             block: tuple[int, int, int],
             *rest: Any,
         ) -> None:
-            _, key, age_unit = rest
+            _, key, age_unit, _ = rest
             picker = Picker(self.graph, self._clock.ticks, question.sampler, edges, rule)
             for r in np.flatnonzero(relations.fanout).tolist():
                 asked = self._asked(types[block[0]], edges, relations, r, rule, rows, block)
                 rng = np.random.default_rng([int(key), int(relations.salt[r]), *block])
                 row, place, position = picker.pick(asked, int(relations.fanout[r]), rng)
                 slot = relations.start[r] + row * relations.width[r] + place
-                sender_type, group = int(relations.sender_type[r]), asked.group[row]
-                put(edges, rule, rows, slots, sender_type, group, position, slot, age_unit)
+                group = asked.group[row]
+                put(edges, relations, r, rule, rows, slots, group, position, slot, age_unit)
 
         return walk
 
@@ -98,6 +98,7 @@ class DeepGnnEngine(HostEngine):
             group=group,
             hidden=int(relations.hidden[r]),
             dated=bool(relations.dated[r]),
+            traits=int(relations.traits[r]),
         )
 
 

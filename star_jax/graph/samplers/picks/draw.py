@@ -1,4 +1,4 @@
-"""What every way to pick is asked for."""
+"""What every way to pick is asked for, and what it works in."""
 
 from typing import NamedTuple
 
@@ -11,3 +11,15 @@ class Draw(NamedTuple):
     fanout: int
     replace: bool
     start: np.uint64
+
+
+class Scratch(NamedTuple):
+    """Memory with room for the longest row; what is not written takes none."""
+
+    listed: np.ndarray
+    weight: np.ndarray
+
+    @classmethod
+    def of(cls, longest: int) -> "Scratch":
+        """For rows of at most so many edges."""
+        return cls(np.empty(longest, np.int64), np.empty(longest, np.float64))

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from star_jax.graph.samplers.compiled import kernel
-from star_jax.graph.samplers.picks.draw import Draw
+from star_jax.graph.samplers.picks.draw import Draw, Scratch
 from star_jax.graph.samplers.visibility import Edges, Row, Rule, visible
 
 
@@ -17,7 +17,7 @@ def pick(
     rule: Rule,
     row: Row,
     draw: Draw,
-    scratch: Int[np.ndarray, " n"],
+    scratch: Scratch,
     picks: Int[np.ndarray, " k"],
 ) -> int:
     """Positions in falling order of their weights; reads the whole row."""

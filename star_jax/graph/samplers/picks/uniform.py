@@ -7,7 +7,7 @@ from jaxtyping import Int
 
 from star_jax.graph.samplers.compiled import kernel
 from star_jax.graph.samplers.draws import below
-from star_jax.graph.samplers.picks.draw import Draw
+from star_jax.graph.samplers.picks.draw import Draw, Scratch
 from star_jax.graph.samplers.visibility import Edges, Row, Rule, visible
 
 SMALL = 4  # Rows up to this many times the fanout are enumerated, longer ones tried at random.
@@ -43,7 +43,8 @@ def _enumerate(
             j, slot = below(draw.start, slot, n - i)
             listed[i], listed[i + j] = listed[i + j], listed[i]
         n = fanout
-    picks[:n] = listed[:n]
+    for i in range(n):
+        picks[i] = listed[i]
     return n
 
 
@@ -54,7 +55,7 @@ def pick(
     rule: Rule,
     row: Row,
     draw: Draw,
-    scratch: Int[np.ndarray, " n"],
+    scratch: Scratch,
     picks: Int[np.ndarray, " k"],
 ) -> int:
     """Puts uniform positions among the visible edges of a row into `picks`; returns how many.
@@ -65,7 +66,7 @@ def pick(
     """
     n, fanout = row.end - row.begin, draw.fanout
     if n <= SMALL * fanout:
-        return _enumerate(edges, rule, row, draw, 0, scratch, picks)
+        return _enumerate(edges, rule, row, draw, 0, scratch.listed, picks)
     slot, found = 0, 0
     for _ in range(8 * fanout + 64):
         j, slot = below(draw.start, slot, n)
@@ -81,4 +82,4 @@ def pick(
             found += 1
             if found == fanout:
                 return found
-    return _enumerate(edges, rule, row, draw, slot, np.empty(n, np.int64), picks)
+    return _enumerate(edges, rule, row, draw, slot, scratch.listed, picks)

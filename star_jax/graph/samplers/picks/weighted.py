@@ -12,7 +12,7 @@ from jaxtyping import Int
 from star_jax.graph.samplers.compiled import kernel
 from star_jax.graph.samplers.draws import fraction
 from star_jax.graph.samplers.picks import uniform
-from star_jax.graph.samplers.picks.draw import Draw
+from star_jax.graph.samplers.picks.draw import Draw, Scratch
 from star_jax.graph.samplers.search import first_above
 from star_jax.graph.samplers.visibility import Edges, Row, Rule, visible
 
@@ -37,12 +37,11 @@ def _enumerate(
     draw: Draw,
     slot: int,
     found: int,
+    scratch: Scratch,
     picks: Int[np.ndarray, " k"],
 ) -> int:
     """Goes on after `found` picks with all that is left; exact, linear in row times fanout."""
-    listed = np.empty(row.end - row.begin, np.int64)
-    weights = np.empty(row.end - row.begin, np.float64)
-    n = 0
+    listed, weights, n = scratch.listed, scratch.weight, 0
     for position in range(row.begin, row.end):
         weight = edges.weight[position]
         if weight <= 0.0 or (not draw.replace and _is_picked(picks, found, position)):
@@ -52,7 +51,10 @@ def _enumerate(
             n += 1
     while found < draw.fanout and n > 0:
         part, slot = fraction(draw.start, slot)
-        left, i = part * weights[:n].sum(), 0
+        total = 0.0
+        for i in range(n):
+            total += weights[i]
+        left, i = part * total, 0
         while i < n - 1 and left >= weights[i]:
             left -= weights[i]
             i += 1
@@ -71,7 +73,7 @@ def pick(
     rule: Rule,
     row: Row,
     draw: Draw,
-    scratch: Int[np.ndarray, " n"],
+    scratch: Scratch,
     picks: Int[np.ndarray, " k"],
 ) -> int:
     """Positions drawn by weight; an edge of weight 0 never is.
@@ -97,4 +99,4 @@ def pick(
                 found += 1
                 if found == draw.fanout:
                     return found
-    return _enumerate(edges, rule, row, draw, slot, found, picks)
+    return _enumerate(edges, rule, row, draw, slot, found, scratch, picks)
