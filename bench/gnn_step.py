@@ -38,8 +38,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bench.drawn_graph import RELATIONS
 from bench.gnn_step_star import EXPORTED, Size
-from bench.sampler import RELATIONS
 from bench.turns import Answer, Side
 
 LEAST, GOAL = 2.0, 3.0  # Times the speed of PyG, of the epoch and of inference.

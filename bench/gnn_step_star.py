@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.sampler import make_graph
+from bench.drawn_graph import make_graph
 from bench.turns import Answer, take_turns
 from star_jax.graph.batches import Budget, PairBatch, Subgraph, edge_lists
 from star_jax.graph.decoders import DecoderConfig

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float64, Int32, Int64, UInt64
 
 from star_jax.graph.model import LinkTask
-from star_jax.graph.samplers.draws import mix
+from star_jax.graph.samplers.draws import mix_all
 from star_jax.graph.samplers.search import texts_as_of
 from star_jax.graph.store import GraphStore
 from star_jax.pipeline.graph_links import KnownLinks, pair_key
@@ -95,12 +95,12 @@ def _streams(pairs: Pairs, seed: int) -> UInt64[np.ndarray, " B"]:
     """Start of the draws of every positive."""
     pair = pair_key(pairs.sender, pairs.receiver).view(np.uint64)
     time = pairs.time[pairs.group].view(np.uint64)
-    return mix(mix(np.uint64(seed) ^ mix(pair)) + time)
+    return mix_all(mix_all(np.uint64(seed) ^ mix_all(pair)) + time)
 
 
 def _fractions(
     start: UInt64[np.ndarray, " n"], slot: Int64[np.ndarray, " n"]
 ) -> Float64[np.ndarray, " n"]:
     """Uniform in [0, 1), 53 bits."""
-    word = mix(start + (slot.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+    word = mix_all(start + (slot.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
     return (word >> np.uint64(11)) * 2.0**-53

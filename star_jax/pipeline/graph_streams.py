@@ -12,6 +12,7 @@ from jaxtyping import Float32
 from star_jax.graph.batches import PairBatch, Subgraph, padded
 from star_jax.graph.engines.protocol import GraphEngine
 from star_jax.graph.model import GraphBatch
+from star_jax.graph.samplers.memory import POOL
 from star_jax.graph.samplers.sample import sampling_key
 from star_jax.graph.store import GraphStore
 from star_jax.pipeline.graph_links import KnownLinks
@@ -139,7 +140,7 @@ class BatchMaker:
                 for shard in range(self._shards)
             ]
             num_cut += sum(cut for _, cut in made)
-            tasks[name] = jax.tree.map(lambda *parts: np.stack(parts), *(b for b, _ in made))
+            tasks[name] = jax.tree.map(_stacked, *(b for b, _ in made))
         if num_cut and not self._warned:
             self._warned = True
             _log.warning(
@@ -252,3 +253,10 @@ def count_pairs(batch: GraphBatch) -> Counts:
         neighbours, slots = sum(int(np.sum(m)) for m in masks), sum(np.size(m) for m in masks)
         figures = {"neighbours": float(neighbours), "neighbour_fill": neighbours / max(slots, 1)}
     return Counts(int(np.sum(batch.mask)), int(np.size(batch.mask)), figures=figures)
+
+
+def _stacked(*parts: np.ndarray) -> np.ndarray:
+    """Those of all shards under a new first axis; of a single one no copy."""
+    if len(parts) == 1:
+        return parts[0][None]
+    return np.stack(parts, out=POOL.empty((len(parts), *parts[0].shape), parts[0].dtype))

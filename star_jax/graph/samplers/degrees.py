@@ -5,10 +5,10 @@ from typing import no_type_check
 import numpy as np
 from jaxtyping import Int
 
-from star_jax.graph.samplers.compiled import kernel
+from star_jax.graph.samplers.search import array_kernel
 
 
-@kernel
+@array_kernel
 @no_type_check
 def visible_degrees(
     bounds: Int[np.ndarray, "N r_plus_1"],

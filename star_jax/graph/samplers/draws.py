@@ -3,21 +3,25 @@
 from typing import no_type_check
 
 import numpy as np
+from jaxtyping import UInt64
 
-from star_jax.graph.samplers.compiled import kernel
+from star_jax.graph.samplers.compiled import Compiled, kernel
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
 
-@kernel
 @no_type_check
-def mix(x: np.uint64) -> np.uint64:
+def mix_all(x: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
     """The output function of splitmix64: every input bit reaches every output bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+mix: Compiled = kernel(mix_all)
+"""`mix_all` of one word, inside compiled functions."""
 
 
 @kernel

@@ -6,6 +6,7 @@ from jaxtyping import Bool, Int
 from star_jax.graph.batches import Budget, Neighbours, NodeTable, Subgraph
 from star_jax.graph.samplers import kernels, search
 from star_jax.graph.samplers.layout import Expansion, Layout, Table
+from star_jax.graph.samplers.memory import POOL
 from star_jax.graph.store import GraphStore
 
 
@@ -117,14 +118,15 @@ def _as_of(
 
 
 def _vectors(store: GraphStore, node_type: str, distinct: np.ndarray, capacity: int) -> np.ndarray:
-    texts = np.zeros((capacity, store.text_size(node_type)), np.float32)
+    texts = POOL.empty((capacity, store.text_size(node_type)), np.float32)
     if len(distinct):
         texts[: len(distinct)] = store.text_vectors[node_type][distinct]
+    texts[len(distinct) :] = 0
     return texts
 
 
 def _features(source: np.ndarray, node: np.ndarray, real: np.ndarray) -> np.ndarray:
-    features = np.zeros((len(node), source.shape[1]), source.dtype)
+    features = POOL.zeros((len(node), source.shape[1]), source.dtype)
     if source.shape[1]:
         features[real] = source[node[real]]
     return features

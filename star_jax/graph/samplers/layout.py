@@ -8,6 +8,7 @@ from jaxtyping import Int
 
 from star_jax.graph.batches import Budget
 from star_jax.graph.samplers import kernels
+from star_jax.graph.samplers.memory import POOL
 from star_jax.graph.schema import parse_key
 from star_jax.graph.store import GraphStore, relation_salt
 
@@ -90,24 +91,24 @@ def empty_rows(layout: Layout) -> kernels.Rows:
     num_rows, num_types = int(layout.sizes.sum()), len(layout.types)
     num_places = 1 << max(4, (2 * num_rows).bit_length())
     return kernels.Rows(
-        node=np.zeros(num_rows, np.int32),
-        group=np.zeros(num_rows, np.int32),
+        node=POOL.zeros((num_rows,), np.int32),
+        group=POOL.zeros((num_rows,), np.int32),
         base=np.append(layout.base, num_rows),
         cursor=np.zeros(num_types, np.int64),
         limit=np.zeros(num_types, np.int64),
         dropped=np.zeros(num_types, np.int64),
-        places=np.zeros(num_places, np.int32),
+        places=POOL.zeros((num_places,), np.int32),
     )
 
 
 def empty_slots(layout: Layout) -> kernels.Slots:
     """Fresh neighbour tables: all padding."""
-    n = layout.num_slots
+    shape = (layout.num_slots,)
     return kernels.Slots(
-        np.zeros(n, np.int32),
-        np.zeros(n, np.bool_),
-        np.zeros(n, np.float32),
-        np.zeros(n, np.float32),
+        POOL.zeros(shape, np.int32),
+        POOL.zeros(shape, np.bool_),
+        POOL.zeros(shape, np.float32),
+        POOL.zeros(shape, np.float32),
     )
 
 

@@ -1,8 +1,11 @@
 """What every way to pick is asked for, and what it works in."""
 
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import numpy as np
+from jaxtyping import Int
+
+from star_jax.graph.samplers.compiled import kernel
 
 
 class Draw(NamedTuple):
@@ -23,3 +26,13 @@ class Scratch(NamedTuple):
     def of(cls, longest: int) -> "Scratch":
         """For rows of at most so many edges."""
         return cls(np.empty(longest, np.int64), np.empty(longest, np.float64))
+
+
+@kernel
+@no_type_check
+def is_picked(picks: Int[np.ndarray, " k"], found: int, position: int) -> bool:
+    """Whether a position is among the first `found`; looks at all, some at a time."""
+    result = False
+    for i in range(found):
+        result |= picks[i] == position
+    return result

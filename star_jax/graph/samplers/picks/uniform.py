@@ -7,7 +7,7 @@ from jaxtyping import Int
 
 from star_jax.graph.samplers.compiled import kernel
 from star_jax.graph.samplers.draws import below
-from star_jax.graph.samplers.picks.draw import Draw, Scratch
+from star_jax.graph.samplers.picks.draw import Draw, Scratch, is_picked
 from star_jax.graph.samplers.visibility import Edges, Row, Rule, visible
 
 SMALL = 4  # Rows up to this many times the fanout are enumerated, longer ones tried at random.
@@ -71,13 +71,9 @@ def pick(
     for _ in range(8 * fanout + 64):
         j, slot = below(draw.start, slot, n)
         position = row.begin + j
-        fresh = True
-        if not draw.replace:
-            for i in range(found):
-                if picks[i] == position:
-                    fresh = False
-                    break
-        if fresh and visible(edges, rule, row, position):
+        if not draw.replace and is_picked(picks, found, position):
+            continue
+        if visible(edges, rule, row, position):
             picks[found] = position
             found += 1
             if found == fanout:

@@ -12,20 +12,11 @@ from jaxtyping import Int
 from star_jax.graph.samplers.compiled import kernel
 from star_jax.graph.samplers.draws import fraction
 from star_jax.graph.samplers.picks import uniform
-from star_jax.graph.samplers.picks.draw import Draw, Scratch
+from star_jax.graph.samplers.picks.draw import Draw, Scratch, is_picked
 from star_jax.graph.samplers.search import first_above
 from star_jax.graph.samplers.visibility import Edges, Row, Rule, visible
 
 _pick_uniform = uniform.pick
-
-
-@kernel
-@no_type_check
-def _is_picked(picks: Int[np.ndarray, " k"], found: int, position: int) -> bool:
-    result = False
-    for i in range(found):
-        result |= picks[i] == position
-    return result
 
 
 @kernel
@@ -44,7 +35,7 @@ def _enumerate(
     listed, weights, n = scratch.listed, scratch.weight, 0
     for position in range(row.begin, row.end):
         weight = edges.weight[position]
-        if weight <= 0.0 or (not draw.replace and _is_picked(picks, found, position)):
+        if weight <= 0.0 or (not draw.replace and is_picked(picks, found, position)):
             continue
         if visible(edges, rule, row, position):
             listed[n], weights[n] = position, weight
@@ -92,7 +83,7 @@ def pick(
             position = first_above(edges.cumulative, row.begin, row.end, before + part * total)
             if position == row.end or edges.weight[position] <= 0.0:
                 continue  # Rounding.
-            if not draw.replace and _is_picked(picks, found, position):
+            if not draw.replace and is_picked(picks, found, position):
                 continue
             if visible(edges, rule, row, position):
                 picks[found] = position
