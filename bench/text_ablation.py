@@ -6,10 +6,11 @@ Run:
 Each row adds one thing to the row above and trains for the same time, validation included: the
 scorer on the frozen base (a quarter of the time), adapters by BCE, the semi-hard term, its
 negatives from a batch of 256 pairs instead of 64 (at twice the rate, the root of 4), and several
-widths at once. The first seed of a row turns the time into a number of steps, which the other
-seeds take. Val chooses the checkpoint, test is reported as mean and standard deviation over the
-seeds. The first and the last row take one seed. A run that is interrupted goes on in W. Exit code
-1: the last full row is below TF-IDF somewhere.
+widths at once. The first seed of a row turns the time into a number of steps on an idle machine,
+which the other seeds take. Val chooses the checkpoint, test is reported as mean and standard
+deviation over the seeds. The first and the last row take one seed. Steps and measurements are kept
+in bench/results/text_ablation.json, and what is there is not done again; a run that is interrupted
+goes on in W. Exit code 1: the last full row is below TF-IDF somewhere.
 """
 
 import argparse
@@ -117,12 +118,48 @@ def rows(budget_s: float) -> dict[str, TextTrainConfig]:
     }
 
 
-def as_long_as(config: TextTrainConfig, first: Path) -> TextTrainConfig:
+class Record:
+    """What was found of one data set: steps and measurements by row, kept in a file."""
+
+    def __init__(self, path: Path, dataset: str) -> None:
+        self._path = path
+        self._all = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        self._rows = self._all.setdefault(dataset, {})
+
+    def settled(self, name: str) -> dict[str, float] | None:
+        """`Plan`'s fields of how long a row trains."""
+        return self._rows.get(name, {}).get("plan")
+
+    def settle(self, name: str, plan: Path) -> None:
+        """Keeps how long a row trains."""
+        stored = json.loads(plan.read_text("utf-8"))
+        kept = ("num_steps", "validate_every", "steps_per_epoch")
+        self._rows.setdefault(name, {})["plan"] = {key: stored[key] for key in kept}
+        self._write()
+
+    def found(self, name: str, seed: int) -> dict[int, dict[str, float]] | None:
+        """Measurements of a run by width."""
+        found = self._rows.get(name, {}).get("seeds", {}).get(str(seed))
+        return found and {int(width): each for width, each in found.items()}
+
+    def keep(self, name: str, seed: int, found: dict[int, dict[str, float]]) -> None:
+        """Keeps the measurements of a run."""
+        metrics = {
+            width: {metric: each[metric] for metric in METRICS if metric in each}
+            for width, each in found.items()
+        }
+        self._rows[name].setdefault("seeds", {})[str(seed)] = metrics
+        self._write()
+
+    def _write(self) -> None:
+        self._path.write_text(json.dumps(self._all, indent=1, sort_keys=True) + "\n", "utf-8")
+
+
+def as_long_as(config: TextTrainConfig, settled: dict[str, float]) -> TextTrainConfig:
     """The same training with the steps and validations that another run had settled on."""
-    settled = json.loads((first / "text" / PLAN).read_text("utf-8"))
     plan = dataclasses.replace(
         config.plan,
-        num_steps=settled["num_steps"],
+        num_steps=int(settled["num_steps"]),
         validate_epochs=settled["validate_every"] / settled["steps_per_epoch"],
         budget_s=None,
     )
@@ -144,18 +181,31 @@ def measure(workdir: Path, config: TextTrainConfig, widths: tuple[int, ...]) -> 
 
 
 def measure_seeds(
-    workdir: Path, name: str, config: TextTrainConfig, seeds: list[int], widths: tuple[int, ...]
-) -> list[dict[int, dict]]:
+    workdir: Path,
+    name: str,
+    config: TextTrainConfig,
+    seeds: list[int],
+    widths: tuple[int, ...],
+    record: Record,
+) -> list[dict[int, dict[str, float]]]:
     """What each seed of a row gives, all of them trained for as many steps as the first."""
-    found, first = [], None
+    found = []
     for seed in seeds:
         folder = workdir / f"{name.removeprefix('+ ').replace(' ', '_')}-{seed}"
-        folder.mkdir(exist_ok=True)
-        if not (folder / "tables").exists():
-            (folder / "tables").symlink_to((workdir / "tables").resolve())
-        seeded = dataclasses.replace(config, seed=seed)
-        found.append(measure(folder, as_long_as(seeded, first) if first else seeded, widths))
-        first = first or folder
+        plan = folder / "text" / PLAN
+        known = record.found(name, seed)
+        if known is None:
+            folder.mkdir(exist_ok=True)
+            if not (folder / "tables").exists():
+                (folder / "tables").symlink_to((workdir / "tables").resolve())
+            settled = record.settled(name)
+            budgeted = settled is None or (plan.exists() and seed == seeds[0])
+            own = config if budgeted or settled is None else as_long_as(config, settled)
+            known = measure(folder, dataclasses.replace(own, seed=seed), widths)
+            if settled is None:
+                record.settle(name, plan)
+            record.keep(name, seed, known)
+        found.append(known)
     return found
 
 
@@ -176,11 +226,13 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budget", type=float, default=480.0)
     parser.add_argument("--rows", nargs="+", default=None, help="names of rows; all without it")
+    parser.add_argument("--record", type=Path, default=Path("bench/results/text_ablation.json"))
     options = parser.parse_args()
     workdir: Path = options.workdir
     if not (workdir / "tables").is_dir():
         import_tables.run(ImportConfig(source=options.data), workdir)
     meta = read_meta(workdir / "tables")
+    record = Record(options.record, meta.dataset)
     print(f"{meta.dataset}, test split, budget {options.budget:.0f} s, {os.cpu_count()} cores.\n")
     print(f"| row | seeds | {' | '.join(METRICS)} |")
     print("|---" * (len(METRICS) + 2) + "|")
@@ -192,7 +244,7 @@ def main() -> int:
             continue
         seeds = options.seeds[:1] if name in (FROZEN, NARROW) else options.seeds
         widths = WIDTHS if name == NARROW else WIDTHS[:1]
-        found = measure_seeds(workdir, name, config, seeds, widths)
+        found = measure_seeds(workdir, name, config, seeds, widths, record)
         for width in widths:
             of_width = [each[width] for each in found]
             label = name if width == WIDTHS[0] else f"{name}, {width} of {WIDTHS[0]}"
