@@ -15,7 +15,6 @@ goes on in W. Exit code 1: the last full row is below TF-IDF somewhere.
 
 import argparse
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -26,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
+from bench.record import Record, as_long_as, cells
 from configs.run import quickstart
 from star_jax.jobs import import_tables, train_text
 from star_jax.jobs.evaluate import TextModel
@@ -118,52 +118,8 @@ def rows(budget_s: float) -> dict[str, TextTrainConfig]:
     }
 
 
-class Record:
-    """What was found of one data set: steps and measurements by row, kept in a file."""
-
-    def __init__(self, path: Path, dataset: str) -> None:
-        self._path = path
-        self._all = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        self._rows = self._all.setdefault(dataset, {})
-
-    def settled(self, name: str) -> dict[str, float] | None:
-        """`Plan`'s fields of how long a row trains."""
-        return self._rows.get(name, {}).get("plan")
-
-    def settle(self, name: str, plan: Path) -> None:
-        """Keeps how long a row trains."""
-        stored = json.loads(plan.read_text("utf-8"))
-        kept = ("num_steps", "validate_every", "steps_per_epoch")
-        self._rows.setdefault(name, {})["plan"] = {key: stored[key] for key in kept}
-        self._write()
-
-    def found(self, name: str, seed: int) -> dict[int, dict[str, float]] | None:
-        """Measurements of a run by width."""
-        found = self._rows.get(name, {}).get("seeds", {}).get(str(seed))
-        return found and {int(width): each for width, each in found.items()}
-
-    def keep(self, name: str, seed: int, found: dict[int, dict[str, float]]) -> None:
-        """Keeps the measurements of a run."""
-        metrics = {
-            width: {metric: each[metric] for metric in METRICS if metric in each}
-            for width, each in found.items()
-        }
-        self._rows[name].setdefault("seeds", {})[str(seed)] = metrics
-        self._write()
-
-    def _write(self) -> None:
-        self._path.write_text(json.dumps(self._all, indent=1, sort_keys=True) + "\n", "utf-8")
-
-
-def as_long_as(config: TextTrainConfig, settled: dict[str, float]) -> TextTrainConfig:
-    """The same training with the steps and validations that another run had settled on."""
-    plan = dataclasses.replace(
-        config.plan,
-        num_steps=int(settled["num_steps"]),
-        validate_epochs=settled["validate_every"] / settled["steps_per_epoch"],
-        budget_s=None,
-    )
-    return dataclasses.replace(config, plan=plan)
+def _kept(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: metrics[name] for name in METRICS if name in metrics}
 
 
 def measure(workdir: Path, config: TextTrainConfig, widths: tuple[int, ...]) -> dict[int, dict]:
@@ -199,23 +155,20 @@ def measure_seeds(
             if not (folder / "tables").exists():
                 (folder / "tables").symlink_to((workdir / "tables").resolve())
             settled = record.settled(name)
-            budgeted = settled is None or (plan.exists() and seed == seeds[0])
-            own = config if budgeted or settled is None else as_long_as(config, settled)
-            known = measure(folder, dataclasses.replace(own, seed=seed), widths)
+            budgeted = plan.exists() and seed == seeds[0]  # It goes on.
+            own = dataclasses.replace(config, seed=seed)
+            if settled is not None and not budgeted:
+                own = dataclasses.replace(own, plan=as_long_as(own.plan, settled))
+            known = measure(folder, own, widths)
             if settled is None:
                 record.settle(name, plan)
-            record.keep(name, seed, known)
-        found.append(known)
+            record.keep(name, seed, {width: _kept(each) for width, each in known.items()})
+        found.append({int(width): each for width, each in known.items()})
     return found
 
 
-def _line(name: str, found: list[dict]) -> str:
-    cells = []
-    for metric in METRICS:
-        values = [each[metric] for each in found if metric in each]
-        spread = f" ± {np.std(values):.4f}" if len(values) > 1 else ""
-        cells.append(f"{np.mean(values):.4f}{spread}" if values else "-")
-    return f"| {name} | {len(found)} | {' | '.join(cells)} |"
+def _line(name: str, found: list[dict[str, float]]) -> str:
+    return f"| {name} | {len(found)} | {' | '.join(cells(found, METRICS))} |"
 
 
 def main() -> int:

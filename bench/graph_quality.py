@@ -1,0 +1,203 @@
+"""Quality of the graph half over seeds: beside the text half, without it, and grown adaptively.
+
+Run:
+    PYTHONPATH=. python bench/graph_quality.py DATA_DIR --workdir W [--seeds 0 1 2]
+    PYTHONPATH=. python bench/graph_quality.py market --workdir W
+
+Tables, the text half, its vectors and the graph are made once in W, by the preset
+configs/run/quickstart.py (configs/run/market.py of a synthetic market), or lie there already. Then
+every row trains with each seed: the preset; the preset without text; the preset with the adaptive
+number of neighbours, for as many steps. The first seed of a row turns the budget into steps on an
+idle machine, which the others take. Val chooses the checkpoint; the test split is reported by the
+split rule, as mean and standard deviation over the seeds. `neighbours` are the edges that training
+sampled, in thousands a step, from one batch of every size it had. What was found is kept in
+bench/results/graph_quality.json and not done again. Exit code 1: text and graph is not above text
+and the set's `hybrid_gbdt`, or adaptive sampling saves less than a fifth or loses more than 0.002.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from bench.record import Record, as_long_as, cells
+from configs.run import market, quickstart
+from star_jax.graph.engines.host import HostEngine
+from star_jax.graph.samplers.adaptive import AdaptiveConfig
+from star_jax.jobs import train_graph
+from star_jax.jobs.evaluate import GraphModel, TextModel
+from star_jax.jobs.run import RunConfig, run_stages, stages
+from star_jax.pipeline import measurements
+from star_jax.pipeline.graph_model import GraphModelFile, open_store
+from star_jax.pipeline.graph_scoring import GraphPairScorer
+from star_jax.pipeline.graph_training import GraphData, GraphTrainConfig, without_text
+from star_jax.pipeline.reference_methods import Method
+from star_jax.pipeline.scored import score_split
+from star_jax.pipeline.tables.read import read_meta, read_pairs, read_ranking
+from star_jax.pipeline.text_scoring import TextPairScorer
+from star_jax.train.plan import PLAN
+from star_jax.train.reporter import METRICS as LOGGED
+
+METRICS = (
+    "auc_uniform",
+    "auc_uniform_cold_member",
+    "auc_near",
+    "recall@10",
+    "recall@100",
+    "ndcg@10",
+)
+NEIGHBOURS = "neighbours"
+TEXT, BOTH, GRAPH, GROWN = "text", "text + graph", "graph", "text + graph, adaptive"
+PREPARED = ("import", "train-text", "export-text", "build-graph")
+LEAST_SAVED, MOST_LOST = 0.2, 0.002
+DECIDING = ("auc_uniform", "auc_near")
+
+
+def prepare(data: str, workdir: Path) -> RunConfig:
+    """Makes what all rows read; returns the preset."""
+    config = market.get_config() if data == "market" else quickstart.get_config()
+    if data != "market":
+        tables = dataclasses.replace(config.tables, source=Path(data))
+        config = dataclasses.replace(config, tables=tables)
+    run_stages([stage for stage in stages(config) if stage.name in PREPARED], workdir)
+    return config
+
+
+def rows(config: GraphTrainConfig) -> dict[str, GraphTrainConfig]:
+    """Name -> training."""
+    return {
+        BOTH: config,
+        GRAPH: without_text(config),
+        GROWN: dataclasses.replace(config, adaptive=AdaptiveConfig()),
+    }
+
+
+def measure(workdir: Path, method: Method) -> dict[str, float]:
+    """The main task's test split."""
+    meta = read_meta(workdir / "tables")
+    task = next(iter(meta.tasks))
+    pairs = read_pairs(workdir / "tables", task, "test")
+    ranking = read_ranking(workdir / "tables", task, "test")
+    scored = score_split({"model": method}, pairs, ranking, meta.tasks[task])
+    found = measurements.metrics_of(scored, ["model"])["model"]
+    return {name: found[name] for name in METRICS if name in found}
+
+
+def train(workdir: Path, config: GraphTrainConfig) -> dict[str, float]:
+    """Trains, and measures the test split and how much was sampled."""
+    train_graph.run(config, workdir)
+    task = next(iter(read_meta(workdir / "tables").tasks))
+    scorer = GraphPairScorer(workdir, config.output, "split")
+    found = measure(workdir, GraphModel(scorer, task, "test", True))
+    return found | {NEIGHBOURS: sampled(workdir, config, scorer.trained.file) / 1e3}
+
+
+def sampled(workdir: Path, config: GraphTrainConfig, file: GraphModelFile) -> float:
+    """Edges that a step of the training sampled, on average."""
+    folder = workdir / config.output
+    num_steps = json.loads((folder / PLAN).read_text("utf-8"))["num_steps"]
+    sizes = {num_steps: config.fanouts.largest}  # Last step -> number of neighbours.
+    if config.adaptive is not None:
+        lines = map(json.loads, (folder / LOGGED).read_text("utf-8").splitlines())
+        scores = {line["step"]: key for line in lines for key in line if key.startswith("score")}
+        sizes = {
+            step: int(name.partition("@")[2] or config.fanouts.largest)
+            for step, name in scores.items()
+        }
+    store, meta = open_store(workdir, config.model.features.text), read_meta(workdir / "tables")
+    data = GraphData(config, workdir, file, store, meta, 1, HostEngine(store))
+    total, before = 0.0, 0
+    for step, size in sorted(sizes.items()):
+        batch = next(data.batches(size))
+        edges = sum(
+            int(np.count_nonzero(table.mask))
+            for task in batch.tasks.values()
+            for graph in (task.senders, task.receivers)
+            for hop in graph.hops
+            for table in hop.values()
+        )
+        total, before = total + edges * (step - before), step
+    return total / num_steps
+
+
+def row_found(
+    workdir: Path, name: str, config: GraphTrainConfig, seeds: list[int], record: Record
+) -> list[dict[str, float]]:
+    """What each seed gives, all of them trained for as many steps as the preset's first one."""
+    found = []
+    for seed in seeds:
+        known = record.found(name, seed)
+        if known is None:
+            output = f"{name.replace(', ', '_').replace(' + ', '_')}-{seed}"
+            own = dataclasses.replace(config, seed=seed, output=output)
+            settled = record.settled(BOTH)
+            if settled is not None and not (name == BOTH and seed == seeds[0]):
+                own = dataclasses.replace(own, plan=as_long_as(own.plan, settled))
+            known = train(workdir, own)
+            if settled is None:
+                record.settle(BOTH, workdir / output / PLAN)
+            record.keep(name, seed, known)
+        found.append(known)
+    return found
+
+
+def missed(found: dict[str, list[dict[str, float]]], reference: dict[str, float]) -> list[str]:
+    """Which of the bars are missed."""
+
+    def mean(name: str, metric: str) -> float:
+        return float(np.mean([each[metric] for each in found[name]]))
+
+    bars = {
+        f"{metric} of {other}": (mean(BOTH, metric), value[metric])
+        for metric in DECIDING
+        for other, value in (("text", found[TEXT][0]), ("hybrid_gbdt", reference))
+        if metric in value
+    }
+    below = [name for name, (ours, theirs) in bars.items() if ours <= theirs]
+    saved = 1.0 - mean(GROWN, NEIGHBOURS) / mean(BOTH, NEIGHBOURS)
+    change = mean(GROWN, DECIDING[0]) - mean(BOTH, DECIDING[0])
+    print(f"\nAdaptive sampling: {saved:.1%} fewer neighbours, {DECIDING[0]} {change:+.4f}.")
+    if saved < LEAST_SAVED or abs(change) > MOST_LOST:
+        below.append("adaptive sampling")
+    return below
+
+
+def main() -> int:
+    """Trains all rows and prints the table."""
+    parser = argparse.ArgumentParser(description="Quality of the graph half.")
+    parser.add_argument("data", help="folder of tables, or `market`")
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--record", type=Path, default=Path("bench/results/graph_quality.json"))
+    options = parser.parse_args()
+    workdir: Path = options.workdir
+    config = prepare(options.data, workdir)
+    meta = read_meta(workdir / "tables")
+    record = Record(options.record, meta.dataset)
+    print(f"{meta.dataset}, test split, split rule, {os.cpu_count()} cores.\n")
+    columns = (*METRICS, NEIGHBOURS)
+    print(f"| row | seeds | {' | '.join(columns)} |")
+    print("|---" * (len(columns) + 2) + "|")
+    reference = (meta.reference or {}).get("methods", {}).get("hybrid_gbdt", {})
+    task = next(iter(meta.tasks))
+    known = record.found(TEXT, 0)
+    if known is None:
+        known = measure(workdir, TextModel(TextPairScorer.open(workdir), task))
+        record.keep(TEXT, 0, known)
+    found = {TEXT: [known]}
+    for name, each in (("hybrid_gbdt", [reference]), (TEXT, [known])):
+        print(f"| {name} | {len(each)} | {' | '.join(cells(each, columns))} |", flush=True)
+    for name, training in rows(config.train_graph).items():
+        found[name] = row_found(workdir, name, training, options.seeds, record)
+        print(f"| {name} | {len(options.seeds)} | {' | '.join(cells(found[name], columns))} |")
+    below = missed(found, reference)
+    print(f"\nMissed: {', '.join(below) or 'nothing'}.")
+    return 1 if below else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
