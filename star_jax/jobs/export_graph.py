@@ -38,8 +38,8 @@ from star_jax.pipeline.graph_embedding import (
 from star_jax.pipeline.graph_layers import LayerEncoder, WhichNeighbours
 from star_jax.pipeline.graph_model import GraphModelFile, TrainedGraph, open_trained
 from star_jax.pipeline.graph_states import StateFiles, complete
+from star_jax.pipeline.scratch import alone, clear
 from star_jax.pipeline.tables.read import read_nodes
-from star_jax.pipeline.text_parts import alone, clear
 from star_jax.train.reporter import Progress
 
 KIND = "graph_embeddings"

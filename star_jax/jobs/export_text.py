@@ -25,10 +25,11 @@ from star_jax.embeddings.quantise import PRECISIONS, RANGED, Precision
 from star_jax.embeddings.reuse import MISSING, KnownVectors, VectorFiles
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.ahead import behind
+from star_jax.pipeline.scratch import alone, clear
 from star_jax.pipeline.text_calibration import FILE as CALIBRATION
 from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths
 from star_jax.pipeline.text_model import TrainedText, open_trained
-from star_jax.pipeline.text_parts import Parts, WorkerConfig, alone, clear
+from star_jax.pipeline.text_parts import Parts, WorkerConfig
 from star_jax.pipeline.text_records import TextRecords, text_records
 from star_jax.pipeline.text_tables import (
     TextVectors,

@@ -6,13 +6,9 @@ whoever finds all parts there may write the tables. Nothing else is agreed upon.
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -105,34 +101,3 @@ class Parts:
         """
         for path, records in zip(self.paths, self.records, strict=True):
             read_vectors(path, len(records), self.size)
-
-
-@contextmanager
-def alone(scratch: Path) -> Iterator[None]:
-    """Waits for the other processes that want to be alone; ends with the process at the latest."""
-    while True:
-        scratch.mkdir(parents=True, exist_ok=True)
-        handle = os.open(scratch, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        if _is_at(handle, scratch):
-            break
-        os.close(handle)  # Whoever was alone before has removed the folder.
-    try:
-        yield
-    finally:
-        if _is_at(handle, scratch) and not any(scratch.iterdir()):
-            scratch.rmdir()
-        os.close(handle)
-
-
-def clear(scratch: Path) -> None:
-    """Removes all parts, those of abandoned plans too; for whoever is alone."""
-    shutil.rmtree(scratch)
-
-
-def _is_at(handle: int, path: Path) -> bool:
-    """Whether a path still leads to what was opened."""
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
