@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ _DTYPES = {
 }
 _ORDER = " ORDER BY receiver, relation, time, sender, removed, weight, flags"
 _CHUNK_NODES = 1 << 20
+_WIDE = 0.99
 _log = logging.getLogger(__name__)
 
 
@@ -199,11 +201,11 @@ def write_adjacency(
     scratch.unlink(missing_ok=True)  # The map lives until the function ends.
     seconds = time.monotonic() - start
     _log.info("edges into %s: %d of %d relations, %.1f s", receiver, total, len(relations), seconds)
-    return AdjacencySizes(
-        {edge.key: int(degrees[:, j].sum(dtype=np.int64)) for j, edge in enumerate(relations)},
-        {edge.key: _wide_degree(degrees[:, j]) for j, edge in enumerate(relations)},
-        {edge.key: int(degrees[:, j].max(initial=0)) for j, edge in enumerate(relations)},
-    )
+    sizes = AdjacencySizes({}, {}, {})
+    for j, edge in enumerate(relations):
+        for found_sizes, size in zip(sizes, _sizes(degrees[:, j]), strict=True):
+            found_sizes[edge.key] = size
+    return sizes
 
 
 def adjacency_bytes(found: list[Contents], num_nodes: int) -> int:
@@ -291,6 +293,17 @@ def _write_bounds(folder: Path, degrees: np.ndarray) -> None:
             file.append(bounds)
 
 
-def _wide_degree(degrees: np.ndarray) -> int:
-    positive = degrees[degrees > 0]
-    return int(np.quantile(positive, 0.99, method="higher")) if len(positive) else 0
+def _sizes(degrees: np.ndarray) -> tuple[int, int, int]:
+    """One entry of each field of `AdjacencySizes`, from the degrees of one relation."""
+    counts: Counter[int] = Counter()
+    for first in range(0, len(degrees), _CHUNK_NODES):
+        found = np.unique_counts(degrees[first : first + _CHUNK_NODES])
+        counts.update(dict(zip(found.values.tolist(), found.counts.tolist(), strict=True)))
+    del counts[0]
+    values = sorted(counts)
+    upto = np.cumsum([counts[value] for value in values])
+    total = sum(value * count for value, count in counts.items())
+    if not values:
+        return 0, 0, 0
+    place = math.ceil(_WIDE * (int(upto[-1]) - 1))  # Of the nodes with edges, by their degrees.
+    return total, values[int(np.searchsorted(upto, place, side="right"))], values[-1]
