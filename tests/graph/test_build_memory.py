@@ -73,7 +73,8 @@ def build_twice(folder):
     under_limit = build_version(folder / "many", "under_limit", LIMIT_MIB)
     done.set()
     watcher.join()
-    print(peak[0] - before, under_limit, build_version(folder / "many", "without", 4096))
+    without = build_version(folder / "many", "without", 4096)
+    sys.stdout.write(f"{peak[0] - before} {under_limit} {without}\n")
 
 
 def test_a_build_keeps_to_its_memory_and_makes_the_same_graph(tmp_path):
