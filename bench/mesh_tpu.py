@@ -267,7 +267,7 @@ def model_of(config: GraphTrainConfig, schema: GraphSchema) -> GraphModel:
 def batch_shape(mesh: Mesh, budgets: dict[str, Budget], pairs: int, sampler: Any) -> GraphBatch:
     """One step's batch of all devices."""
     groups = pairs // (1 + NEGATIVES)
-    requests = {
+    requests: dict[str, Any] = {
         role: request_shape(
             mesh,
             Question(
@@ -286,7 +286,7 @@ def batch_shape(mesh: Mesh, budgets: dict[str, Budget], pairs: int, sampler: Any
     mask = spread_shape(mesh, (pairs,), jnp.bool_)
     index = spread_shape(mesh, (pairs,), jnp.int32)
     label = spread_shape(mesh, (pairs,), jnp.float32)
-    batch: Any = PairBatch(requests["sender"], requests["receiver"], index, index, label, mask)
+    batch = PairBatch(requests["sender"], requests["receiver"], index, index, label, mask)
     return GraphBatch({TASK.name: batch}, mask)
 
 

@@ -71,7 +71,9 @@ def shapes_of_state(
     step, key = jax.eval_shape(lambda: (jnp.zeros((), jnp.int32), jax.random.key(0)))
     state = TrainState(step, trainable, jax.eval_shape(optimizer.init, trainable), key, statistics)
     everywhere = replicated(mesh)
-    placed = TrainState(everywhere, where, slots, everywhere, everywhere)
+    placed = state._replace(
+        step=everywhere, trainable=where, opt_state=slots, rng=everywhere, statistics=everywhere
+    )
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,

@@ -9,7 +9,7 @@ import pytest
 from star_jax.config import InputError
 from star_jax.graph.engines.host import HostEngine
 from star_jax.graph.engines.mesh.engine import MeshEngine
-from star_jax.graph.engines.mesh.features import place_features
+from star_jax.graph.engines.mesh.features import TextPrecision, place_features
 from star_jax.graph.engines.mesh.topology import Clock
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.parallel.mesh import MeshConfig, make_mesh
@@ -27,7 +27,9 @@ def store(world, tmp_path_factory):
     return world.build(tmp_path_factory.mktemp("world"), text=True)
 
 
-def drawn_by_both(store, mesh, question, batches, key, *, slack=8.0, precision="float32"):
+def drawn_by_both(
+    store, mesh, question, batches, key, *, slack=8.0, precision: TextPrecision = "float32"
+):
     """Per device, the subgraph of the host, that of the program, and what was left out by each."""
     host, engine = HostEngine(store), MeshEngine(store, mesh, slack=slack, text_precision=precision)
     expected = [host.prepare(question, batch, key) for batch in batches]

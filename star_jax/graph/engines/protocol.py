@@ -63,6 +63,7 @@ class GraphEngine(Protocol):
         ...
 
 
+@runtime_checkable
 class Program(Protocol):
     """Draws inside the compiled program."""
 
