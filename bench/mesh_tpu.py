@@ -75,6 +75,7 @@ UNEVEN = 1.01  # A shard of edges against an even share: hubs are few and spread
 HBM_GIB = {"v5e": 16, "v5p": 95, "v6e": 32}  # By data sheet.
 HEADROOM = 1.1
 _SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "s32": 4, "u32": 4, "f32": 4}
+_VIEWS = ("parameter", "bitcast", "get-tuple-element", "tuple", "while", "conditional")
 _COLLECTIVES = "all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute"
 
 
@@ -301,6 +302,7 @@ class Compiled(NamedTuple):
     temp_bytes: int
     flops: float
     collectives: dict[str, tuple[int, int]]  # Kind -> how many, and their bytes.
+    largest: list[tuple[int, str]]  # Bytes and operation of the largest arrays that are made.
     lower_s: float
     compile_s: float
     host_bytes: int  # The most that the process took.
@@ -349,7 +351,8 @@ def compile_step(topology: str, share: float, total: tuple[int, ...]) -> Compile
     middle = time.monotonic()
     compiled = lowered.compile()
     end = time.monotonic()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, cost, program = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    assert program is not None
     assert memory is not None
     assert cost is not None
     return Compiled(
@@ -360,7 +363,8 @@ def compile_step(topology: str, share: float, total: tuple[int, ...]) -> Compile
         argument_bytes=memory.argument_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
         flops=float(cost["flops"]),
-        collectives=collectives(compiled.as_text() or ""),
+        collectives=collectives(program),
+        largest=largest(program),
         lower_s=middle - start,
         compile_s=end - middle,
         host_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
@@ -375,14 +379,34 @@ def collectives(program: str) -> dict[str, tuple[int, int]]:
     """Kind -> how many a compiled program has, and the bytes that they give one chip."""
     found: dict[str, tuple[int, int]] = {}
     for result, kind in re.findall(rf"= (.*?) ({_COLLECTIVES})(?:-start)?\(", program):
-        parts = re.findall(r"(\w+)\[([\d,]*)\]", result)
-        size = sum(
-            _SIZES[dtype] * int(np.prod([int(n) for n in shape.split(",") if n]))
-            for dtype, shape in parts
-        )
         count, total = found.get(kind, (0, 0))
-        found[kind] = (count + 1, total + size)
+        found[kind] = (count + 1, total + _result_bytes(result))
     return found
+
+
+def largest(program: str, count: int = 6) -> list[tuple[int, str]]:
+    """Bytes, shape, operation and source of the largest arrays, fused ones and views left out."""
+    found: dict[str, int] = {}
+    fused = False
+    for line in program.splitlines():
+        if line.endswith("{"):
+            fused = "fused_computation" in line
+        made = re.search(r"= ([^(]\S*) ([\w-]+)\(", line)
+        if fused or made is None or made[2] in _VIEWS:
+            continue
+        source = re.search(r'op_name="([^"]*)"', line)
+        name = f"{made[1].split('{')[0]} {made[2]} {source[1] if source else ''}"
+        found[name] = _result_bytes(made[1].split("{")[0])
+    ranked = sorted(((size, name) for name, size in found.items()), reverse=True)
+    return ranked[:count]
+
+
+def _result_bytes(result: str) -> int:
+    parts = re.findall(r"(\w+)\[([\d,]*)\]", result)
+    return sum(
+        _SIZES.get(dtype, 4) * int(np.prod([int(n) for n in shape.split(",") if n]))
+        for dtype, shape in parts
+    )
 
 
 def report(topology: str, found: list[Compiled]) -> list[str]:
