@@ -17,8 +17,6 @@ from tempfile import TemporaryDirectory
 
 import duckdb
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from star_jax.graph.additions import Additions, check_new_ids, check_new_texts
@@ -48,7 +46,6 @@ from star_jax.graph.sorting import session
 from star_jax.graph.store import NOT_REMOVED, Addition, Adjacency, GraphMeta, GraphStore
 
 _CHUNK = 1 << 18
-_TIMES = pa.schema([("idx", pa.int32()), ("t", pa.int64())])
 
 Columns = dict[str, np.ndarray]
 
@@ -92,12 +89,8 @@ def append(
             name: _append_texts(connection, output, parent, name, schema, tables.texts.get(name))
             for name in meta.num_texts
         }
-        times = {
-            name: _write_times(output / "nodes" / name / "time.npy", Path(scratch) / name)
-            for name in schema.nodes
-        }
         sizes = all_sizes(
-            _append_edges(connection, output, parent, name, schema, tables.edges, times, advance)
+            _append_edges(connection, output, parent, name, schema, tables.edges, advance)
             for name in schema.nodes
         )
     added = Addition(
@@ -149,17 +142,6 @@ def _nodes(
         yield from node_rows(table, schema.nodes[name], stats, first)
 
 
-def _write_times(array: Path, path: Path) -> Path:
-    """Creation times as the table that edges are joined with."""
-    times = np.load(array, mmap_mode="r")
-    with pq.ParquetWriter(path, _TIMES) as file:
-        for first in range(0, len(times), _CHUNK):
-            chunk = pa.array(times[first : first + _CHUNK])
-            index = pa.array(np.arange(first, first + len(chunk), dtype=np.int32))
-            file.write_batch(pa.record_batch([index, chunk], schema=_TIMES))
-    return path
-
-
 def _append_edges(
     connection: duckdb.DuckDBPyConnection,
     output: Path,
@@ -167,7 +149,6 @@ def _append_edges(
     receiver: str,
     schema: GraphSchema,
     edges: dict[str, Path],
-    times: dict[str, Path],
     advance: Callable[[int], None],
 ) -> AdjacencySizes:
     """Writes the edges into one node type, old and new."""
@@ -176,7 +157,7 @@ def _append_edges(
     for j, relation in enumerate(schema.into(receiver)):
         for key in {relation.key, relation.reverse.key} & edges.keys():
             found[j] = found[j].joined(contents(connection, edges[key]))
-    new = sorted_rows(connection, receiver, schema, edges, times)
+    new = sorted_rows(connection, output, receiver, schema, edges)
     rows = _woven(old, new)
     return write_adjacency(output, receiver, schema, found, rows, advance)
 

@@ -102,7 +102,7 @@ def build(
             for name, kind in text_kind.items()
         }
         sizes = all_sizes(
-            build_adjacency(connection, output, name, schema, tables.edges, tables.nodes, advance)
+            build_adjacency(connection, output, name, schema, tables.edges, advance)
             for name in schema.nodes
         )
     meta = GraphMeta(

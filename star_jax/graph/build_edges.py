@@ -3,19 +3,22 @@
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import UInt8
 
 from star_jax.config import InputError
 from star_jax.graph.arrays import ArrayFile, ColumnFiles, file_bytes, scratch_array
 from star_jax.graph.samplers.search import row_sums
 from star_jax.graph.schema import EdgeType, GraphSchema
-from star_jax.graph.sorting import NO_TIME_SQL, batches, one_row, table_sql
+from star_jax.graph.sorting import batches, one_row, table_sql
 from star_jax.graph.store import (
     HAS_OWN_TIME,
     HAS_REMOVAL,
@@ -36,8 +39,22 @@ _DTYPES = {
     "cumulative": np.dtype(np.float64),
     "flags": np.dtype(np.uint8),
 }
-_ORDER = " ORDER BY receiver, relation, time, sender, removed, weight, flags"
+_ROW_SCHEMA = pa.schema(
+    [
+        ("receiver", pa.int32()),
+        ("relation", pa.int32()),
+        ("sender", pa.int32()),
+        ("time", pa.int64()),
+        ("removed", pa.int64()),
+        ("weight", pa.float32()),
+        ("flags", pa.uint8()),
+    ]
+)
+_ORDER = "receiver, relation, time, sender, removed, weight, flags"
+_COLUMNS = ["sender", "receiver", "t", "removed_t", "weight", "split"]
+_BATCH_ROWS = 1 << 16
 _CHUNK_NODES = 1 << 20
+_WIDE = 0.99
 _log = logging.getLogger(__name__)
 
 
@@ -121,7 +138,6 @@ def build_adjacency(
     receiver: str,
     schema: GraphSchema,
     edges: Mapping[str, Path],
-    nodes: Mapping[str, Path],
     advance: Callable[[int], None],
 ) -> AdjacencySizes:
     """Writes the arrays of `store.Adjacency` for one receiver type, from the tables.
@@ -132,33 +148,32 @@ def build_adjacency(
     """
     relations = schema.into(receiver)
     found = [contents(connection, edges[_key(relation, schema)]) for relation in relations]
-    rows = sorted_rows(connection, receiver, schema, edges, nodes)
+    rows = sorted_rows(connection, output, receiver, schema, edges)
     return write_adjacency(output, receiver, schema, found, rows, advance)
 
 
 def sorted_rows(
     connection: duckdb.DuckDBPyConnection,
+    output: Path,
     receiver: str,
     schema: GraphSchema,
     edges: Mapping[str, Path],
-    nodes: Mapping[str, Path],
 ) -> Iterator[dict[str, np.ndarray]]:
     """The edges of the tables into one node type, in the order of the arrays.
 
     Args:
-      connection: Sorts them.
+      connection: Sorts them, and does nothing else: joins take memory that grows with the nodes.
+      output: The graph's folder, with the creation times of every sender.
       receiver: The node type.
       schema: Of the graph.
       edges: Tables by edge key; relations without one are left out.
-      nodes: Tables of `idx` and `t` of every sender.
     """
-    queries = [
-        _relation_sql(j, relation, schema, edges, nodes)
-        for j, relation in enumerate(schema.into(receiver))
-        if _key(relation, schema) in edges
-    ]
-    if queries:
-        yield from batches(connection, " UNION ALL ".join(queries) + _ORDER)
+    rows = pa.RecordBatchReader.from_batches(
+        _ROW_SCHEMA, _unsorted_rows(output, receiver, schema, edges)
+    )
+    connection.register("unsorted", rows)
+    yield from batches(connection, f"SELECT * FROM unsorted ORDER BY {_ORDER}")
+    connection.unregister("unsorted")
 
 
 def write_adjacency(
@@ -212,12 +227,12 @@ def write_adjacency(
     scratch.unlink(missing_ok=True)  # The map lives until the function ends.
     seconds = time.monotonic() - start
     _log.info("edges into %s: %d of %d relations, %.1f s", receiver, total, len(relations), seconds)
-    return AdjacencySizes(
-        {edge.key: int(degrees[:, j].sum(dtype=np.int64)) for j, edge in enumerate(relations)},
-        {edge.key: _wide_degree(degrees[:, j]) for j, edge in enumerate(relations)},
-        {edge.key: int(degrees[:, j].max(initial=0)) for j, edge in enumerate(relations)},
-        {edge.key: int(traits[j]) for j, edge in enumerate(relations)},
-    )
+    sizes = AdjacencySizes({}, {}, {}, {})
+    for j, edge in enumerate(relations):
+        own = (*_sizes(degrees[:, j]), int(traits[j]))
+        for found_sizes, size in zip(sizes, own, strict=True):
+            found_sizes[edge.key] = size
+    return sizes
 
 
 def traits_of(columns: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, " M"]:
@@ -274,26 +289,36 @@ def _with_sums(
         yield columns | {"cumulative": sums}
 
 
-def _relation_sql(
-    column: int,
-    relation: EdgeType,
-    schema: GraphSchema,
-    edges: Mapping[str, Path],
-    nodes: Mapping[str, Path],
-) -> str:
-    """Rows of one relation as the receiver sees them; a reverse relation swaps the ends."""
-    forward = relation in schema.edges
-    sender, receiver = ("sender", "receiver") if forward else ("receiver", "sender")
-    table = edges[_key(relation, schema)]
-    return (
-        f"SELECT e.{receiver} AS receiver, CAST({column} AS INTEGER) AS relation, "
-        f"e.{sender} AS sender, "
-        f"greatest(coalesce(e.t, {NO_TIME_SQL}), coalesce(n.t, {NO_TIME_SQL})) AS time, "
-        f"coalesce(e.removed_t, {NOT_REMOVED}) AS removed, e.weight AS weight, "
-        f"CAST(e.split + CASE WHEN e.t IS NULL THEN 0 ELSE {TIMED_BIT} END AS UTINYINT) AS flags "
-        f"FROM {table_sql(table)} e "
-        f"JOIN {table_sql(nodes[relation.sender])} n ON n.idx = e.{sender}"
-    )
+def _unsorted_rows(
+    output: Path, receiver: str, schema: GraphSchema, edges: Mapping[str, Path]
+) -> Iterator[pa.RecordBatch]:
+    """All relations as the receiver sees them; a reverse relation swaps the ends."""
+    for number, relation in enumerate(schema.into(receiver)):
+        if _key(relation, schema) not in edges:
+            continue
+        ends = ("sender", "receiver") if relation in schema.edges else ("receiver", "sender")
+        created = np.load(output / "nodes" / relation.sender / "time.npy", mmap_mode="r")
+        with pq.ParquetFile(edges[_key(relation, schema)]) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=_COLUMNS):
+                sender = batch[ends[0]].to_numpy(zero_copy_only=False)
+                times = _integers(batch["t"], NO_TIME)
+                split = batch["split"].to_numpy(zero_copy_only=False).astype(np.uint8)
+                timed = batch["t"].is_valid().to_numpy(zero_copy_only=False)
+                columns = {
+                    "receiver": batch[ends[1]],
+                    "relation": np.full(len(sender), number),
+                    "sender": sender,
+                    "time": np.maximum(times, created[sender]),
+                    "removed": _integers(batch["removed_t"], NOT_REMOVED),
+                    "weight": batch["weight"],
+                    "flags": np.where(timed, split | TIMED_BIT, split),
+                }
+                arrays = [pa.array(columns[f.name]).cast(f.type) for f in _ROW_SCHEMA]
+                yield pa.record_batch(arrays, schema=_ROW_SCHEMA)
+
+
+def _integers(column: pa.Array, null: int) -> np.ndarray:
+    return column.cast(pa.int64()).fill_null(null).to_numpy(zero_copy_only=False)
 
 
 def _key(relation: EdgeType, schema: GraphSchema) -> str:
@@ -318,6 +343,17 @@ def _write_bounds(folder: Path, degrees: np.ndarray) -> None:
             file.append(bounds)
 
 
-def _wide_degree(degrees: np.ndarray) -> int:
-    positive = degrees[degrees > 0]
-    return int(np.quantile(positive, 0.99, method="higher")) if len(positive) else 0
+def _sizes(degrees: np.ndarray) -> tuple[int, int, int]:
+    """One entry of each field of `AdjacencySizes`, from the degrees of one relation."""
+    counts: Counter[int] = Counter()
+    for first in range(0, len(degrees), _CHUNK_NODES):
+        found = np.unique_counts(degrees[first : first + _CHUNK_NODES])
+        counts.update(dict(zip(found.values.tolist(), found.counts.tolist(), strict=True)))
+    del counts[0]
+    values = sorted(counts)
+    upto = np.cumsum([counts[value] for value in values])
+    total = sum(value * count for value, count in counts.items())
+    if not values:
+        return 0, 0, 0
+    place = math.ceil(_WIDE * (int(upto[-1]) - 1))  # Of the nodes with edges, by their degrees.
+    return total, values[int(np.searchsorted(upto, place, side="right"))], values[-1]

@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from star_jax.config import InputError
-from star_jax.graph.arrays import ArrayFile, ColumnFiles
+from star_jax.graph.arrays import ArrayFile, ColumnFiles, scratch_array
 from star_jax.graph.schema import GraphSchema, NodeType
 from star_jax.graph.sorting import NO_TIME_SQL, batches, one_row, table_sql
 from star_jax.shapes import NO_TIME
 
 _BATCH_ROWS = 1 << 16
+_CHUNK_NODES = 1 << 20
 _ID_SCHEMA = pa.schema([("idx", pa.int32()), ("id", pa.string())])
 
 
@@ -155,12 +156,20 @@ def write_texts(
 ) -> None:
     """Writes the arrays of `store.TextVersions` from rows as `text_rows` gives them."""
     dtypes = {"time": np.dtype(np.int64), "text": np.dtype(np.int32)}
-    counts = np.zeros(num_nodes + 1, np.int64)
+    folder.mkdir(parents=True)
+    scratch = folder / ".counts"  # A file: four bytes per node may be a lot.
+    counts = scratch_array(scratch, np.dtype(np.int32), (num_nodes + 1,))
     with ColumnFiles(folder, dtypes, num_rows) as files:
         for columns in rows:
             files.append(columns)
             np.add.at(counts, columns["entity"] + 1, 1)
-    np.save(folder / "bounds.npy", np.cumsum(counts).astype(np.int32))
+    before = 0
+    with ArrayFile(folder / "bounds.npy", np.dtype(np.int32), (num_nodes + 1,)) as file:
+        for first in range(0, num_nodes + 1, _CHUNK_NODES):
+            bounds = before + np.cumsum(counts[first : first + _CHUNK_NODES], dtype=np.int64)
+            file.append(bounds)
+            before = int(bounds[-1])
+    scratch.unlink()  # The map lives until the function ends.
 
 
 def _of_kind(table: Path, kind: str) -> str:

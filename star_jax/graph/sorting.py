@@ -35,6 +35,22 @@ def session(
     Raises:
       InputError: The memory limit is too low, or a file or the disk gave out.
     """
+    connection = connect(scratch, memory_limit_gib, num_threads)
+    try:
+        yield connection
+    except duckdb.OutOfMemoryException as error:
+        raise InputError(
+            f"sorting the graph does not fit memory_limit_gib {memory_limit_gib}; give more "
+            f"({first_line(error)})"
+        ) from error
+    except (duckdb.IOException, duckdb.InvalidInputException, duckdb.BinderException) as error:
+        raise InputError(f"reading the tables: {first_line(error)}") from error
+    finally:
+        connection.close()
+
+
+def connect(scratch: Path, memory_limit_gib: float, num_threads: int) -> duckdb.DuckDBPyConnection:
+    """An empty database that spills to `scratch`, its own tables too."""
     settings = {
         "memory_limit": f"{int(memory_limit_gib * 1024)}MiB",
         "threads": num_threads,
@@ -42,17 +58,7 @@ def session(
     }
     connection = duckdb.connect(":memory:", config=settings)
     connection.execute("SET enable_progress_bar = false")
-    try:
-        yield connection
-    except duckdb.OutOfMemoryException as error:
-        raise InputError(
-            f"sorting the graph does not fit memory_limit_gib {memory_limit_gib}; give more "
-            f"({_first_line(error)})"
-        ) from error
-    except (duckdb.IOException, duckdb.InvalidInputException, duckdb.BinderException) as error:
-        raise InputError(f"reading the tables: {_first_line(error)}") from error
-    finally:
-        connection.close()
+    return connection
 
 
 def table_sql(path: Path) -> str:
@@ -77,5 +83,6 @@ def batches(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[dict[
         }
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of what DuckDB says, which may go on for pages."""
     return str(error).splitlines()[0]

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from star_jax import artefacts
 from star_jax.config import InputError
+from star_jax.graph.sorting import check_limits
 from star_jax.pipeline.market.prepare import prepare_market
 from star_jax.pipeline.market.size import MarketConfig
 from star_jax.pipeline.tables.build import build
+from star_jax.pipeline.tables.database import Limits
 from star_jax.pipeline.tables.read import KIND
 from star_jax.pipeline.tables.schema import Schema
 from star_jax.pipeline.tables.schema_file import read_schema
@@ -32,6 +34,9 @@ class ImportConfig:
       personal_data: "file:column" of columns that look like personal data and may be there, added
         to the schema's own list.
       fix: Repair what leaves no choice (exact copies of rows, blanks around ids); counted.
+      memory_limit_gib: For the tables while they are checked; beyond it DuckDB spills to the
+        output's disk.
+      num_threads: For the same.
     """
 
     source: Path | None = None
@@ -40,6 +45,11 @@ class ImportConfig:
     seed: int = 0
     personal_data: tuple[str, ...] = ()
     fix: bool = False
+    memory_limit_gib: float = 2.0
+    num_threads: int = 2
+
+    def __post_init__(self) -> None:
+        check_limits(self.memory_limit_gib, self.num_threads)
 
 
 def run(config: ImportConfig, workdir: Path) -> None:
@@ -62,7 +72,8 @@ def run(config: ImportConfig, workdir: Path) -> None:
             prepare_market(config.market, source)
         schema = find_schema(source, config.schema)
         schema = replace(schema, personal_data=(*schema.personal_data, *config.personal_data))
-        meta = build(source, schema, partial, seed=config.seed, fix=config.fix)
+        limits = Limits(config.memory_limit_gib, config.num_threads)
+        meta = build(source, schema, partial, limits, seed=config.seed, fix=config.fix)
         artefacts.set_meta(partial, asdict(meta))
         if config.source is None:
             shutil.rmtree(source)

@@ -57,6 +57,30 @@ def create_state(
     return TrainState(rest[0], trainable, opt_state, rest[1], rest[2])
 
 
+def shapes_of_state(
+    trainable: PyTree,
+    optimizer: Optimizer,
+    *,
+    mesh: Mesh,
+    rules: Rules,
+    statistics: PyTree = (),
+) -> TrainState:
+    """As `create_state`, of shapes and with nothing placed: what a step can be compiled for."""
+    where = shardings(trainable, mesh, rules)
+    slots = _slot_shardings(optimizer, trainable, where, mesh)
+    step, key = jax.eval_shape(lambda: (jnp.zeros((), jnp.int32), jax.random.key(0)))
+    state = TrainState(step, trainable, jax.eval_shape(optimizer.init, trainable), key, statistics)
+    everywhere = replicated(mesh)
+    placed = state._replace(
+        step=everywhere, trainable=where, opt_state=slots, rng=everywhere, statistics=everywhere
+    )
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        jax.tree.broadcast(placed, state),
+    )
+
+
 def _slot_shardings(optimizer: Optimizer, params: PyTree, where: PyTree, mesh: Mesh) -> PyTree:
     if isinstance(optimizer, RowOptimizer):
         rest, where = (trees.split(tree, optimizer.tables)[1] for tree in (params, where))

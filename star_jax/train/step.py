@@ -111,6 +111,12 @@ class Step:
         with jax.set_mesh(self._mesh):  # Kernels that XLA cannot split follow it.
             return self._update(state=state, frozen=frozen, batch=batch, rate=jnp.float32(rate))
 
+    def lower(self, state: TrainState, frozen: PyTree, batch: Masked) -> jax.stages.Lowered:
+        """The update before it is compiled; shapes with shardings do for arrays."""
+        with jax.set_mesh(self._mesh):
+            rate = jax.ShapeDtypeStruct((), jnp.float32)
+            return self._update.lower(state=state, frozen=frozen, batch=batch, rate=rate)
+
 
 def make_step(
     loss_fn: LossFn | StatefulLossFn,

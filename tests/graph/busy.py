@@ -78,7 +78,7 @@ def seeds_of(store, rng):
     return SeedBatch(seeds, groups, time.astype(np.int64), hidden, text)
 
 
-def question_of(store, batches, fanout, *, sampler=None, shrink=0, use_time=True):
+def question_of(store, batches, fanout, *, sampler=None, shrink=0, use_time=True, keys=None):
     options = {
         "seed_type": "member",
         "visible_splits": 0b0111,
@@ -88,7 +88,7 @@ def question_of(store, batches, fanout, *, sampler=None, shrink=0, use_time=True
     budget = calibrate(
         store,
         lambda number: batches[number],
-        {key: fanout for key in store.meta.num_edges},  # noqa: C420 - for its type.
+        {key: fanout for key in keys or store.meta.num_edges},  # noqa: C420 - for its type.
         num_seeds=SEEDS,
         num_batches=len(batches),
         **options,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from star_jax import artefacts
 from star_jax.config import InputError
-from star_jax.graph import build_edges
+from star_jax.graph import build_edges, build_nodes
 from star_jax.graph.build import BuildOptions, build
 from star_jax.graph.store import NOT_REMOVED, SPLIT_BITS, TIMED_BIT
 from star_jax.shapes import NO_TIME
@@ -193,6 +193,22 @@ def test_types_without_edges_nodes_or_features_are_built(tmp_path):
     assert store.adjacency["member"].bounds.tolist() == [[0, 0]]
     assert store.adjacency["job"].bounds.shape == (0, 2)
     assert store.meta.wide_degree["member__apply__job"] == 0
+
+
+@pytest.mark.parametrize("most", [1, 4, 300])
+def test_sizes_of_a_relation_are_those_of_all_its_degrees(most, monkeypatch):
+    """However few of them are looked at at once."""
+    monkeypatch.setattr(build_edges, "_CHUNK_NODES", 7)
+    degrees = np.random.default_rng(most).integers(0, most, 200, dtype=np.int32)
+    positive = degrees[degrees > 0]
+    wide = int(np.quantile(positive, 0.99, method="higher")) if len(positive) else 0
+    assert build_edges._sizes(degrees) == (degrees.sum(), wide, degrees.max())
+
+
+def test_bounds_of_texts_do_not_depend_on_the_chunks(tmp_path, monkeypatch):
+    first = small().build(tmp_path / "a")
+    monkeypatch.setattr(build_nodes, "_CHUNK_NODES", 2)
+    assert small().build(tmp_path / "b").version == first.version
 
 
 def test_the_kind_of_text_can_be_chosen(tmp_path):

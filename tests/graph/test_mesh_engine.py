@@ -9,7 +9,7 @@ import pytest
 from star_jax.config import InputError
 from star_jax.graph.engines.host import HostEngine
 from star_jax.graph.engines.mesh.engine import MeshEngine
-from star_jax.graph.engines.mesh.features import place_features
+from star_jax.graph.engines.mesh.features import TextPrecision, place_features
 from star_jax.graph.engines.mesh.topology import Clock
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.parallel.mesh import MeshConfig, make_mesh
@@ -27,9 +27,11 @@ def store(world, tmp_path_factory):
     return world.build(tmp_path_factory.mktemp("world"), text=True)
 
 
-def drawn_by_both(store, mesh, question, batches, key, **options):
+def drawn_by_both(
+    store, mesh, question, batches, key, *, slack=8.0, precision: TextPrecision = "float32"
+):
     """Per device, the subgraph of the host, that of the program, and what was left out by each."""
-    host, engine = HostEngine(store), MeshEngine(store, mesh, slack=8.0, **options)
+    host, engine = HostEngine(store), MeshEngine(store, mesh, slack=slack, text_precision=precision)
     expected = [host.prepare(question, batch, key) for batch in batches]
     requests = [engine.prepare(question, batch, key)[0] for batch in batches]
     request = jax.tree.map(lambda *parts: np.stack(parts), *requests)
@@ -46,13 +48,13 @@ def texts_of(nodes):
     return np.where(known, nodes.texts[np.maximum(nodes.text_row, 0)], 0.0)
 
 
-def check_equal(host, mesh):
+def check_equal(host, mesh, text_error):
     """All arrays, in the order of their rows; texts are numbered otherwise."""
     assert set(host.nodes) == set(mesh.nodes)
     for name, nodes in host.nodes.items():
         for field in ("node", "mask", "seen", "categorical", "dense"):
             np.testing.assert_array_equal(getattr(mesh.nodes[name], field), getattr(nodes, field))
-        np.testing.assert_array_equal(texts_of(mesh.nodes[name]), texts_of(nodes))
+        np.testing.assert_allclose(texts_of(mesh.nodes[name]), texts_of(nodes), atol=text_error)
     assert [sorted(hop) for hop in host.hops] == [sorted(hop) for hop in mesh.hops]
     for hop, tables in enumerate(host.hops):
         for key, table in tables.items():
@@ -64,27 +66,58 @@ def check_equal(host, mesh):
 
 
 @pytest.mark.parametrize(
-    ("devices", "fanout", "options"),
+    ("devices", "fanout", "options", "precision"),
     [
-        (1, (3, 2), {"shrink": 8}),
-        (8, (6, 2), {"sampler": SamplerConfig(max_age=30)}),
-        (2, (4,), {"sampler": SamplerConfig(kind="last_n")}),
-        (4, (3,), {"sampler": SamplerConfig(replace=True), "use_time": False}),
+        (1, (3, 2), {"shrink": 8}, "float32"),
+        (8, (6, 2), {"sampler": SamplerConfig(max_age=30)}, "float32"),
+        (2, (4,), {"sampler": SamplerConfig(kind="last_n")}, "int8"),
+        (4, (3,), {"sampler": SamplerConfig(replace=True), "use_time": False}, "float32"),
     ],
     ids=["overflow", "eight devices", "last_n", "split rule"],
 )
-def test_samples_are_the_host_s_on_any_mesh(store, devices, fanout, options):
+def test_samples_are_the_host_s_on_any_mesh(store, devices, fanout, options, precision):
+    """Entries of texts go up to 80 and differ by 1 between texts, so that int8 tells them apart."""
     rng = np.random.default_rng(devices)
     mesh = make_mesh(MeshConfig(fsdp=min(devices, 2)), jax.devices()[:devices])
     batches = [seeds_of(store, rng) for _ in range(devices)]
     question = question_of(store, batches, fanout, **options)
     neighbours = 0
-    for host, found, host_cut, cut in drawn_by_both(store, mesh, question, batches, 3 << 60 | 5):
-        check_equal(host, found)
+    text_error = {"float32": 0.0, "int8": 80 / 254}[precision]
+    drawn = drawn_by_both(store, mesh, question, batches, 3 << 60 | 5, precision=precision)
+    for host, found, host_cut, cut in drawn:
+        check_equal(host, found, text_error)
         assert cut == host_cut
         assert (cut > 0) == ("shrink" in options)
         neighbours += sum(int(table.mask.sum()) for hop in host.hops for table in hop.values())
     assert neighbours > 60 * devices
+
+
+def test_what_an_exchange_has_no_room_for_is_left_out_and_counted(store):
+    """All seeds live on one shard, which has room for half of the rows of a device."""
+    key = "job__rev_apply__member"
+    rng = np.random.default_rng(2)
+    mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
+    batches = [
+        batch._replace(seeds=batch.seeds // 2 * 2, seed_text_row=np.full(SEEDS, -1, np.int32))
+        for batch in (seeds_of(store, rng) for _ in range(2))
+    ]
+    last_n = SamplerConfig(kind="last_n")
+    question = question_of(store, batches, (2,), sampler=last_n, keys=(key,))
+
+    def jobs_of(subgraph):
+        table = subgraph.hops[0][key]
+        return np.where(table.mask, subgraph.nodes["job"].node[table.index], -1)
+
+    for host, found, _, cut in drawn_by_both(store, mesh, question, batches, 5, slack=1.0):
+        room = len(found.nodes["member"].mask) // 2
+        expected = jobs_of(host)
+        assert (expected[room:] >= 0).any()
+        expected[room:] = -1
+        np.testing.assert_array_equal(jobs_of(found), expected)
+        jobs = found.nodes["job"]
+        per_shard = np.bincount(jobs.node[jobs.mask] % 2, minlength=2)
+        without_features = np.maximum(per_shard - -(-len(jobs.mask) // 2), 0).sum()
+        assert cut == 2 * (SEEDS - room) + without_features  # Requests, then their own features.
 
 
 @pytest.mark.parametrize(("precision", "error"), [("bfloat16", 2**-8), ("int8", 1 / 254)])

@@ -65,7 +65,7 @@ class World:
         self.sender = rng.integers(0, 9, total).astype(np.int32)
         self.node = rng.integers(0, 9, num_rows).astype(np.int32)
         self.group = rng.integers(0, 4, num_rows).astype(np.int32)
-        self.group_time = np.asarray([20, 45, 60, np.iinfo(np.int32).min], np.int32)
+        self.group_time = np.asarray([20, 30, 60, np.iinfo(np.int32).min], np.int32)
         self.pairs = rng.integers(0, 9, (4, 5, 2)).astype(np.int32)
         self.hidden = rng.integers(0, 3, num_rows).astype(np.int32)
         self.start = rng.integers(0, 2**64, num_rows, dtype=np.uint64)

@@ -10,6 +10,8 @@ from star_jax import artefacts
 from star_jax.config import InputError, from_json, to_json
 from star_jax.jobs.import_tables import ImportConfig, run
 from star_jax.pipeline.tables import read
+from star_jax.pipeline.tables.build import build
+from star_jax.pipeline.tables.database import Limits
 from star_jax.pipeline.tables.schema import Deidentify
 from star_jax.pipeline.tables.schema_file import schema_json
 from star_jax.pipeline.tables.sources import PairSource
@@ -43,6 +45,15 @@ def test_a_failed_import_leaves_the_old_tables_and_nothing_else(tmp_path):
         run(ImportConfig(source=data), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["tables"]
     assert artefacts.digest(tmp_path / "run/tables") == before
+
+
+def test_a_memory_limit_that_is_too_low_is_named_and_not_the_file(tmp_path):
+    data = mini.write(tmp_path / "data", mini.tables())
+    (tmp_path / "tables").mkdir()
+    with pytest.raises(InputError, match=r"^bringing .* does not fit memory_limit_gib 0.001; give"):
+        build(data, mini.schema(), tmp_path / "tables", Limits(0.001, 1), seed=0, fix=False)
+    with pytest.raises(ValueError, match=r"memory_limit_gib is 0.01, needed at least 0.1"):
+        ImportConfig(memory_limit_gib=0.01)
 
 
 def test_a_missing_folder_is_named(tmp_path):

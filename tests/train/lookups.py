@@ -17,6 +17,8 @@ TABLES = "table/.*"
 RATE = 3.0  # Of the tables.
 CONFIG = OptimizerConfig(learning_rate=0.1, weight_decay=0.3, clip_norm=0.5, b2=0.9)
 
+RULES = with_tables(FSDP_RULES, TABLES)
+
 
 class Batch(NamedTuple):
     row: Any
@@ -52,11 +54,14 @@ def reader(num_rows):
     return read
 
 
+def optimizer_of(rule, num_rows=32, config=CONFIG):
+    return make_row_optimizer(config, rule, rate=RATE, tables=TABLES, read=reader(num_rows))
+
+
 def begin(rule, mesh, num_rows=32, config=CONFIG):
     """State and step."""
-    optimizer = make_row_optimizer(config, rule, rate=RATE, tables=TABLES, read=reader(num_rows))
-    rules = with_tables(FSDP_RULES, TABLES)
-    state = create_state(params(num_rows), optimizer, seed=1, mesh=mesh, rules=rules)
+    optimizer = optimizer_of(rule, num_rows, config)
+    state = create_state(params(num_rows), optimizer, seed=1, mesh=mesh, rules=RULES)
     return state, make_step(loss_fn, optimizer, state=state, mesh=mesh)
 
 

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.train.checkpoints import Checkpointer
 from star_jax.train.rows import row_adam
+from star_jax.train.state import abstract, shapes_of_state
 from tests.train import lookups, regression
 
 RULES = ["adagrad", "adam"]
@@ -128,6 +129,14 @@ def test_a_step_costs_the_same_however_many_rows_there_are(rule):
     memory = [compiled.memory_analysis() for compiled in (small, large)]
     assert memory[1].temp_size_in_bytes == memory[0].temp_size_in_bytes
     assert memory[1].alias_size_in_bytes - memory[0].alias_size_in_bytes == after - before
+
+
+def test_shapes_of_a_state_are_those_of_the_state_that_is_made():
+    mesh = make_mesh(MeshConfig(fsdp=2), jax.devices()[:4])
+    shapes = shapes_of_state(
+        jax.eval_shape(lookups.params), lookups.optimizer_of("adam"), mesh=mesh, rules=lookups.RULES
+    )
+    assert shapes == abstract(lookups.begin("adam", mesh)[0])
 
 
 def test_a_checkpoint_holds_the_rows_and_their_slots(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from star_jax.graph.batches import PairBatch, Subgraph
-from star_jax.graph.engines.protocol import GraphEngine, ProgramEngine
+from star_jax.graph.engines.protocol import GraphEngine, Program, ProgramEngine
 from star_jax.graph.model import ROLES, GraphBatch
 from star_jax.shapes import PyTree
 
@@ -36,7 +36,7 @@ class Drawing:
 
 
 def in_step(
-    engine: ProgramEngine,
+    program: Program,
 ) -> Callable[[PyTree, GraphBatch], tuple[GraphBatch, dict[str, Float[Array, ""]]]]:
     """What a training step does first: it puts subgraphs in the place of requests.
 
@@ -52,7 +52,7 @@ def in_step(
         for name, pairs in batch.tasks.items():
             roles: dict[str, Any] = {}
             for role in ROLES:
-                roles[role], cut = engine.subgraphs(arrays, getattr(pairs, role))
+                roles[role], cut = program.subgraphs(arrays, getattr(pairs, role))
                 num_cut += jnp.sum(cut)
             drawn += roles.values()
             tasks[name] = pairs._replace(**roles)

@@ -64,16 +64,11 @@ class GraphEngine(Protocol):
 
 
 @runtime_checkable
-class ProgramEngine(GraphEngine, Protocol):
+class Program(Protocol):
     """Draws inside the compiled program."""
 
-    @property
-    def arrays(self) -> PyTree:
-        """What the compiled program reads of the graph; handed to it as an argument."""
-        ...
-
     def subgraphs(self, arrays: PyTree, prepared: Any) -> tuple[Subgraph, Int[Array, " shards"]]:
-        """The rest, inside the compiled program.
+        """What `prepare` left to do, inside the compiled program.
 
         Args:
           arrays: Those of the engine.
@@ -83,4 +78,14 @@ class ProgramEngine(GraphEngine, Protocol):
           The subgraphs of all devices, one entry each, and per device how many edges, requests
           and features did not fit.
         """
+        ...
+
+
+@runtime_checkable
+class ProgramEngine(GraphEngine, Program, Protocol):
+    """An engine that leaves the drawing to the compiled program."""
+
+    @property
+    def arrays(self) -> PyTree:
+        """What the compiled program reads of the graph; handed to it as an argument."""
         ...

@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 
+from star_jax.config import InputError
+from star_jax.graph.sorting import first_line
 from star_jax.pipeline.progress import Work
-from star_jax.pipeline.tables.database import Database, quoted
+from star_jax.pipeline.tables.database import Database, Limits, quoted
 from star_jax.pipeline.tables.edges import finish_edges, stage_edges
 from star_jax.pipeline.tables.events import stage_events
 from star_jax.pipeline.tables.findings import Findings
@@ -41,18 +44,22 @@ from star_jax.pipeline.tables.write import (
 )
 
 
-def build(data: Path, schema: Schema, folder: Path, *, seed: int, fix: bool) -> TablesMeta:
+def build(
+    data: Path, schema: Schema, folder: Path, limits: Limits, *, seed: int, fix: bool
+) -> TablesMeta:
     """Validates all of the input in one pass, then writes the tables.
 
     Args:
       data: Folder that the schema's paths are relative to.
       schema: What is in it.
       folder: An empty folder to fill.
+      limits: Of the database that holds the tables meanwhile, in the folder where memory ends.
       seed: Of the negatives.
       fix: Apply the repairs that leave no choice: exact copies of rows, blanks around ids.
 
     Raises:
       InputProblemsError: Something is wrong with the input; holds everything that is.
+      InputError: The memory limit is too low.
     """
     findings = Findings(schema.allowed)
     scratch = folder / ".scratch"
@@ -62,6 +69,7 @@ def build(data: Path, schema: Schema, folder: Path, *, seed: int, fix: bool) -> 
         data,
         scratch,
         findings,
+        limits,
         unix_time=schema.time_unit == "unix_s",
         personal_data=schema.personal_data,
         fix=fix,
@@ -82,6 +90,11 @@ def build(data: Path, schema: Schema, folder: Path, *, seed: int, fix: bool) -> 
         _check_splits(schema, outcomes, findings)
         findings.stop_if_any()
         return _write(db, schema, folder, outcomes, reference, seed, work)
+    except duckdb.OutOfMemoryException as error:
+        raise InputError(
+            f"bringing the tables in does not fit memory_limit_gib {limits.memory_gib}; give more "
+            f"({first_line(error)})"
+        ) from error
     finally:
         db.close()
         shutil.rmtree(scratch)

@@ -8,6 +8,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from star_jax.graph.sorting import connect
 from star_jax.pipeline.tables.files import file_sql, reason
 from star_jax.pipeline.tables.findings import Findings
 from star_jax.pipeline.tables.personal import check_columns
@@ -38,6 +39,13 @@ class Column(NamedTuple):
     required: bool
 
 
+class Limits(NamedTuple):
+    """What a database may take; beyond the memory it spills to disk, tables too."""
+
+    memory_gib: float
+    num_threads: int
+
+
 class Database:
     """The tables of one import. A source that cannot be read leaves an empty table behind."""
 
@@ -46,6 +54,7 @@ class Database:
         data: Path,
         scratch: Path,
         findings: Findings,
+        limits: Limits,
         *,
         unix_time: bool,
         personal_data: Sequence[str] = (),
@@ -61,9 +70,7 @@ class Database:
         self._personal_data = frozenset(personal_data)
         self._fix = fix
         self._seen_files: set[str] = set()
-        self._con = duckdb.connect(":memory:")
-        self._con.execute("SET temp_directory = ?", [str(scratch)])
-        self._con.execute("SET enable_progress_bar = false")
+        self._con = connect(scratch, *limits)
         # It believes Parquet's statistics, which leave NaN out, and so takes isnan() for false.
         self._con.execute("SET disabled_optimizers = 'statistics_propagation'")
 
@@ -226,6 +233,8 @@ class Database:
         name = quoted(table)
         try:
             self.run(f"CREATE TABLE {name} AS SELECT {', '.join(select)} FROM {relation}")
+        except duckdb.OutOfMemoryException:
+            raise  # The file is not to blame.
         except duckdb.Error as error:
             self._unreadable(file, error)
             return False

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from star_jax.pipeline.tables import read
 from star_jax.pipeline.tables.build import build
+from star_jax.pipeline.tables.database import Limits
 from star_jax.pipeline.tables.schema import (
     Negatives,
     Schema,
@@ -34,6 +35,7 @@ END = START + 100 * DAY
 OUT, IN = 3, 4  # Members: one opts out, one stays.
 OUT_ID, IN_ID = "outx" * 8, "keep" * 8
 
+LIMITS = Limits(memory_gib=0.5, num_threads=2)
 Table = dict[str, list[Any]]
 
 
@@ -248,4 +250,4 @@ def imported(
     data = write(folder / "raw", content)
     out = folder / "tables"
     out.mkdir()
-    return out, build(data, description, out, seed=seed, fix=fix)
+    return out, build(data, description, out, LIMITS, seed=seed, fix=fix)

@@ -226,7 +226,7 @@ def test_a_truncated_parquet_file_is_named(tmp_path):
     with pytest.raises(
         InputProblemsError, match=r"^unreadable file in save.parquet: needed a whole"
     ):
-        mini.build(data, mini.schema(), out, seed=0, fix=False)
+        mini.build(data, mini.schema(), out, mini.LIMITS, seed=0, fix=False)
 
 
 def test_an_unreadable_node_file_hides_no_other_problem_and_makes_none(tmp_path):
@@ -237,7 +237,7 @@ def test_an_unreadable_node_file_hides_no_other_problem_and_makes_none(tmp_path)
     out = tmp_path / "tables"
     out.mkdir()
     with pytest.raises(InputProblemsError) as error:
-        mini.build(data, mini.schema(), out, seed=0, fix=False)
+        mini.build(data, mini.schema(), out, mini.LIMITS, seed=0, fix=False)
     assert {p.kind for p in error.value.problems} == {"unreadable file", "negative weight"}
 
 

@@ -1,5 +1,6 @@
 """The engine that samples inside the compiled program, on one device or many."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from star_jax.graph.engines.mesh.features import (
     place_features,
     tables_of,
 )
-from star_jax.graph.engines.mesh.topology import AXES, Edges, place_edges
+from star_jax.graph.engines.mesh.topology import AXES, Edges, Places, place_edges
 from star_jax.graph.engines.mesh.visibility import Rule, Viewers
 from star_jax.graph.engines.protocol import Question
 from star_jax.graph.samplers.calibrate import SeedBatch
@@ -26,6 +27,7 @@ from star_jax.graph.samplers.layout import layout_of
 from star_jax.graph.samplers.sample import hides
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.samplers.search import places_in_runs
+from star_jax.graph.schema import GraphSchema
 from star_jax.graph.store import GraphStore
 
 _KINDS = ("uniform", "last_n", "full")
@@ -54,6 +56,59 @@ class Request(NamedTuple):
     question: Question  # Static: another one is another compiled program.
 
 
+@dataclasses.dataclass(frozen=True)
+class MeshProgram:
+    """The compiled part: it knows what is static about a graph, and can be compiled without one.
+
+    Attributes:
+      schema: Of the graph.
+      places: Where it stands on the devices.
+      mesh: The devices.
+      slack: As in `ask`.
+    """
+
+    schema: GraphSchema
+    places: Places
+    mesh: Mesh
+    slack: float
+
+    def subgraphs(
+        self, arrays: MeshArrays, prepared: Request
+    ) -> tuple[Subgraph, Int32[Array, " shards"]]:
+        """Samples. Text vectors are not de-duplicated: row i shows vector i.
+
+        Raises:
+          ValueError: The sampler's kind exists on the host alone.
+        """
+        walk = self._walk(prepared.question)
+        sample = jax.shard_map(
+            lambda arrays, request: jax.tree.map(
+                lambda leaf: leaf[None],
+                _sample(walk, *jax.tree.map(lambda leaf: leaf[0], (arrays, request))),
+            ),
+            mesh=self.mesh,
+            in_specs=PartitionSpec(AXES),
+            out_specs=PartitionSpec(AXES),
+            check_vma=False,
+        )
+        return sample(arrays, prepared)
+
+    def _walk(self, question: Question) -> Walk:
+        sampler = question.sampler
+        if refused := why_refused(sampler):
+            raise ValueError(refused)
+        return Walk(
+            layout=layout_of(question.budget),
+            places=self.places,
+            schema=self.schema,
+            seed_type=question.seed_type,
+            rule=Rule(question.visible_splits, question.use_time, sampler.max_age or 0),
+            sampler=sampler,
+            hidden=hides(question.edge_keys),
+            slack=self.slack,
+        )
+
+
 class MeshEngine:
     """A `ProgramEngine` that draws the very samples that `HostEngine` draws.
 
@@ -80,10 +135,11 @@ class MeshEngine:
         Raises:
           InputError: The times span more than 32 bits, or a shard has too many edges.
         """
-        self._store, self._mesh, self._slack = store, mesh, slack
-        edges, self._places = place_edges(store, mesh)
-        nodes = place_features(store, mesh, self._places.clock, text_precision)
+        self._store = store
+        edges, places = place_edges(store, mesh)
+        nodes = place_features(store, mesh, places.clock, text_precision)
         self.arrays = MeshArrays(edges, nodes)
+        self._program = MeshProgram(store.meta.schema, places, mesh, slack)
 
     def prepare(self, question: Question, batch: SeedBatch, key: int) -> tuple[Request, int]:
         """A few numbers per seed.
@@ -105,7 +161,7 @@ class MeshEngine:
             shared=_padded(shared, size, "seeds"),
         )
         version = _padded(_versions(store, seed_type, batch), size, "seeds")
-        clock = _padded(self._places.clock(times), question.num_groups, "groups")
+        clock = _padded(self._program.places.clock(times), question.num_groups, "groups")
         viewers = Viewers(clock, *_hidden(batch, question))
         halves = np.asarray([key >> 32, key & 0xFFFFFFFF], np.uint32)
         return Request(Seeds(rows, version), viewers, halves, question), 0
@@ -117,38 +173,8 @@ class MeshEngine:
     def subgraphs(
         self, arrays: MeshArrays, prepared: Request
     ) -> tuple[Subgraph, Int32[Array, " shards"]]:
-        """Samples. Text vectors are not de-duplicated: row i shows vector i.
-
-        Raises:
-          ValueError: The sampler's kind exists on the host alone.
-        """
-        walk = self._walk(prepared.question)
-        sample = jax.shard_map(
-            lambda arrays, request: jax.tree.map(
-                lambda leaf: leaf[None],
-                _sample(walk, *jax.tree.map(lambda leaf: leaf[0], (arrays, request))),
-            ),
-            mesh=self._mesh,
-            in_specs=PartitionSpec(AXES),
-            out_specs=PartitionSpec(AXES),
-            check_vma=False,
-        )
-        return sample(arrays, prepared)
-
-    def _walk(self, question: Question) -> Walk:
-        sampler = question.sampler
-        if refused := why_refused(sampler):
-            raise ValueError(refused)
-        return Walk(
-            layout=layout_of(question.budget),
-            places=self._places,
-            schema=self._store.meta.schema,
-            seed_type=question.seed_type,
-            rule=Rule(question.visible_splits, question.use_time, sampler.max_age or 0),
-            sampler=sampler,
-            hidden=hides(question.edge_keys),
-            slack=self._slack,
-        )
+        """As `MeshProgram.subgraphs`."""
+        return self._program.subgraphs(arrays, prepared)
 
 
 def why_refused(sampler: SamplerConfig) -> str | None:

@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int32, UInt8
 
 from star_jax.config import InputError
 from star_jax.graph.batches import HostOrDevice, padded
+from star_jax.graph.schema import GraphSchema
 from star_jax.graph.store import NOT_REMOVED, Adjacency, GraphStore, span_of
 from star_jax.parallel.mesh import DATA, FSDP
 from star_jax.shapes import NO_TIME
@@ -79,7 +80,9 @@ def place_edges(store: GraphStore, mesh: Mesh) -> tuple[Edges, Places]:
       InputError: Times span more than 32 bits, or a shard would hold more than 2^31 edges.
     """
     num_shards = mesh.size
-    places = Places(num_shards, _types(store, num_shards), clock_of(store), store.meta.age_unit)
+    places = Places(
+        num_shards, type_places(store.meta.schema, num_shards), clock_of(store), store.meta.age_unit
+    )
     num_edges = max(_num_edges(store, shard, num_shards) for shard in range(num_shards))
     if num_edges > _MOST:
         raise InputError(
@@ -131,6 +134,16 @@ def local_count(num_nodes: int, num_shards: int) -> int:
     return -(-num_nodes // num_shards)
 
 
+def type_places(schema: GraphSchema, num_shards: int) -> tuple[tuple[str, TypePlace], ...]:
+    """By node type, where its bounds stand on every shard."""
+    found, start = [], 0
+    for name, node in schema.nodes.items():
+        keys = tuple(edge.key for edge in schema.into(name))
+        found.append((name, TypePlace(start, len(keys) + 1, keys)))
+        start += (len(keys) + 1) * local_count(node.count, num_shards)
+    return tuple(found)
+
+
 def clock_of(store: GraphStore) -> Clock:
     """Begins with the earliest time of an edge or a text.
 
@@ -148,15 +161,6 @@ def clock_of(store: GraphStore) -> Clock:
             "an engine on devices; import them in a coarser unit"
         )
     return Clock(first)
-
-
-def _types(store: GraphStore, num_shards: int) -> tuple[tuple[str, TypePlace], ...]:
-    found, start = [], 0
-    for name, relations in store.relations.items():
-        keys = tuple(edge.key for edge in relations)
-        found.append((name, TypePlace(start, len(keys) + 1, keys)))
-        start += (len(keys) + 1) * local_count(store.num_nodes[name], num_shards)
-    return tuple(found)
 
 
 def _num_edges(store: GraphStore, shard: int, num_shards: int) -> int:
