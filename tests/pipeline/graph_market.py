@@ -131,7 +131,7 @@ def _write_texts(folder, events):
             "entity": entity,
             "t": _times(t),
             "kind": ["job" if name == "job" else "profile"] * n,
-            "text": [f"text {i}" for i in range(n)],
+            "text": [f"text {i}{' more' * (i % 4)}" for i in range(n)],
         }
         _write(folder / f"{name}.parquet", columns)
     return texts
