@@ -246,7 +246,7 @@ def _check_inputs(workdir: Path, name: str, file: GraphModelFile) -> None:
             )
     if file.text_encoder is None:
         return
-    vectors, command = workdir / vectors_of(name), f"run `star export-text --source {name}`"
+    vectors, command = workdir / vectors_of(name), f"run `star export-text` with --source {name}"
     if not (vectors / artefacts.MANIFEST).is_file():
         raise InputError(f"{vectors} is missing: {folder} trained with its encoder; {command}")
     made_by = artefacts.read_manifest(vectors, "text_embeddings").meta["model"]

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from star_jax.graph.decoders import DecoderConfig
+from star_jax.graph.match import MatchConfig
 from star_jax.graph.model import ROLES
 from star_jax.pipeline.graph_text import (
     TREE,
@@ -21,6 +23,11 @@ from star_jax.pipeline.text_records import TextRecords
 from star_jax.text.bi_encoder import encode
 from tests.pipeline import graph_market, text_in_graph
 from tests.pipeline.text_in_graph import KEY, training
+
+NARROW = dataclasses.replace(  # Fewer operations compile sooner.
+    text_in_graph.config().model,
+    decoder=DecoderConfig(hidden_size=8, dropout=0.0, match=MatchConfig(enabled=False)),
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +56,8 @@ def graph_gradient(parts, params, batch):
 
 
 def test_a_frozen_encoder_gives_what_its_exported_vectors_give(workdir):
-    frozen = training(workdir, GraphTextConfig(mode="frozen"))
-    plain = training(workdir, None)
+    frozen = training(workdir, GraphTextConfig(mode="frozen"), tasks=("apply",))
+    plain = training(workdir, None, tasks=("apply",))
     batch = frozen.batch()
     assert batch.texts.trained is None
     loss = with_text(frozen.loss, frozen.text)
@@ -96,12 +103,10 @@ def one_by_one(text, trained, of_vectors):
     return total, count
 
 
-@pytest.mark.parametrize(
-    ("mode", "shards", "lm_train_nodes"), [("lora", 2, 16), ("full", 1, None), ("full", 1, 20)]
-)
+@pytest.mark.parametrize(("mode", "shards", "lm_train_nodes"), [("lora", 2, 12), ("full", 1, None)])
 def test_gradients_are_those_of_one_text_after_the_other(workdir, mode, shards, lm_train_nodes):
     config = GraphTextConfig(mode=mode, lm_train_nodes=lm_train_nodes)
-    parts = training(workdir, config, shards)
+    parts = training(workdir, config, shards, tasks=("apply",), model=NARROW)
     text, batch = without_dropout(parts.text), parts.batch()
     loss = with_text(parts.loss, text)
     step = jax.jit(jax.grad(lambda p, b, f: loss(p, parts.statistics, f, b, KEY)[0]))
@@ -110,7 +115,7 @@ def test_gradients_are_those_of_one_text_after_the_other(workdir, mode, shards, 
     _, (of_graph, of_vectors) = graph_gradient(parts, (parts.params, vectors), batch)
     expected, count = one_by_one(text, batch.texts.trained, of_vectors)
     num_texts = sum(int((t.lengths > 0).sum()) for t in batch.texts if t is not None)
-    assert num_texts > 40
+    assert num_texts > 20
     assert count == (lm_train_nodes or num_texts)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     assert largest > 1e-4
@@ -162,5 +167,5 @@ def test_every_text_stands_once_where_its_tables_say(workdir):
         real = sum(int(table.lengths.sum()) for table in batch.texts)
         figures = count_texts(batch)
         assert figures["text_tokens"] == real
-        assert 0.5 < figures["text_fill"] < 1.0
+        assert figures["text_fill"] == real / sum(table.tokens.size for table in batch.texts)
     assert chosen[0] != chosen[1]

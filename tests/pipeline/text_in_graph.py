@@ -14,7 +14,7 @@ from star_jax.jobs.export_text import TextExportConfig
 from star_jax.jobs.train_graph import GraphTrainConfig
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.graph_model import open_numbered_store, open_store
-from star_jax.pipeline.graph_text import GraphTextConfig, TextInStep, open_text
+from star_jax.pipeline.graph_text import GraphTextConfig, open_text
 from star_jax.pipeline.graph_text_validation import EncodedTexts
 from star_jax.pipeline.graph_training import GraphData, describe, make_model_loss
 from star_jax.pipeline.tables.read import read_meta
@@ -41,7 +41,7 @@ def config(**fields: Any) -> GraphTrainConfig:
         encoder=dataclasses.replace(model.encoder, dropout=0.0),
         decoder=dataclasses.replace(model.decoder, dropout=0.0),
     )
-    return tiny_graph.config(**{"model": model, "batch_size": 24} | fields)
+    return tiny_graph.config(**{"model": model, "batch_size": 36} | fields)
 
 
 class Training(NamedTuple):
@@ -52,7 +52,7 @@ class Training(NamedTuple):
     params: Any
     statistics: Any
     batches: Any
-    text: TextInStep | None
+    text: Any  # `TextInStep`; None without.
     makers: list[Any]  # Of batches whose texts are numbers yet.
 
     def batch(self) -> GraphBatch:
