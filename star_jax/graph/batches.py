@@ -4,7 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from star_jax.graph.schema import parse_key
 
@@ -18,7 +18,9 @@ class NodeTable(NamedTuple):
     mask: Bool[HostOrDevice, " R"]
     seen: Bool[HostOrDevice, " R"]  # Enough edges that training may see end in it.
     text_row: Int[HostOrDevice, " R"]  # Row of `texts`; -1 where no text was known at the time.
-    texts: Float[HostOrDevice, "U E"]  # Each vector once per batch; E is 0 without text features.
+    # Each vector once per batch; E is 0 without text features. Where texts are encoded with the
+    # batch: until then numbers, one per row.
+    texts: Num[HostOrDevice, "U E"]
     categorical: Int[HostOrDevice, "R C"]
     dense: Float[HostOrDevice, "R D"]
     # Rows of the identity tables whose sum is the node's; None: the one of its number.

@@ -62,6 +62,7 @@ class GraphBatch(NamedTuple):
 
     tasks: dict[str, PairBatch]
     mask: Bool[HostOrDevice, "shards B"]  # The tasks' masks side by side.
+    texts: PyTree = None  # What the numbers in node tables count, until it is encoded; or None.
 
 
 class GraphOutputs(NamedTuple):

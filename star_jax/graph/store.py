@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 
 from star_jax.artefacts import read_manifest
 from star_jax.config import InputError, from_json
@@ -27,7 +27,19 @@ HAS_WEIGHT = 1 << 7  # Other than 1.
 _CHUNK_NODES = 1 << 16
 NOT_REMOVED = np.iinfo(np.int64).max
 
-TextSource = Path | Mapping[str, int] | None
+
+@dataclasses.dataclass(frozen=True)
+class TextNumbers:
+    """Texts named by their numbers, for whoever encodes them after sampling.
+
+    Attributes:
+      width: Of the vectors that they will have.
+    """
+
+    width: int
+
+
+TextSource = Path | Mapping[str, int] | TextNumbers | None
 """As `GraphStore.open` takes it."""
 
 
@@ -150,7 +162,7 @@ class GraphStore:
         Args:
           folder: Output of `star build-graph`.
           text: Output of `star export-text`; or node type -> width of zeros in place of its text
-            vectors; None switches text features off.
+            vectors; or their numbers alone; None switches text features off.
           min_edges: How many edges are enough for a node to be `seen`.
 
         Raises:
@@ -177,6 +189,8 @@ class GraphStore:
         """Width of the text vectors of a type; 0 without text features."""
         if node_type not in self.text_vectors:
             return 0
+        if isinstance(self.text, TextNumbers):
+            return self.text.width
         return self.text_vectors[node_type].shape[1]
 
 
@@ -204,8 +218,10 @@ def relation_salt(key: str) -> int:
 
 
 def _text_vectors(
-    text: Path | Mapping[str, int], node_type: str, needed: int
-) -> Float[np.ndarray, "U E"]:
+    text: Path | Mapping[str, int] | TextNumbers, node_type: str, needed: int
+) -> Num[np.ndarray, "U E"]:
+    if isinstance(text, TextNumbers):
+        return np.arange(needed, dtype=np.int32)[:, None]
     if isinstance(text, Mapping):
         return np.broadcast_to(np.float32(0), (needed, text[node_type]))
     table = read_table(text, node_type)

@@ -34,14 +34,10 @@ from star_jax.graph.store import GraphStore
 from star_jax.jobs.build_graph import files_of
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline import canaries
+from star_jax.pipeline.graph_engines import make_engine
 from star_jax.pipeline.graph_loader import TRAIN_SPLITS, Groups, Pairs, PairSampler, RoleBudgets
 from star_jax.pipeline.graph_model import GraphModelFile, open_store
-from star_jax.pipeline.graph_training import (
-    GraphTrainConfig,
-    describe,
-    make_engine,
-    make_model_loss,
-)
+from star_jax.pipeline.graph_training import GraphTrainConfig, describe, make_model_loss
 from star_jax.pipeline.tables.read import TablesMeta, read_meta, read_pairs
 from star_jax.shapes import NO_TIME
 
@@ -73,7 +69,8 @@ class _Graph(NamedTuple):
 
     @classmethod
     def of(cls, config: GraphTrainConfig, store: GraphStore) -> "_Graph":
-        engine = make_engine(config, store, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+        mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        engine = make_engine(config.engine, store, mesh)
         return cls(store, engine, Drawing(engine))
 
 

@@ -1,10 +1,13 @@
 """`star export-text`: a vector for every text, from the best checkpoint of `train-text`.
 
 Reads `W/tables` and `W/text`, writes `W/text_embeddings`: one table per node type with texts,
-whose row i is the vector of text i. Different texts are encoded once each, and none whose vector
-is in an earlier export by the same model. The rest goes in parts that are stored under
-`W/.text_vectors` until all are there: an interrupted export goes on, and several processes share
-one (`worker`); the last of them to finish writes the tables.
+whose row i is the vector of text i. With `source` a graph model whose text encoder trained with
+it, reads that too and writes `W/<source>_texts`, which whoever opens that model reads.
+
+Different texts are encoded once each, and none whose vector is in an earlier export by the same
+model. The rest goes in parts that are stored under `W/.text_vectors` until all are there: an
+interrupted export goes on, and several processes share one (`worker`); the last of them to finish
+writes the tables.
 """
 
 import dataclasses
@@ -25,6 +28,8 @@ from star_jax.embeddings.quantise import PRECISIONS, RANGED, Precision
 from star_jax.embeddings.reuse import MISSING, KnownVectors, VectorFiles
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.ahead import behind
+from star_jax.pipeline.graph_model import vectors_of
+from star_jax.pipeline.graph_text_model import open_graph_text
 from star_jax.pipeline.scratch import alone, clear
 from star_jax.pipeline.text_calibration import FILE as CALIBRATION
 from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths
@@ -43,6 +48,7 @@ from star_jax.text.tower import build_tokenizer, read_base
 from star_jax.train.reporter import Progress
 
 KIND = "text_embeddings"
+TEXT = "text"
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +58,7 @@ class TextExportConfig:
     """How texts are encoded in bulk; no field changes a float32 vector by more than rounding.
 
     Attributes:
+      source: Folder of the model: "text", or a graph model of `train-graph` with `text_encoder`.
       mesh: Devices of this process.
       worker: Which of several processes this one is.
       attention_backend: As in `TowerConfig`, for this machine.
@@ -69,6 +76,7 @@ class TextExportConfig:
       platt_pairs: Val pairs that a line is fitted on, after the shift; 0: no line.
     """
 
+    source: str = TEXT
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     worker: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
     attention_backend: BackendChoice = "auto"
@@ -103,6 +111,7 @@ class _Export(NamedTuple):
     """What an export is made from."""
 
     workdir: Path
+    source: str
     trained: TrainedText
     records: TextRecords
     vectors_key: dict[str, Any]  # All that decides the vector of given token ids.
@@ -110,7 +119,7 @@ class _Export(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        return self.workdir / KIND
+        return self.workdir / (KIND if self.source == TEXT else vectors_of(self.source))
 
     @property
     def scratch(self) -> Path:
@@ -126,7 +135,10 @@ class _Export(NamedTuple):
 def run(config: TextExportConfig, workdir: Path) -> None:
     """Encodes this process's share of what is not there yet; the last one writes all tables."""
     mesh = make_mesh(config.mesh, jax.local_devices())  # Processes compute apart.
-    trained = open_trained(workdir / "text", mesh, config.attention_backend)
+    if config.source == TEXT:
+        trained = open_trained(workdir / TEXT, mesh, config.attention_backend)
+    else:
+        trained = open_graph_text(workdir, config.source, mesh, config.attention_backend)
     export = _open(config, workdir, trained)
     if export.is_complete():
         _log.info("%s is complete already", export.folder)
@@ -183,14 +195,15 @@ def _open(config: TextExportConfig, workdir: Path, trained: TrainedText) -> _Exp
         records = text_records(workdir, tokenizer)
     settings = json.loads(to_json(config))
     made_from = {
-        "model": artefacts.digest(workdir / "text"),
+        "model": artefacts.digest(workdir / config.source),
         "tokens": artefacts.digest(workdir / "text_tokens"),
         "ranges": config.ranges and artefacts.file_digest(config.ranges),
     } | {
         name: settings[name]
         for name in ("shard_rows", "precision", "ranges_texts", "prior", "platt_pairs")
     }
-    return _Export(workdir, trained, records, _vectors_key(trained, tokenizer), made_from)
+    key = _vectors_key(trained, tokenizer)
+    return _Export(workdir, config.source, trained, records, key, made_from)
 
 
 def _vectors_key(trained: TrainedText, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -287,9 +300,11 @@ def _write(config: TextExportConfig, export: _Export, vectors: TextVectors) -> N
             ranges=ranges,
             shard_rows=config.shard_rows,
         )
-        calibration = write_text_calibration(
-            workdir, partial, trained, records, vectors, config.prior, config.platt_pairs
-        )
+        calibration = None
+        if export.source == TEXT:  # Whose scorer trained with it.
+            calibration = write_text_calibration(
+                workdir, partial, trained, records, vectors, config.prior, config.platt_pairs
+            )
         meta = {
             "model": export.made_from["model"],
             "vectors": export.vectors_key,

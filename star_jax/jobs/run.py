@@ -24,7 +24,7 @@ from star_jax.jobs import (
     train_graph,
     train_text,
 )
-from star_jax.pipeline import graph_training
+from star_jax.pipeline import graph_model, graph_training
 
 _RESUMABLE = ("text_model", "graph_model")  # Kinds that fill their folder step by step.
 _log = logging.getLogger(__name__)
@@ -69,14 +69,22 @@ def stages(config: RunConfig) -> list[Stage]:
     model, only = "graph_model", "graph_only_model"
     data = ("tables", "graph")
     pairs = ("tables", "hard_negatives") if c.train_text.hard_negatives else ("tables",)
-    scored = (*data, vectors, "text", model, only)
+    read = seen = vectors
+    own_texts = []
+    if c.train_graph.text_encoder is not None:  # It trains on texts, and has vectors of its own.
+        read, seen = "text", graph_model.vectors_of(model)
+        texts = dataclasses.replace(c.export_text, source=model)
+        inputs = ("tables", "text", model)
+        own_texts = [stage("export-graph-text", export_text, texts, seen, vectors, *inputs)]
+    scored = (*data, *sorted({vectors, seen}, reverse=True), "text", model, only)
     return [
         stage("import", import_tables, c.tables, "tables", "tables"),
         stage("train-text", train_text, c.train_text, "text", "text_model", *pairs),
         stage("export-text", export_text, c.export_text, vectors, vectors, "tables", "text"),
         stage("build-graph", build_graph, c.build_graph, "graph", "graph", "tables"),
-        stage("train-graph", train_graph, c.train_graph, model, model, *data, vectors),
-        stage("export-graph", export_graph, c.export_graph, made, made, *data, vectors, model),
+        stage("train-graph", train_graph, c.train_graph, model, model, *data, read),
+        *own_texts,
+        stage("export-graph", export_graph, c.export_graph, made, made, *data, seen, model),
         stage("train-graph-only", train_graph, train_only, only, model, *data),
         stage("export-graph-only", export_graph, export_only, made_only, made, *data, only),
         stage("evaluate", evaluate, c.evaluate, "evaluation", "evaluation", *scored),

@@ -1,51 +1,61 @@
 """`star train-graph`: trains the graph encoder and the decoders of all tasks on pairs.
 
-Reads `W/tables`, `W/graph` and, with text features, `W/text_embeddings`; writes `W/graph_model`:
-checkpoints, metrics.jsonl, TensorBoard, plan.json, model.json; sealed when training has finished.
+Reads `W/tables`, `W/graph` and, with text features, `W/text_embeddings`, or with `text_encoder`
+the texts and `W/text`; writes `W/graph_model`: checkpoints, metrics.jsonl, TensorBoard, plan.json,
+model.json; sealed when training has finished.
 """
 
 import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+
+from jax.sharding import Mesh
 
 from star_jax import artefacts, trees
 from star_jax.config import to_json
 from star_jax.graph.engines.drawing import in_step
-from star_jax.graph.engines.protocol import ProgramEngine
-from star_jax.graph.model import init_model
+from star_jax.graph.engines.protocol import GraphEngine, ProgramEngine
+from star_jax.graph.model import GraphBatch, GraphModel, init_model
 from star_jax.graph.store import GraphStore
 from star_jax.parallel.mesh import make_mesh
 from star_jax.pipeline.graph_adaptive import AdaptiveBatches, AdaptiveValidation, GraphValidate
 from star_jax.pipeline.graph_conflicts import with_conflicts
+from star_jax.pipeline.graph_engines import make_engine
 from star_jax.pipeline.graph_model import (
     CHECKPOINTS,
     KIND,
     MODEL,
     GraphModelFile,
     inputs_of,
+    open_numbered_store,
     open_store,
+    text_input,
 )
 from star_jax.pipeline.graph_streams import count_pairs
+from star_jax.pipeline.graph_text import joined, open_text, with_text
+from star_jax.pipeline.graph_text_validation import EncodedTexts
+from star_jax.pipeline.graph_tokens import count_texts
 from star_jax.pipeline.graph_training import (
     GraphData,
     GraphTrainConfig,
     conflicts_of,
     describe,
     graph_rules,
-    make_engine,
     make_graph_optimizer,
     make_model_loss,
 )
 from star_jax.pipeline.tables.read import TablesMeta, read_meta
+from star_jax.shapes import PyTree
 from star_jax.train.begun import check_begun, note_begun
 from star_jax.train.checkpoints import Checkpointer, tree_digest
-from star_jax.train.loop import Trained, Validate, measure, train
+from star_jax.train.loop import Counts, Trained, Validate, measure, train
 from star_jax.train.optimizers import learning_rate, warmup_steps
 from star_jax.train.plan import PLAN, Plan, settle
 from star_jax.train.reporter import Reporter
-from star_jax.train.state import create_state
-from star_jax.train.step import make_step
+from star_jax.train.state import TrainState, create_state
+from star_jax.train.step import Step, make_step
 
 JOB = "job.json"  # What the folder was begun with.
 
@@ -56,21 +66,24 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
     """Trains, or goes on training, until the plan is done; then seals the output folder."""
     folder = workdir / config.output
     meta = read_meta(workdir / "tables")
-    inputs = inputs_of(workdir, config.model.features.text)
+    features = config.model.features
+    inputs = inputs_of(workdir, text_input(features.text, config.text_encoder))
     check_begun(folder / JOB, config, inputs)
     if (folder / artefacts.MANIFEST).is_file():
         artefacts.read_manifest(folder, KIND)
         _log.info("%s is trained already", folder)
         return
-    features = config.model.features
-    store = open_store(workdir, features.text, min_edges=features.identity_min_edges)
+    if config.text_encoder is None:
+        store = open_store(workdir, features.text, min_edges=features.identity_min_edges)
+    else:
+        store = open_numbered_store(workdir, features.identity_min_edges)
     file = describe(config, workdir, store, meta)
     note_begun(folder / JOB, config, inputs)
     artefacts.write_text(folder / MODEL, to_json(file))
     trained, plan, num_parameters = _train(config, workdir, file, store, meta)
     summary = {
         "tasks": [task.name for task in file.tasks],
-        "text": config.model.features.text == "vectors",
+        "text": features.text == "vectors",
         "best_step": trained.best.step,
         "best_score": trained.best.value,
         "num_steps": int(trained.state.step),
@@ -89,28 +102,13 @@ def _train(
     meta: TablesMeta,
 ) -> tuple[Trained, Plan, int]:
     folder, mesh = workdir / config.output, make_mesh(config.mesh)
-    model = file.build()
-    params, statistics = init_model(model, config.seed)
-    optimizer, rules = make_graph_optimizer(config, model), graph_rules(config)
-    state = create_state(
-        params, optimizer, seed=config.seed, mesh=mesh, rules=rules, statistics=statistics
-    )
-    _log.info("%s parameters on %d device(s)", f"{trees.count(params):,}", mesh.size)
-    engine = make_engine(config, store, mesh)
-    in_program = isinstance(engine, ProgramEngine)
-    step = make_step(
-        make_model_loss(config, model, meta),
-        optimizer,
-        state=state,
-        mesh=mesh,
-        prepare=in_step(engine) if in_program else None,
-        stateful=True,
-    )
-    data = GraphData(config, workdir, file, store, meta, mesh.size, engine)
+    parts = _parts(config, workdir, file, store, meta, mesh)
+    step, data = parts.step, parts.data
     largest = config.fanouts.largest
     batches, validation = data.batches(largest), data.validation(largest)
-    frozen = engine.arrays if in_program else {}
-    timed = functools.partial(measure, state=state, frozen=frozen, step=step, batches=batches)
+    timed = functools.partial(
+        measure, state=parts.state, frozen=parts.frozen, step=step, batches=batches
+    )
     plan = settle(
         config.plan,
         path=folder / PLAN,
@@ -123,30 +121,86 @@ def _train(
         batches = AdaptiveBatches(data.batches, config.adaptive, largest=largest)
         validation = AdaptiveValidation(validation, data.validation, batches)
     if config.gradient_conflicts:
+        conflicts = conflicts_of(config, parts.model, meta)
         batch = step.place(next(data.batches(largest)))
-        validation = with_conflicts(validation, conflicts_of(config, model, meta), engine, batch)
+        validation = with_conflicts(validation, conflicts, parts.engine, batch)
+    num_parameters = trees.count(parts.state.trainable)
     trained = train(
         name="train-graph",
-        state=state,
-        frozen=frozen,
+        state=parts.state,
+        frozen=parts.frozen,
         step=step,
         batches=batches,
-        count=lambda batch: count_pairs(batch)._replace(seconds=engine.take_seconds()),
+        count=functools.partial(_count, engine=parts.engine),
         unit="pairs",
         peak_flops=None,
         rate=_rate(config, plan),
         plan=plan,
         validate=_of_state(validation),
-        checkpointer=_checkpointer(config, folder, file),
+        checkpointer=Checkpointer(
+            folder / CHECKPOINTS,
+            config=config,
+            frozen_digest=parts.frozen_digest,
+            inputs=file.inputs,
+        ),
         reporter=Reporter(folder),
     )
-    return trained, plan, trees.count(params)
+    return trained, plan, num_parameters
 
 
-def _checkpointer(config: GraphTrainConfig, folder: Path, file: GraphModelFile) -> Checkpointer:
-    return Checkpointer(
-        folder / CHECKPOINTS, config=config, frozen_digest=tree_digest({}), inputs=file.inputs
+class _Parts(NamedTuple):
+    """What trains."""
+
+    model: GraphModel
+    state: TrainState
+    frozen: PyTree  # What the step reads beside the state and the batch.
+    frozen_digest: str  # Of what decides a checkpoint's meaning and is not in it.
+    engine: GraphEngine
+    step: Step
+    data: GraphData
+
+
+def _parts(
+    config: GraphTrainConfig,
+    workdir: Path,
+    file: GraphModelFile,
+    store: GraphStore,
+    meta: TablesMeta,
+    mesh: Mesh,
+) -> _Parts:
+    model = file.build()
+    params, statistics = init_model(model, config.seed)
+    loss, texts, digest = make_model_loss(config, model, meta), None, tree_digest({})
+    engine = make_engine(config.engine, store, mesh)
+    in_program = isinstance(engine, ProgramEngine)
+    frozen = engine.arrays if in_program else {}
+    if config.text_encoder is not None:
+        text = open_text(config.text_encoder, workdir / "text", mesh, seed=config.seed)
+        texts = EncodedTexts(config.text_encoder, text, workdir, mesh, seed=config.seed)
+        params, loss = joined(params, text.trainable), with_text(loss, text)
+        frozen, digest = text.frozen, text.digest
+    optimizer, rules = make_graph_optimizer(config, model), graph_rules(config)
+    state = create_state(
+        params, optimizer, seed=config.seed, mesh=mesh, rules=rules, statistics=statistics
     )
+    _log.info("%s parameters on %d device(s)", f"{trees.count(params):,}", mesh.size)
+    step = make_step(
+        loss,
+        optimizer,
+        state=state,
+        mesh=mesh,
+        prepare=in_step(engine) if in_program else None,
+        stateful=True,
+    )
+    data = GraphData(config, workdir, file, store, meta, mesh.size, engine, texts)
+    return _Parts(model, state, frozen, digest, engine, step, data)
+
+
+def _count(batch: GraphBatch, engine: GraphEngine) -> Counts:
+    counts = count_pairs(batch)._replace(seconds=engine.take_seconds())
+    if batch.texts is None:
+        return counts
+    return counts._replace(figures={**counts.figures, **count_texts(batch)})
 
 
 def _of_state(validation: GraphValidate) -> Validate:

@@ -7,7 +7,7 @@ tell of events that the split hides.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -104,8 +104,21 @@ def fanouts_of(model: GraphModel, sampling: Sampling, role: Role, node_type: str
 class Embedder:
     """The encoders, compiled once per role and type: all seeds come in batches of one size."""
 
-    def __init__(self, model: GraphModel, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        model: GraphModel,
+        sampling: Sampling,
+        resolve: Callable[[Subgraph], Subgraph] | None = None,
+    ) -> None:
+        """Compiles nothing yet.
+
+        Args:
+          model: Embeds.
+          sampling: How neighbours are drawn.
+          resolve: Puts text vectors in the place of numbers; None: samples have vectors.
+        """
         self._model, self._sampling = model, sampling
+        self._resolve = resolve or (lambda subgraph: subgraph)
         self._budgets: dict[tuple[Role, str], Budget] = {}
         self._embed = jax.jit(
             lambda variables, subgraph, role, node_type: model.apply(
@@ -194,7 +207,7 @@ class Embedder:
         made = []
         work = Work(f"embedding {node_type} {role}s", sum(size for size, _ in prepared), "nodes")
         for size, subgraph in prepared:
-            vectors = self._embed(variables, subgraph, role, node_type)
+            vectors = self._embed(variables, self._resolve(subgraph), role, node_type)
             made.append(SeedVectors(*(np.asarray(part)[:size] for part in vectors)))
             work.advance(size)
         return SeedVectors(*(np.concatenate(parts) for parts in zip(*made, strict=True)))

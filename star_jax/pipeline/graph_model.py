@@ -14,9 +14,10 @@ from star_jax.graph.features import FeatureConfig, NodeFeatures, TextFeature
 from star_jax.graph.heads import NodeHead
 from star_jax.graph.identities import num_rows
 from star_jax.graph.model import GraphModel, GraphModelConfig, LinkTask, init_model
-from star_jax.graph.store import GraphStore
+from star_jax.graph.store import GraphStore, TextNumbers
 from star_jax.parallel.rules import FSDP_RULES, replicated, shardings
 from star_jax.pipeline.graph_loader import Sampling
+from star_jax.pipeline.graph_text import GraphTextConfig, text_width
 from star_jax.pipeline.tables.read import TablesMeta, read_meta
 from star_jax.shapes import PyTree
 from star_jax.train.checkpoints import TrainedParameters, load_trained
@@ -36,6 +37,7 @@ class GraphModelFile:
       keys: Edge keys of the graph.
       tasks: The links it predicts.
       heads: The columns of nodes it predicts.
+      text_encoder: Given, the texts were encoded in its training's steps.
       sampling: How neighbours were drawn.
       inputs: Folder -> digest of what it was trained on.
     """
@@ -47,6 +49,7 @@ class GraphModelFile:
     sampling: Sampling
     inputs: dict[str, str]
     heads: tuple[NodeHead, ...] = ()
+    text_encoder: GraphTextConfig | None = None
 
     def build(self) -> GraphModel:
         """The model without its parameters."""
@@ -70,6 +73,7 @@ def open_store(
     widths: Mapping[str, int] | None = None,
     *,
     min_edges: int = 1,
+    vectors: str = "text_embeddings",
 ) -> GraphStore:
     """The graph of a working directory with what its models read of the texts.
 
@@ -78,22 +82,41 @@ def open_store(
       text: As in `FeatureConfig`.
       widths: Node type -> width of the zeros; None: that of its text vectors.
       min_edges: `identity_min_edges` of the model.
+      vectors: Folder of the text vectors.
     """
-    graph, vectors = workdir / "graph", workdir / "text_embeddings"
+    graph = workdir / "graph"
     if text == "off":
         return GraphStore.open(graph, None, min_edges)
     if text == "vectors":
-        return GraphStore.open(graph, vectors, min_edges)
+        return GraphStore.open(graph, workdir / vectors, min_edges)
     if widths is None:
-        store = GraphStore.open(graph, vectors)
+        store = GraphStore.open(graph, workdir / vectors)
         widths = {name: store.text_size(name) for name in store.text_vectors}
     return GraphStore.open(graph, widths, min_edges)
 
 
-def inputs_of(workdir: Path, text: TextFeature) -> dict[str, str]:
-    """Digests of the artefacts that a graph model is made from."""
-    names = ("tables", "graph", *(("text_embeddings",) if text == "vectors" else ()))
+def open_numbered_store(workdir: Path, min_edges: int) -> GraphStore:
+    """The graph with the numbers of its texts, for a training that encodes them with `W/text`."""
+    width = text_width(workdir / "text")
+    return GraphStore.open(workdir / "graph", TextNumbers(width), min_edges)
+
+
+def text_input(text: TextFeature, encoder: GraphTextConfig | None) -> str | None:
+    """The folder that the texts of a graph model come from: the encoder's, or their vectors'."""
+    if text != "vectors":
+        return None
+    return "text_embeddings" if encoder is None else "text"
+
+
+def inputs_of(workdir: Path, text: str | None) -> dict[str, str]:
+    """Digests of the artefacts that a graph model is made from; `text` as `text_input` gives it."""
+    names = ("tables", "graph", *((text,) if text else ()))
     return {name: artefacts.digest(workdir / name) for name in names}
+
+
+def vectors_of(model: str) -> str:
+    """Folder of all texts' vectors by the encoder that trained with a graph model."""
+    return f"{model}_texts"
 
 
 def link_tasks(meta: TablesMeta) -> tuple[LinkTask, ...]:
@@ -186,13 +209,7 @@ def open_trained(workdir: Path, name: str, mesh: Mesh) -> TrainedGraph:
     meta = artefacts.read_manifest(folder, KIND).meta
     file = read_model_file(folder)
     text = file.model.features.text
-    now = inputs_of(workdir, text)
-    for each, digest in file.inputs.items():
-        if now[each] != digest:
-            raise InputError(
-                f"{folder} was trained on {each} {digest[:12]}, {workdir / each} is now "
-                f"{now[each][:12]}; run `star train-graph` again"
-            )
+    _check_inputs(workdir, name, file)
     model = file.build()
     like = TrainedParameters(*jax.eval_shape(lambda: init_model(model, 0)))
     placed = jax.tree.map(
@@ -203,9 +220,35 @@ def open_trained(workdir: Path, name: str, mesh: Mesh) -> TrainedGraph:
             jax.tree.map(lambda _: replicated(mesh), like.statistics),
         ),
     )
-    params = load_trained(folder / CHECKPOINTS, meta["best_step"], placed, frozen_digest=None)
+    params = load_trained(
+        folder / CHECKPOINTS,
+        meta["best_step"],
+        placed,
+        frozen_digest=None,
+        partial=file.text_encoder is not None,  # Its encoder's parameters stand beside these.
+    )
     variables = {"params": params.trainable, "batch_stats": params.statistics}
     widths = {each.node_type: each.text_size for each in file.features}
     min_edges = file.model.features.identity_min_edges
-    store = open_store(workdir, text, widths, min_edges=min_edges)
+    vectors = "text_embeddings" if file.text_encoder is None else vectors_of(name)
+    store = open_store(workdir, text, widths, min_edges=min_edges, vectors=vectors)
     return TrainedGraph(model, file, variables, store, read_meta(workdir / "tables"), meta)
+
+
+def _check_inputs(workdir: Path, name: str, file: GraphModelFile) -> None:
+    folder = workdir / name
+    now = inputs_of(workdir, text_input(file.model.features.text, file.text_encoder))
+    for each, digest in file.inputs.items():
+        if now[each] != digest:
+            raise InputError(
+                f"{folder} was trained on {each} {digest[:12]}, {workdir / each} is now "
+                f"{now[each][:12]}; run `star train-graph` again"
+            )
+    if file.text_encoder is None:
+        return
+    vectors, command = workdir / vectors_of(name), f"run `star export-text` with --source {name}"
+    if not (vectors / artefacts.MANIFEST).is_file():
+        raise InputError(f"{vectors} is missing: {folder} trained with its encoder; {command}")
+    made_by = artefacts.read_manifest(vectors, "text_embeddings").meta["model"]
+    if made_by != artefacts.digest(folder):
+        raise InputError(f"{vectors} was made by another model than {folder}; {command} again")

@@ -224,7 +224,7 @@ def _log_q(groups: Groups, num_nodes: int, num_negatives: int | None) -> Float32
     return np.log(np.maximum(counts, 1.0) / counts.sum()).astype(np.float32)
 
 
-def make_batches(maker: BatchMaker) -> Any:
+def make_batches(maker: Callable[[int], GraphBatch]) -> Any:
     """Endless batches made by threads.
 
     Returns:

@@ -5,15 +5,8 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-import jax
-from jax.sharding import Mesh
-
 from star_jax.config import InputError
 from star_jax.graph.conflicts import Conflicts, make_conflicts
-from star_jax.graph.engines.deepgnn import engine as deepgnn_engine
-from star_jax.graph.engines.host import HostEngine
-from star_jax.graph.engines.mesh import engine as mesh_engine
-from star_jax.graph.engines.mesh.features import TextPrecision
 from star_jax.graph.engines.protocol import GraphEngine
 from star_jax.graph.identities import ROW_MULTIPLE, TABLES
 from star_jax.graph.model import (
@@ -31,6 +24,7 @@ from star_jax.graph.store import GraphMeta, GraphStore
 from star_jax.parallel.mesh import MeshConfig
 from star_jax.parallel.rules import FSDP_RULES, Rules, with_tables
 from star_jax.pipeline.graph_adaptive import GraphValidate
+from star_jax.pipeline.graph_engines import EngineConfig, why_refused
 from star_jax.pipeline.graph_loader import Groups, Sampling
 from star_jax.pipeline.graph_model import (
     GraphModelFile,
@@ -38,8 +32,11 @@ from star_jax.pipeline.graph_model import (
     link_tasks,
     node_features,
     node_heads,
+    text_input,
 )
 from star_jax.pipeline.graph_streams import BatchMaker, TaskStream, make_batches, make_streams
+from star_jax.pipeline.graph_text import TREE, GraphTextConfig
+from star_jax.pipeline.graph_text_validation import EncodedTexts
 from star_jax.pipeline.graph_validation import GraphValidation
 from star_jax.pipeline.tables.read import TablesMeta, read_pairs
 from star_jax.train.loop import Batches
@@ -49,32 +46,6 @@ from star_jax.train.rows import make_row_optimizer
 from star_jax.train.state import Optimizer
 
 _log = logging.getLogger(__name__)
-_WHY_REFUSED = {"mesh": mesh_engine.why_refused, "deepgnn": deepgnn_engine.why_refused}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """Where neighbourhoods come from.
-
-    Attributes:
-      kind: `host`: files of any size that the host maps, sampled ahead by threads. `mesh`: the
-        graph lies on the devices, spread over all of them, and the compiled step samples.
-        `deepgnn`: the graph engine of the paper, an optional extra, in the place of `host`.
-      folder: In the working directory, for `deepgnn`: the graph in its format, written when a
-        training first asks for it.
-      text_precision: Of text vectors on the devices; for `mesh`.
-      slack: Room in the exchange between devices: so many times an even share; for `mesh`. What
-        does not fit is left out and counted as `num_cut`.
-    """
-
-    kind: Literal["host", "mesh", "deepgnn"] = "host"
-    folder: str = "deepgnn"
-    text_precision: TextPrecision = "float32"
-    slack: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.slack < 1:
-            raise ValueError(f"slack {self.slack} must be >= 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +78,8 @@ class GraphTrainConfig:
         is the baseline that says what the others do for it.
       gradient_conflicts: At every validation, whether tasks pull the weights they share against
         each other, as `conflict/<task>~<task>`; see `make_conflicts`. Compiles one more program.
+      text_encoder: Given, the texts of a batch are encoded in its step, with or without training
+        the encoder, in place of the vectors of `star export-text`; with the engine `host`.
       engine: Where neighbourhoods come from in training; validation, scoring and export sample on
         the host. `host` and `mesh` give the same samples, `deepgnn` others of the same kind.
       plan_of: Folder whose settled number of steps this training takes when it begins, instead of
@@ -136,6 +109,7 @@ class GraphTrainConfig:
     seed: int = 0
     tasks: tuple[str, ...] = ()
     gradient_conflicts: bool = False
+    text_encoder: GraphTextConfig | None = None
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     output: str = "graph_model"
     plan_of: str | None = None
@@ -157,9 +131,10 @@ class GraphTrainConfig:
             )
         if self.adaptive is not None and self.sampler.kind == "full":
             raise ValueError("adaptive with sampler.kind=full, which takes all neighbours anyway")
-        why_refused = _WHY_REFUSED.get(self.engine.kind)
-        if why_refused is not None and (refused := why_refused(self.sampler)):
+        if refused := why_refused(self.engine, self.sampler):
             raise ValueError(refused)
+        if self.text_encoder is not None:
+            self._check_text()
         if not self.positive_weight > 0:
             raise ValueError(f"positive_weight {self.positive_weight} must be > 0")
         if self.popularity_correction and self.model.decoder.kind != "softmax":
@@ -173,6 +148,17 @@ class GraphTrainConfig:
                 "loss has positives alone; needed 1.0"
             )
 
+    def _check_text(self) -> None:
+        """What the texts of a batch may be encoded with."""
+        needed = {
+            "model.features.text": (self.model.features.text, "vectors"),
+            "engine.kind": (self.engine.kind, "host"),
+            "gradient_conflicts": (self.gradient_conflicts, False),
+        }
+        for name, (value, wanted) in needed.items():
+            if value != wanted:
+                raise ValueError(f"{name}={value} with text_encoder, needed {wanted}")
+
 
 def without_text(config: GraphTrainConfig) -> GraphTrainConfig:
     """The same training of the graph alone: of equal length, in the same compiled program."""
@@ -181,7 +167,11 @@ def without_text(config: GraphTrainConfig) -> GraphTrainConfig:
         features = dataclasses.replace(features, text="zeros")
     model = dataclasses.replace(config.model, features=features)
     return dataclasses.replace(
-        config, model=model, output="graph_only_model", plan_of=config.output
+        config,
+        model=model,
+        text_encoder=None,
+        output="graph_only_model",
+        plan_of=config.output,
     )
 
 
@@ -211,7 +201,8 @@ def describe(
         tasks=tasks,
         heads=heads,
         sampling=sampling,
-        inputs=inputs_of(workdir, config.model.features.text),
+        inputs=inputs_of(workdir, text_input(config.model.features.text, config.text_encoder)),
+        text_encoder=config.text_encoder,
     )
 
 
@@ -227,7 +218,9 @@ class GraphData:
         meta: TablesMeta,
         shards: int,
         engine: GraphEngine,
+        texts: EncodedTexts | None = None,
     ) -> None:
+        self._texts = texts
         self._config, self._workdir, self._file = config, workdir, file
         self._store, self._meta, self._shards, self._engine = store, meta, shards, engine
         self._groups = {
@@ -239,7 +232,8 @@ class GraphData:
         """Endless batches of all tasks; the examples and their order do not depend on the size."""
         streams = self._streams(size)
         budgets = {name: stream.budgets() for name, stream in streams.items()}
-        return make_batches(BatchMaker(streams, budgets, self._shards))
+        maker = BatchMaker(streams, budgets, self._shards)
+        return make_batches(maker if self._texts is None else self._texts.batches(maker))
 
     @property
     def steps_per_epoch(self) -> float:
@@ -250,14 +244,16 @@ class GraphData:
     def validation(self, size: int) -> GraphValidate:
         """Validation on the same pairs whatever the size."""
         config, file = self._config, self._sized(size)
-        return GraphValidation(
+        validation = GraphValidation(
             file.build(),
             self._store,
             file,
             self._workdir / "tables",
             max_pairs=config.validation_pairs,
             seed=config.seed,
+            resolve=None if self._texts is None else self._texts.current,
         )
+        return validation if self._texts is None else self._texts.validation(validation)
 
     def _streams(self, size: int) -> dict[str, TaskStream]:
         config = self._config
@@ -278,24 +274,6 @@ class GraphData:
     def _sized(self, size: int) -> GraphModelFile:
         sampling = _sampling(self._config, self._store.meta, self._file.tasks, size)
         return dataclasses.replace(self._file, sampling=sampling)
-
-
-def make_engine(config: GraphTrainConfig, store: GraphStore, mesh: Mesh) -> GraphEngine:
-    """What draws the neighbourhoods of a training.
-
-    Raises:
-      InputError: The graph does not fit the engine, or a package is missing.
-    """
-    if config.engine.kind == "host":
-        return HostEngine(store)
-    if config.engine.kind == "deepgnn":
-        return deepgnn_engine.DeepGnnEngine(store, store.folder.parent / config.engine.folder)
-    engine = mesh_engine.MeshEngine(
-        store, mesh, text_precision=config.engine.text_precision, slack=config.engine.slack
-    )
-    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(engine.arrays)) / mesh.size
-    _log.info("graph on %d device(s), %.1f MB on each", mesh.size, num_bytes / 1e6)
-    return engine
 
 
 def make_model_loss(config: GraphTrainConfig, model: GraphModel, meta: TablesMeta) -> StatefulLoss:
@@ -321,11 +299,14 @@ def _positive_weights(
 
 def make_graph_optimizer(config: GraphTrainConfig, model: GraphModel) -> Optimizer:
     """AdamW for all parameters, or with `identity_update` a row rule for the identity tables."""
-    features = config.model.features
+    features, optimizer = config.model.features, config.optimizer
+    if config.text_encoder is not None and config.text_encoder.mode != "frozen":
+        multipliers = (*optimizer.rate_multipliers, (f"{TREE}/.*", config.text_encoder.rate))
+        optimizer = dataclasses.replace(optimizer, rate_multipliers=multipliers)
     if features.identity_update == "dense":
-        return make_optimizer(config.optimizer)
+        return make_optimizer(optimizer)
     return make_row_optimizer(
-        config.optimizer,
+        optimizer,
         features.identity_update,
         rate=features.identity_rate,
         tables=TABLES,

@@ -1,6 +1,7 @@
 """AUC of the graph model on a fixed part of the val pairs of every task, accuracy of its heads."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
 from star_jax.evaluation.auc import roc_auc
+from star_jax.graph.batches import Subgraph
 from star_jax.graph.model import GraphModel
 from star_jax.graph.store import GraphStore
 from star_jax.pipeline.graph_classes import HeldOut
@@ -40,6 +42,7 @@ class GraphValidation:
         *,
         max_pairs: int,
         seed: int,
+        resolve: Callable[[Subgraph], Subgraph] | None = None,
     ) -> None:
         """Chooses the pairs.
 
@@ -50,8 +53,9 @@ class GraphValidation:
           tables: Output of `star import`.
           max_pairs: Per task; whole groups are drawn while they fit. As many nodes per node task.
           seed: Of the draw.
+          resolve: As in `Embedder`.
         """
-        embedder = Embedder(model, file.sampling)
+        embedder = Embedder(model, file.sampling, resolve)
         self._heads = [HeldOut(model, store, embedder, head, most=max_pairs) for head in file.heads]
         self._tasks: dict[str, _Task] = {}
         for task in file.tasks:

@@ -142,7 +142,12 @@ class TrainedParameters(NamedTuple):
 
 
 def load_trained(
-    folder: Path, step: int, like: TrainedParameters, *, frozen_digest: str | None
+    folder: Path,
+    step: int,
+    like: TrainedParameters,
+    *,
+    frozen_digest: str | None,
+    partial: bool = False,
 ) -> TrainedParameters:
     """Reads the model of a checkpoint for export and scoring.
 
@@ -151,6 +156,7 @@ def load_trained(
       step: Which one.
       like: Arrays, or shapes with a dtype and a sharding: what comes back lies where they lie.
       frozen_digest: Of the parameters it will be joined with; None: it will not be.
+      partial: There may be parameters that `like` does not name, which stay unread.
 
     Raises:
       InputError: There is no such checkpoint, a file changed, or the frozen parameters differ.
@@ -159,7 +165,10 @@ def load_trained(
     _read_record(path, frozen_digest)
     model = {name: tree for name, tree in like._asdict().items() if jax.tree.leaves(tree)}
     shapes = {"model": jax.tree.map(_shape, model)}
-    loaded = ocp.load_checkpointables(str(path.absolute() / _ARRAYS), shapes)
+    context = ocp.Context()
+    context.pytree.loading.partial_load = partial
+    with context:
+        loaded = ocp.load_checkpointables(str(path.absolute() / _ARRAYS), shapes)
     return like._replace(**loaded["model"])
 
 

@@ -241,6 +241,7 @@ def _note(values: Mapping[str, float], unit: str) -> str:
     shares = {
         f"real {unit}": 1.0 - values["padding"],
         "real neighbours": values.get("neighbour_fill"),
+        "real text tokens": values.get("text_fill"),
         "MFU": values.get("mfu"),
         "HFU": values.get("hfu"),
         "data wait": values.get("data_wait"),

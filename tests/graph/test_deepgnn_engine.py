@@ -16,7 +16,7 @@ from star_jax.graph.samplers.layout import layout_of
 from star_jax.graph.samplers.sample import NO_EXCLUSION, expand
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.schema import parse_key, reverse_key
-from star_jax.pipeline.graph_training import EngineConfig
+from star_jax.pipeline.graph_engines import EngineConfig
 from star_jax.shapes import NO_TIME
 from tests.graph.busy import APPLY, COUNTS, make_world, question_of, seeds_of
 from tests.graph.worlds import Edge, World

@@ -9,7 +9,7 @@ import pytest
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.jobs import train_graph
 from star_jax.parallel.mesh import MeshConfig
-from star_jax.pipeline.graph_training import EngineConfig
+from star_jax.pipeline.graph_engines import EngineConfig
 from tests.jobs import graph_runs, tiny_graph
 
 MESH = EngineConfig(kind="mesh", slack=8.0)

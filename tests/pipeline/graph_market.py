@@ -131,7 +131,7 @@ def _write_texts(folder, events):
             "entity": entity,
             "t": _times(t),
             "kind": ["job" if name == "job" else "profile"] * n,
-            "text": [f"text {i}" for i in range(n)],
+            "text": [_words(i) for i in range(n)],
         }
         _write(folder / f"{name}.parquet", columns)
     return texts
@@ -210,6 +210,12 @@ def _write_ranking(folder, split, events, texts):
         folder / f"candidates_{split}.parquet",
         {"receiver": jobs, "receiver_text": jobs},
     )
+
+
+def _words(number):
+    """A text of its own for every number, in letters that tiny tokenizers know; not all as long."""
+    words = [("nurse", "java", "python", "london")[int(d)] for d in np.base_repr(number, 4)]
+    return " ".join(words) + " team" * (number % 9)
 
 
 def _times(values):

@@ -118,9 +118,13 @@ def _as_of(
 
 
 def _vectors(store: GraphStore, node_type: str, distinct: np.ndarray, capacity: int) -> np.ndarray:
-    texts = POOL.empty((capacity, store.text_size(node_type)), np.float32)
-    if len(distinct):
-        texts[: len(distinct)] = store.text_vectors[node_type][distinct]
+    """The vectors of texts, or their numbers where the store has those, zeros behind them."""
+    if node_type not in store.text_vectors:
+        return np.zeros((capacity, 0), np.float32)
+    source = store.text_vectors[node_type]
+    dtype = np.int32 if source.dtype == np.int32 else np.float32
+    texts = POOL.empty((capacity, source.shape[1]), dtype)
+    texts[: len(distinct)] = source[distinct]
     texts[len(distinct) :] = 0
     return texts
 
