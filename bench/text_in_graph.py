@@ -166,7 +166,8 @@ def _flops(case: Case, row: Row) -> float:
     shape, total = ENCODERS[case.encoder], 0.0
     assert row.mode is not None
     trained, read = _rows(case, row)
-    for mode, num_texts in ((row.mode, trained), ("frozen", read)):
+    parts: tuple[tuple[Mode, int], ...] = ((row.mode, trained), ("frozen", read))
+    for mode, num_texts in parts:
         lengths = np.full(num_texts, case.length)
         total += hardware_flops(shape, mode, lengths, row.remat, cached=False)
     return total

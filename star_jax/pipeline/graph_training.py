@@ -241,7 +241,7 @@ class GraphData:
         meta: TablesMeta,
         shards: int,
         engine: GraphEngine,
-        texts: EncodedTexts | None,
+        texts: EncodedTexts | None = None,
     ) -> None:
         self._texts = texts
         self._config, self._workdir, self._file = config, workdir, file
