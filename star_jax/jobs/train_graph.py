@@ -191,6 +191,7 @@ def _parts(
         mesh=mesh,
         prepare=in_step(engine) if in_program else None,
         stateful=True,
+        exchange=config.exchange,
     )
     data = GraphData(config, workdir, file, store, meta, mesh.size, engine, texts)
     return _Parts(model, state, frozen, digest, engine, step, data)
@@ -210,7 +211,8 @@ def _of_state(validation: GraphValidate) -> Validate:
 
 
 def _rate(config: GraphTrainConfig, plan: Plan) -> Callable[[int], float]:
-    warmup = warmup_steps(config.optimizer, config.batch_size, plan.num_steps)
+    size = config.batch_size * config.batches_per_step
+    warmup = warmup_steps(config.optimizer, size, plan.num_steps)
     _log.info("warm-up over %d of %d steps", warmup, plan.num_steps)
     return lambda step: learning_rate(
         config.optimizer, step, num_steps=plan.num_steps, warmup=warmup

@@ -1,7 +1,7 @@
 """The training batches of all tasks: which groups, how many, and their neighbourhoods."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -233,6 +233,23 @@ def make_batches(maker: Callable[[int], GraphBatch]) -> Any:
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BUFFERED_BATCHES)
     dataset = grain.MapDataset.range(1 << 31).map(maker)
     return iter(dataset.to_iter_dataset(options))
+
+
+def stacked(
+    make: Callable[[Sequence[int]], list[GraphBatch]], every: int
+) -> Callable[[int], GraphBatch]:
+    """So many batches as one, whose arrays have them as leading axis.
+
+    Args:
+      make: Numbers of batches -> these, of one shape.
+      every: How many.
+    """
+
+    def maker(step: int) -> GraphBatch:
+        first = int(step) * every
+        return jax.tree.map(lambda *parts: np.stack(parts), *make(range(first, first + every)))
+
+    return maker
 
 
 def count_pairs(batch: GraphBatch) -> Counts:

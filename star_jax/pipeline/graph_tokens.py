@@ -1,6 +1,6 @@
 """Batches of the graph with the tokens of their texts: every different text once per device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -63,17 +63,35 @@ class TokenBatches:
 
     def __call__(self, step: int) -> GraphBatch:
         """The batch of a step."""
-        batch = self._make(step)
-        shards = batch.mask.shape[0]
-        different = [self._different(batch, shard) for shard in range(shards)]
-        num_rows = padded_length(max(map(len, different)), self.sizes.rows)
-        longest = max(int(self._records.lengths[each].max(initial=1)) for each in different)
+        return self.alike([step])[0]
+
+    def alike(self, steps: Sequence[int]) -> list[GraphBatch]:
+        """The batches of several steps, of one shape."""
+        made = [self._make(step) for step in steps]
+        shards = range(made[0].mask.shape[0])
+        different = [[self._different(batch, shard) for shard in shards] for batch in made]
+        all_parts = [each for of_batch in different for each in of_batch]
+        num_rows = padded_length(max(map(len, all_parts)), self.sizes.rows)
+        longest = max(int(self._records.lengths[each].max(initial=1)) for each in all_parts)
         length = padded_length(longest, self.sizes.lengths)
+        return [
+            self._finished(step, batch, parts, num_rows, length)
+            for step, batch, parts in zip(steps, made, different, strict=True)
+        ]
+
+    def _finished(
+        self,
+        step: int,
+        batch: GraphBatch,
+        different: list[Int[np.ndarray, " _"]],
+        num_rows: int,
+        length: int,
+    ) -> GraphBatch:
         order = [
             each[np.random.default_rng((self._seed, int(step), shard)).permutation(len(each))]
             for shard, each in enumerate(different)
         ]
-        texts = [self._tokens(each, num_rows, length, shards) for each in order]
+        texts = [self._tokens(each, num_rows, length, len(order)) for each in order]
         return _numbered(
             batch._replace(texts=jax.tree.map(lambda *parts: np.stack(parts), *texts)),
             lambda name, numbers, shard: _places(order[shard], self._records.of(name, numbers)),

@@ -34,11 +34,18 @@ from star_jax.pipeline.graph_model import (
     node_heads,
     text_input,
 )
-from star_jax.pipeline.graph_streams import BatchMaker, TaskStream, make_batches, make_streams
+from star_jax.pipeline.graph_streams import (
+    BatchMaker,
+    TaskStream,
+    make_batches,
+    make_streams,
+    stacked,
+)
 from star_jax.pipeline.graph_text import TREE, GraphTextConfig
 from star_jax.pipeline.graph_text_validation import EncodedTexts
 from star_jax.pipeline.graph_validation import GraphValidation
 from star_jax.pipeline.tables.read import TablesMeta, read_pairs
+from star_jax.train.exchange import ExchangeConfig
 from star_jax.train.loop import Batches
 from star_jax.train.optimizers import OptimizerConfig, make_optimizer
 from star_jax.train.plan import PlanConfig
@@ -80,6 +87,7 @@ class GraphTrainConfig:
         each other, as `conflict/<task>~<task>`; see `make_conflicts`. Compiles one more program.
       text_encoder: Given, the texts of a batch are encoded in its step, with or without training
         the encoder, in place of the vectors of `star export-text`; with the engine `host`.
+      exchange: Given, a step has several batches, between which the devices do not meet.
       engine: Where neighbourhoods come from in training; validation, scoring and export sample on
         the host. `host` and `mesh` give the same samples, `deepgnn` others of the same kind.
       plan_of: Folder whose settled number of steps this training takes when it begins, instead of
@@ -110,6 +118,7 @@ class GraphTrainConfig:
     tasks: tuple[str, ...] = ()
     gradient_conflicts: bool = False
     text_encoder: GraphTextConfig | None = None
+    exchange: ExchangeConfig | None = None
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     output: str = "graph_model"
     plan_of: str | None = None
@@ -133,8 +142,7 @@ class GraphTrainConfig:
             raise ValueError("adaptive with sampler.kind=full, which takes all neighbours anyway")
         if refused := why_refused(self.engine, self.sampler):
             raise ValueError(refused)
-        if self.text_encoder is not None:
-            self._check_text()
+        self._check_together()
         if not self.positive_weight > 0:
             raise ValueError(f"positive_weight {self.positive_weight} must be > 0")
         if self.popularity_correction and self.model.decoder.kind != "softmax":
@@ -148,16 +156,31 @@ class GraphTrainConfig:
                 "loss has positives alone; needed 1.0"
             )
 
-    def _check_text(self) -> None:
-        """What the texts of a batch may be encoded with."""
+    @property
+    def batches_per_step(self) -> int:
+        """Batches of `batch_size` pairs."""
+        return 1 if self.exchange is None else self.exchange.every
+
+    def _check_together(self) -> None:
+        """What a step may have beside texts to encode, or beside several batches."""
+        features, engine = self.model.features, self.engine.kind
         needed = {
-            "model.features.text": (self.model.features.text, "vectors"),
-            "engine.kind": (self.engine.kind, "host"),
-            "gradient_conflicts": (self.gradient_conflicts, False),
+            "text_encoder": {
+                "model.features.text": (features.text, "vectors"),
+                "engine.kind": (engine, "host"),
+                "gradient_conflicts": (self.gradient_conflicts, False),
+            },
+            "exchange": {
+                "model.features.identity_update": (features.identity_update, "dense"),
+                "mesh.fsdp": (self.mesh.fsdp, 1),
+                "engine.kind": ("host" if engine == "deepgnn" else engine, "host"),
+                "gradient_conflicts": (self.gradient_conflicts, False),
+            },
         }
-        for name, (value, wanted) in needed.items():
-            if value != wanted:
-                raise ValueError(f"{name}={value} with text_encoder, needed {wanted}")
+        for field, others in needed.items():
+            for name, (value, wanted) in others.items():
+                if getattr(self, field) is not None and value != wanted:
+                    raise ValueError(f"{name}={value} with {field}, needed {wanted}")
 
 
 def without_text(config: GraphTrainConfig) -> GraphTrainConfig:
@@ -233,13 +256,20 @@ class GraphData:
         streams = self._streams(size)
         budgets = {name: stream.budgets() for name, stream in streams.items()}
         maker = BatchMaker(streams, budgets, self._shards)
-        return make_batches(maker if self._texts is None else self._texts.batches(maker))
+        if self._texts is None:
+            one, alike = maker, lambda steps: [maker(step) for step in steps]
+        else:
+            one = self._texts.batches(maker)
+            alike = one.alike
+        exchange = self._config.exchange
+        return make_batches(one if exchange is None else stacked(alike, exchange.every))
 
     @property
     def steps_per_epoch(self) -> float:
-        """Batches that hold every group of the largest task once."""
+        """Steps whose batches hold every group of the largest task once."""
         streams = self._streams(self._config.fanouts.largest)
-        return max(stream.steps_per_epoch for stream in streams.values()) / self._shards
+        batches = max(stream.steps_per_epoch for stream in streams.values()) / self._shards
+        return batches / self._config.batches_per_step
 
     def validation(self, size: int) -> GraphValidate:
         """Validation on the same pairs whatever the size."""

@@ -15,11 +15,12 @@ from jax.tree_util import keystr
 
 from star_jax.shapes import PyTree
 from star_jax.train.checkpoints import Best, Checkpointer
+from star_jax.train.gradients import Metrics
 from star_jax.train.meter import Arithmetic, Counts, Meter
 from star_jax.train.plan import Plan, Timing, stale
 from star_jax.train.reporter import Progress, Reporter
 from star_jax.train.state import TrainState
-from star_jax.train.step import Metrics, Step
+from star_jax.train.step import Step
 
 __all__ = ["Arithmetic", "Batches", "Counts", "Trained", "Validate", "measure", "train"]
 

@@ -1,29 +1,22 @@
 """One optimizer update, compiled: gradients of all microbatches, then AdamW."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float, Key
 
 from star_jax.parallel.rules import batch_shardings, put, replicated
 from star_jax.shapes import PyTree
+from star_jax.train.exchange import ExchangeConfig, exchanging
+from star_jax.train.gradients import Advance, Masked, Metrics, StatefulLossFn, updating
 from star_jax.train.rows import RowOptimizer
 from star_jax.train.state import Optimizer, TrainState
 
-Metrics = Mapping[str, Num[Array, ""]]
-
 LossFn = Callable[[PyTree, PyTree, Any, Key[Array, ""]], tuple[Float[Array, ""], Metrics]]
 """(trainable, frozen, batch, key) -> (mean loss over the rows of the mask, metrics)."""
-
-StatefulLossFn = Callable[
-    [PyTree, PyTree, PyTree, Any, Key[Array, ""]],
-    tuple[Float[Array, ""], tuple[Metrics, PyTree]],
-]
-"""(trainable, statistics, frozen, batch, key) -> (loss, (metrics, new statistics))."""
 
 Prepare = Callable[[PyTree, Any], tuple[Any, Metrics]]
 """(frozen, placed batch) -> (what the loss and the optimizer read, metrics)."""
@@ -32,26 +25,16 @@ RowAxes = Callable[[Any], PyTree]
 """Batch -> axis of the rows: one for all arrays, or a tree of them."""
 
 
-@runtime_checkable
-class Masked(Protocol):
-    """Any batch: a NamedTuple of arrays, of which `mask` says which rows are real."""
-
-    @property
-    def mask(self) -> Any:
-        """True for real rows; with accumulation one row of it per microbatch."""
-
-
 class Step:
     """A compiled update for one mesh. `place` a host batch, then call."""
 
     def __init__(
         self,
-        loss_fn: StatefulLossFn,
+        advance: Advance,
         optimizer: Optimizer,
         *,
         state: TrainState,
         mesh: Mesh,
-        accumulate: int,
         row_axes: RowAxes,
         prepare: Prepare | None,
     ) -> None:
@@ -71,20 +54,16 @@ class Step:
                 taken = optimizer.take(batch, state.trainable, state.opt_state)
                 batch, rows = taken.batch, taken.rows
                 part = state._replace(trainable=taken.trainable, opt_state=taken.opt_state)
-            gradient = _one_gradient if accumulate == 1 else _mean_gradient
-            grads, metrics, statistics = gradient(loss_fn, part, frozen, batch, key)
-            updates, opt_state = optimizer.update(grads, part.opt_state, part.trainable)
-            updates = jax.tree.map(lambda update: -rate * update, updates)
-            changed: Any = (optax.apply_updates(part.trainable, updates), opt_state)
+            advanced = advance(part, frozen, batch, key, rate)
+            changed: Any = (advanced.trainable, advanced.opt_state)
             if isinstance(optimizer, RowOptimizer):
                 changed = optimizer.put(rows, changed, (state.trainable, state.opt_state))
-            metrics = {**metrics, **figures, "gradient_norm": optax.tree.norm(grads)}
             return state._replace(
                 step=state.step + 1,
                 trainable=changed[0],
                 opt_state=changed[1],
-                statistics=statistics,
-            ), metrics
+                statistics=advanced.statistics,
+            ), {**advanced.metrics, **figures}
 
         self._update = jax.jit(
             update, out_shardings=(where, replicated(mesh)), donate_argnames="state"
@@ -128,6 +107,7 @@ def make_step(
     row_axes: RowAxes | None = None,
     prepare: Prepare | None = None,
     stateful: bool = False,
+    exchange: ExchangeConfig | None = None,
 ) -> Step:
     """Compiles an update whose result lies where `state` lies.
 
@@ -143,15 +123,20 @@ def make_step(
         count microbatches.
       prepare: What is done first with the batch, inside the program.
       stateful: The loss is a `StatefulLossFn` and `state.statistics` are its running values.
+      exchange: Given, devices compute apart and meet once a step, which has `exchange.every`
+        batches stacked as microbatches are; `accumulate` stays 1.
     """
     loss: Any = loss_fn if stateful else _without_statistics(loss_fn)  # pyright: ignore[reportArgumentType] # as `stateful` says
-    axis = 0 if accumulate == 1 else 1
+    axis = 0 if accumulate == 1 and exchange is None else 1
+    if exchange is None:
+        advance = updating(loss, optimizer, accumulate)
+    else:
+        advance = exchanging(exchange, loss, optimizer, mesh)
     return Step(
-        loss,
+        advance,
         optimizer,
         state=state,
         mesh=mesh,
-        accumulate=accumulate,
         row_axes=row_axes or (lambda _: axis),
         prepare=prepare,
     )
@@ -165,42 +150,3 @@ def _without_statistics(loss_fn: LossFn) -> StatefulLossFn:
         return value, (metrics, statistics)
 
     return loss
-
-
-def _one_gradient(
-    loss_fn: StatefulLossFn, state: TrainState, frozen: PyTree, batch: Masked, key: Key[Array, ""]
-) -> tuple[PyTree, Metrics, PyTree]:
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (metrics, statistics)), grads = value_and_grad(
-        state.trainable, state.statistics, frozen, batch, key
-    )
-    return grads, dict(metrics) | {"loss": loss}, statistics
-
-
-def _mean_gradient(
-    loss_fn: StatefulLossFn, state: TrainState, frozen: PyTree, batch: Masked, key: Key[Array, ""]
-) -> tuple[PyTree, Metrics, PyTree]:
-    """One microbatch after the other; averages weighted by real rows, summed in float32."""
-    rows = batch.mask.reshape(batch.mask.shape[0], -1).sum(axis=1).astype(jnp.float32)
-    weights = rows / jnp.maximum(rows.sum(), 1.0)
-
-    def add(carry: tuple, slice_: tuple) -> tuple[tuple, None]:
-        sums, statistics = carry
-        index, weight, microbatch = slice_
-        micro_key = jax.random.fold_in(key, index)
-        grads, metrics, statistics = _one_gradient(
-            loss_fn, state._replace(statistics=statistics), frozen, microbatch, micro_key
-        )
-        sums = jax.tree.map(
-            lambda total, x: total + weight * x.astype(jnp.float32), sums, (grads, metrics)
-        )
-        return (sums, statistics), None
-
-    first = jax.tree.map(lambda leaf: leaf[0], batch)
-    shapes = jax.eval_shape(lambda: _one_gradient(loss_fn, state, frozen, first, key)[:2])
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
-    indices = jnp.arange(weights.shape[0])
-    ((grads, metrics), statistics), _ = jax.lax.scan(
-        add, (zeros, state.statistics), (indices, weights, batch)
-    )
-    return grads, metrics, statistics

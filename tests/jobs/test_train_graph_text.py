@@ -11,11 +11,14 @@ from star_jax.config import InputError
 from star_jax.embeddings.table import read_table
 from star_jax.evaluation.auc import roc_auc
 from star_jax.jobs import export_text, run, train_graph
+from star_jax.parallel.mesh import MeshConfig
 from star_jax.pipeline.graph_engines import EngineConfig
 from star_jax.pipeline.graph_scoring import GraphPairScorer
 from star_jax.pipeline.graph_text import GraphTextConfig
 from star_jax.pipeline.tables.read import read_pairs
+from star_jax.train.exchange import ExchangeConfig
 from star_jax.train.optimizers import OptimizerConfig
+from star_jax.train.plan import PlanConfig
 from star_jax.train.reporter import Reporter
 from tests.jobs import graph_runs, tiny_graph
 from tests.pipeline import text_in_graph
@@ -102,9 +105,31 @@ def test_a_run_goes_on_bit_by_bit_and_its_vectors_give_the_scores_of_validation(
         auc_by_kind(whole)
 
 
+@pytest.mark.slow
+def test_devices_train_encoders_of_their_own_and_average_them(begun, tmp_path):
+    workdir = copied(begun, tmp_path / "local")
+    config = dataclasses.replace(
+        CONFIG,
+        mesh=MeshConfig(data=2),
+        plan=PlanConfig(num_steps=2, budget_s=None),
+        exchange=ExchangeConfig(every=2, of="parameters"),
+    )
+    train_graph.run(config, workdir)
+    rows = graph_runs.rows(workdir, "train")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["text_tokens"] > 100 and np.isfinite(row["loss"]) for row in rows)
+    pairs = read_pairs(workdir / "tables", "apply", "train")
+    num_groups = graph_runs.meta(workdir)["num_epochs"] * len(np.unique(pairs.group)) / 2
+    assert num_groups == 2 * 2 * (12 // np.unique(pairs.group, return_counts=True)[1].max())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"exchange": ExchangeConfig(), "mesh": MeshConfig(data=1, fsdp=2)},
+            "mesh.fsdp=2 with exchange, needed 1",
+        ),
         ({"engine": EngineConfig(kind="mesh")}, "engine.kind=mesh with text_encoder, needed host"),
         (
             {"gradient_conflicts": True},

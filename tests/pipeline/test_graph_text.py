@@ -11,6 +11,7 @@ import pytest
 from star_jax.graph.decoders import DecoderConfig
 from star_jax.graph.match import MatchConfig
 from star_jax.graph.model import ROLES
+from star_jax.pipeline.graph_streams import stacked
 from star_jax.pipeline.graph_text import (
     TREE,
     GraphTextConfig,
@@ -103,6 +104,7 @@ def one_by_one(text, trained, of_vectors):
     return total, count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "shards", "lm_train_nodes"), [("lora", 2, 12), ("full", 1, None)])
 def test_gradients_are_those_of_one_text_after_the_other(workdir, mode, shards, lm_train_nodes):
     config = GraphTextConfig(mode=mode, lm_train_nodes=lm_train_nodes)
@@ -169,3 +171,12 @@ def test_every_text_stands_once_where_its_tables_say(workdir):
         assert figures["text_tokens"] == real
         assert figures["text_fill"] == real / sum(table.tokens.size for table in batch.texts)
     assert chosen[0] != chosen[1]
+    two = stacked(batches.alike, 2)(1)
+    assert two.mask.shape[:2] == (2, shards)
+    for number, step in enumerate((2, 3)):
+        alone = batches(step)
+        np.testing.assert_array_equal(two.mask[number], alone.mask)
+        for (_, one), (_, both) in zip(tables(alone), tables(two), strict=True):
+            np.testing.assert_array_equal(both.texts[number], one.texts)
+        tokens, length = alone.texts.trained.tokens, alone.texts.trained.tokens.shape[2]
+        np.testing.assert_array_equal(two.texts.trained.tokens[number][..., :length], tokens)
