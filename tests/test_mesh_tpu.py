@@ -25,9 +25,9 @@ def test_shapes_are_those_of_an_engine_and_its_requests(tmp_path):
     shapes = mesh_tpu.graph_shapes(
         store.meta.schema,
         mesh,
-        edges=engine.arrays.edges.sender.shape[1],
+        edges=engine.arrays.edges.sender.shape[0] // 4,
         removed=True,
-        texts={name: nodes[name].text_time.shape[1] for name in store.text_vectors},
+        texts={name: nodes[name].text_time.shape[0] // 4 for name in store.text_vectors},
         text_width=store.text_size("job"),
     )
     assert described(shapes) == described(engine.arrays)

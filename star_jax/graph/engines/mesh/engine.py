@@ -34,7 +34,11 @@ _KINDS = ("uniform", "last_n", "full")
 
 
 class MeshArrays(NamedTuple):
-    """A graph on the devices of a mesh: every array has a leading axis, one entry per device."""
+    """A graph on the devices of a mesh: in every array the shards follow each other.
+
+    A device reads its part as it lies. An axis of length one in front would cost a TPU a copy of
+    the whole graph, in the layout without that axis.
+    """
 
     edges: Edges
     nodes: dict[str, NodeArrays]
@@ -84,7 +88,7 @@ class MeshProgram:
         sample = jax.shard_map(
             lambda arrays, request: jax.tree.map(
                 lambda leaf: leaf[None],
-                _sample(walk, *jax.tree.map(lambda leaf: leaf[0], (arrays, request))),
+                _sample(walk, arrays, jax.tree.map(lambda leaf: leaf[0], request)),
             ),
             mesh=self.mesh,
             in_specs=PartitionSpec(AXES),

@@ -23,15 +23,15 @@ _NO_VERSIONS = TextVersions(_NONE, _NONE[:0], _NONE[:0])
 
 
 class NodeArrays(NamedTuple):
-    """One node type: a row per shard, of which a device sees its own."""
+    """One node type, of one shard or one shard after the other."""
 
-    text_bounds: Int32[HostOrDevice, "S N_plus_1"]
-    text_time: Int32[HostOrDevice, "S V"]
-    texts: HostOrDevice  # [S, V, E] in the precision they are kept in.
-    text_scale: Float32[HostOrDevice, "S V"]
-    categorical: Int32[HostOrDevice, "S N C"]
-    dense: Float32[HostOrDevice, "S N D"]
-    seen: Bool[HostOrDevice, "S N"]
+    text_bounds: Int32[HostOrDevice, " N_plus_1"]
+    text_time: Int32[HostOrDevice, " V"]
+    texts: HostOrDevice  # [V, E] in the precision they are kept in.
+    text_scale: Float32[HostOrDevice, " V"]
+    categorical: Int32[HostOrDevice, "N C"]
+    dense: Float32[HostOrDevice, "N D"]
+    seen: Bool[HostOrDevice, " N"]
 
 
 class _Features(NamedTuple):

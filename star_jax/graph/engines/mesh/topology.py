@@ -27,14 +27,14 @@ _MOST = int(np.iinfo(np.int32).max)
 
 
 class Edges(NamedTuple):
-    """All relations of all types: a row per shard, of which a device sees its own."""
+    """All relations of all types, of one shard or one shard after the other."""
 
-    bounds: Int32[HostOrDevice, "S B"]  # Positions in the arrays below; see `TypePlace`.
-    sender: Int32[HostOrDevice, "S M"]
-    time: Int32[HostOrDevice, "S M"]
-    removed: Int32[HostOrDevice, "S removable"]  # As in `Adjacency`: M, or none.
-    weight: Float32[HostOrDevice, "S M"]
-    flags: UInt8[HostOrDevice, "S M"]
+    bounds: Int32[HostOrDevice, " B"]  # Positions in the shard's arrays below; see `TypePlace`.
+    sender: Int32[HostOrDevice, " M"]
+    time: Int32[HostOrDevice, " M"]
+    removed: Int32[HostOrDevice, " removable"]  # As in `Adjacency`: M, or none.
+    weight: Float32[HostOrDevice, " M"]
+    flags: UInt8[HostOrDevice, " M"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def place_edges(store: GraphStore, mesh: Mesh) -> tuple[Edges, Places]:
 
 
 def spread(shard: Callable[[int], Any], mesh: Mesh) -> Any:
-    """Arrays of every shard side by side, each on its own device.
+    """Arrays of every shard one after the other, each on its own device.
 
     Args:
       shard: Number of a shard to a tree of arrays, of equal shapes for all. Every one that lies on
@@ -117,13 +117,13 @@ def spread(shard: Callable[[int], Any], mesh: Mesh) -> Any:
     """
     where = NamedSharding(mesh, PartitionSpec(AXES))
     placed = [
-        jax.tree.map(lambda leaf, device=device: jax.device_put(leaf[None], device), shard(number))
+        jax.tree.map(lambda leaf, device=device: jax.device_put(leaf, device), shard(number))
         for number, device in enumerate(mesh.devices.flat)
         if device.process_index == jax.process_index()
     ]
 
     def joined(*parts: jax.Array) -> jax.Array:
-        shape = (mesh.size, *parts[0].shape[1:])
+        shape = (mesh.size * parts[0].shape[0], *parts[0].shape[1:])
         return jax.make_array_from_single_device_arrays(shape, where, list(parts))
 
     return jax.tree.map(joined, *placed)
