@@ -12,22 +12,14 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import UInt8
 
 from star_jax.config import InputError
 from star_jax.graph.arrays import ArrayFile, ColumnFiles, file_bytes, scratch_array
 from star_jax.graph.samplers.search import row_sums
 from star_jax.graph.schema import EdgeType, GraphSchema
 from star_jax.graph.sorting import batches, one_row, table_sql
-from star_jax.graph.store import (
-    HAS_OWN_TIME,
-    HAS_REMOVAL,
-    HAS_TIME,
-    HAS_WEIGHT,
-    NOT_REMOVED,
-    SPLIT_BITS,
-    TIMED_BIT,
-)
+from star_jax.graph.store import NOT_REMOVED, TIMED_BIT
+from star_jax.graph.tally import TALLIED, tally
 from star_jax.shapes import NO_TIME
 
 _MAX_EDGES = 2**31 - 1
@@ -221,8 +213,7 @@ def write_adjacency(
         for columns in rows:
             files.append(columns)
             advance(len(columns["receiver"]))
-            np.add.at(degrees, (columns["receiver"], columns["relation"]), 1)
-            np.bitwise_or.at(traits, columns["relation"], traits_of(columns))
+            tally(*(columns[name] for name in TALLIED), degrees, traits)
     _write_bounds(folder, degrees)
     scratch.unlink(missing_ok=True)  # The map lives until the function ends.
     seconds = time.monotonic() - start
@@ -233,19 +224,6 @@ def write_adjacency(
         for found_sizes, size in zip(sizes, own, strict=True):
             found_sizes[edge.key] = size
     return sizes
-
-
-def traits_of(columns: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, " M"]:
-    """What each edge has, in the bits of `store.GraphMeta.traits`."""
-    found = np.uint8(1) << (columns["flags"] & np.uint8(SPLIT_BITS))
-    for bit, holds in (
-        (HAS_TIME, columns["time"] != NO_TIME),
-        (HAS_OWN_TIME, columns["flags"] & TIMED_BIT != 0),
-        (HAS_REMOVAL, columns["removed"] != NOT_REMOVED),
-        (HAS_WEIGHT, columns["weight"] != 1.0),
-    ):
-        found |= holds.astype(np.uint8) * np.uint8(bit)
-    return found
 
 
 def adjacency_bytes(found: list[Contents], num_nodes: int) -> int:
