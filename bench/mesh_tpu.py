@@ -167,7 +167,7 @@ def report(topology: str, found: list[Compiled]) -> list[str]:
         "| fan-outs | rows of a chip, sender + receiver | graph, GiB | all arguments, GiB ", end=""
     )
     print(
-        "| temporary, GiB | of a chip's memory | TFLOP a chip | lower, s | compile, s | host, GiB |"
+        "| temporary, GiB | of a chip's memory | GFLOP a chip | lower, s | compile, s | host, GiB |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for each in found:
@@ -175,7 +175,7 @@ def report(topology: str, found: list[Compiled]) -> list[str]:
         cells = [each.fanouts, f"{each.rows['sender']:,} + {each.rows['receiver']:,}"]
         sizes = (each.graph_bytes, each.argument_bytes, each.temp_bytes)
         cells += [f"{size / 2**30:.2f}" for size in sizes]
-        cells += [f"{used / limit:.0%}", f"{each.flops / 1e12:.2f}"]
+        cells += [f"{used / limit:.0%}", f"{each.flops / 1e9:.1f}"]
         cells += [f"{each.lower_s:.0f}", f"{each.compile_s:.0f}", f"{each.host_bytes / 2**30:.1f}"]
         print(f"| {' | '.join(cells)} |")
         if used > limit:
