@@ -11,13 +11,12 @@ from typing import NamedTuple
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from star_jax.config import InputError
 from star_jax.graph.arrays import ArrayFile, ColumnFiles, file_bytes, scratch_array
 from star_jax.graph.samplers.search import row_sums
 from star_jax.graph.schema import EdgeType, GraphSchema
-from star_jax.graph.sorting import batches, one_row, table_sql
+from star_jax.graph.sorting import batches, one_row, parquet_batches, table_sql
 from star_jax.graph.store import NOT_REMOVED, TIMED_BIT
 from star_jax.graph.tally import TALLIED, tally
 from star_jax.shapes import NO_TIME
@@ -276,23 +275,22 @@ def _unsorted_rows(
             continue
         ends = ("sender", "receiver") if relation in schema.edges else ("receiver", "sender")
         created = np.load(output / "nodes" / relation.sender / "time.npy", mmap_mode="r")
-        with pq.ParquetFile(edges[_key(relation, schema)]) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=_COLUMNS):
-                sender = batch[ends[0]].to_numpy(zero_copy_only=False)
-                times = _integers(batch["t"], NO_TIME)
-                split = batch["split"].to_numpy(zero_copy_only=False).astype(np.uint8)
-                timed = batch["t"].is_valid().to_numpy(zero_copy_only=False)
-                columns = {
-                    "receiver": batch[ends[1]],
-                    "relation": np.full(len(sender), number),
-                    "sender": sender,
-                    "time": np.maximum(times, created[sender]),
-                    "removed": _integers(batch["removed_t"], NOT_REMOVED),
-                    "weight": batch["weight"],
-                    "flags": np.where(timed, split | TIMED_BIT, split),
-                }
-                arrays = [pa.array(columns[f.name]).cast(f.type) for f in _ROW_SCHEMA]
-                yield pa.record_batch(arrays, schema=_ROW_SCHEMA)
+        for batch in parquet_batches(edges[_key(relation, schema)], _BATCH_ROWS, _COLUMNS):
+            sender = batch[ends[0]].to_numpy(zero_copy_only=False)
+            times = _integers(batch["t"], NO_TIME)
+            split = batch["split"].to_numpy(zero_copy_only=False).astype(np.uint8)
+            timed = batch["t"].is_valid().to_numpy(zero_copy_only=False)
+            columns = {
+                "receiver": batch[ends[1]],
+                "relation": np.full(len(sender), number),
+                "sender": sender,
+                "time": np.maximum(times, created[sender]),
+                "removed": _integers(batch["removed_t"], NOT_REMOVED),
+                "weight": batch["weight"],
+                "flags": np.where(timed, split | TIMED_BIT, split),
+            }
+            arrays = [pa.array(columns[f.name]).cast(f.type) for f in _ROW_SCHEMA]
+            yield pa.record_batch(arrays, schema=_ROW_SCHEMA)
 
 
 def _integers(column: pa.Array, null: int) -> np.ndarray:

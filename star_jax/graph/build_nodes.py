@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from star_jax.config import InputError
 from star_jax.graph.arrays import ArrayFile, ColumnFiles, scratch_array
 from star_jax.graph.schema import GraphSchema, NodeType
-from star_jax.graph.sorting import NO_TIME_SQL, batches, one_row, table_sql
+from star_jax.graph.sorting import NO_TIME_SQL, batches, one_row, parquet_batches, table_sql
 from star_jax.shapes import NO_TIME
 
 _BATCH_ROWS = 1 << 16
@@ -225,11 +225,7 @@ def _feature_columns(node: NodeType) -> list[str]:
 
 def _batches(table: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     try:
-        with pq.ParquetFile(table) as file:
-            missing = [name for name in columns if name not in file.schema_arrow.names]
-            if missing:
-                raise InputError(f"{table} lacks the columns {missing}; run `star import`")
-            yield from file.iter_batches(_BATCH_ROWS, columns=columns)
+        yield from parquet_batches(table, _BATCH_ROWS, columns)
     except pa.ArrowInvalid as error:
         raise InputError(f"{table}: {error}; run `star import`") from error
 

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from star_jax.config import InputError
 from star_jax.shapes import NO_TIME
 
 _BATCH_ROWS = 1 << 18
+_BUFFER_BYTES = 1 << 20
 NO_TIME_SQL = f"CAST('{NO_TIME}' AS BIGINT)"
 
 
@@ -81,6 +84,20 @@ def batches(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[dict[
             name: column.to_numpy(zero_copy_only=False)
             for name, column in zip(batch.schema.names, batch.columns, strict=True)
         }
+
+
+def parquet_batches(path: Path, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Streams columns of a Parquet file, a few pages at a time.
+
+    Raises:
+      InputError: The file lacks a column.
+    """
+    # Left to itself, pyarrow reads all that it will need of the file ahead of the first batch.
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
+        missing = [name for name in columns if name not in file.schema_arrow.names]
+        if missing:
+            raise InputError(f"{path} lacks the columns {missing}; run `star import`")
+        yield from file.iter_batches(rows, columns=columns)
 
 
 def first_line(error: Exception) -> str:

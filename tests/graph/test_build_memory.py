@@ -13,13 +13,13 @@ from star_jax import artefacts
 from star_jax.graph.build import BuildOptions, GraphTables, build
 from star_jax.graph.schema import EdgeType, GraphSchema, NodeType
 
-NUM_NODES, NUM_EDGES = 20_000, 6_000_000
+NUM_NODES, NUM_EDGES = 20_000, 4_000_000
 APPLY = EdgeType(sender="member", relation="apply", receiver="job", kind="interaction")
 SCHEMA = GraphSchema(
     nodes={name: NodeType(count=NUM_NODES, categorical={}, dense=()) for name in ("member", "job")},
     edges=(APPLY,),
 )
-LIMIT_MIB, BESIDE_MIB = 103, 165
+LIMIT_MIB, BESIDE_MIB = 103, 115
 IN_MEMORY_MIB = 33 * NUM_EDGES / 2**20  # Receiver to flags: one direction in whole columns.
 
 
