@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
+from bench.drawn_graph import RELATIONS, SPAN
 from bench.mesh_shapes import (
     TASK,
     batch_shape,
@@ -39,7 +40,6 @@ from bench.mesh_shapes import (
     paper_schema,
     train_config,
 )
-from bench.drawn_graph import RELATIONS, SPAN
 from star_jax.graph.engines.drawing import in_step
 from star_jax.graph.engines.mesh.engine import MeshProgram
 from star_jax.graph.engines.mesh.topology import Clock, Places, type_places
