@@ -1,5 +1,6 @@
 """Graphs in the proportions of the paper's Tables 10 and 11, drawn at random."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -113,23 +114,34 @@ def make_graph(
         for name, node in schema.nodes.items():
             _write_nodes(partial / "nodes" / name, node.count, has_texts=name in text_types)
             sizes |= _write_adjacency(partial / "edges" / name, name, schema, edges)
-        meta = GraphMeta(
-            version="drawn",
-            schema=schema,
-            time_unit="ordinal",
-            age_unit=1.0,
-            dense_stats={},
-            text_kind={},
+        meta = dataclasses.replace(
+            meta_of(schema, {key: int(np.quantile(d, 0.99)) for key, d in sizes.items()}),
             num_texts={name: schema.nodes[name].count for name in text_types},
             num_edges={key: int(degrees.sum()) for key, degrees in sizes.items()},
-            wide_degree={key: int(np.quantile(d, 0.99)) for key, d in sizes.items()},
             max_degree={key: int(degrees.max()) for key, degrees in sizes.items()},
             traits={key: _traits(key) for key in sizes},
-            signals={},
-            lineage=(),
         )
         artefacts.set_meta(partial, json.loads(to_json(meta)))
     return GraphStore.open(folder, None)
+
+
+def meta_of(schema: GraphSchema, wide_degree: dict[str, int]) -> GraphMeta:
+    """Of a graph that has no edges yet: what shares a fanout out over its relations."""
+    return GraphMeta(
+        version="drawn",
+        schema=schema,
+        time_unit="ordinal",
+        age_unit=1.0,
+        dense_stats={},
+        text_kind={},
+        num_texts={},
+        num_edges=dict.fromkeys(wide_degree, 0),
+        wide_degree=wide_degree,
+        max_degree={},
+        traits={},
+        signals={},
+        lineage=(),
+    )
 
 
 def _write_nodes(folder: Path, count: int, *, has_texts: bool) -> None:

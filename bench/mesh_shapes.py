@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bench.drawn_graph import LEAST_NODES, RELATIONS, schema_of
+from bench.drawn_graph import LEAST_NODES, RELATIONS, meta_of, schema_of
 from configs.run import faithful
 from star_jax.graph.batches import Budget, PairBatch
 from star_jax.graph.engines.mesh.engine import MeshArrays, Request, Seeds
@@ -24,7 +24,6 @@ from star_jax.graph.model import GraphBatch, GraphModel, LinkTask
 from star_jax.graph.samplers.fanouts import FanoutConfig, resolve
 from star_jax.graph.samplers.sample import Fanouts
 from star_jax.graph.schema import GraphSchema, parse_key
-from star_jax.graph.store import GraphMeta
 from star_jax.jobs.train_graph import GraphTrainConfig
 from star_jax.parallel.mesh import MeshConfig
 from star_jax.pipeline.graph_loader import TRAIN_SPLITS
@@ -169,22 +168,7 @@ def fanouts_of(total: tuple[int, ...], schema: GraphSchema, mean: dict[str, floa
     for key, degree in mean.items():
         above = poisson_above(degree, most)
         wide[key] = int(np.sum(above > 0.01 * (1 - np.exp(-degree))))
-    meta = GraphMeta(
-        version="shapes",
-        schema=schema,
-        time_unit="ordinal",
-        age_unit=1.0,
-        dense_stats={},
-        text_kind={},
-        num_texts={},
-        num_edges=dict.fromkeys(mean, 0),
-        wide_degree=wide,
-        max_degree={},
-        traits={},
-        signals={},
-        lineage=(),
-    )
-    return dict(resolve(FanoutConfig(total=total), meta))
+    return dict(resolve(FanoutConfig(total=total), meta_of(schema, wide)))
 
 
 def budget_of(fanouts: Fanouts, mean: dict[str, float], seed_type: str, num_seeds: int) -> Budget:

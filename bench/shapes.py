@@ -1,6 +1,8 @@
 """Published shapes that several benchmarks and tests share."""
 
-from star_jax.text.families import MistralShape
+import dataclasses
+
+from star_jax.text.families import BertShape, MistralShape, T5Shape
 
 MISTRAL_7B = MistralShape(
     vocab_size=32_000,
@@ -17,3 +19,35 @@ MISTRAL_7B = MistralShape(
     eos_id=2,
 )
 """Of e5-mistral-7b-instruct: 7,110,660,096 parameters."""
+
+MINILM = BertShape(
+    vocab_size=30_522,
+    width=384,
+    num_layers=6,
+    num_heads=12,
+    mlp_width=1536,
+    max_positions=512,
+    num_token_types=2,
+    norm_epsilon=1e-12,
+    activation="gelu",
+)
+"""Of all-MiniLM-L6-v2."""
+
+E5_SMALL = dataclasses.replace(MINILM, vocab_size=250_037, num_layers=12)
+"""Of multilingual-e5-small."""
+
+FLAN_T5_SMALL = T5Shape(
+    vocab_size=32_128,
+    width=512,
+    num_layers=8,
+    num_heads=6,
+    head_width=64,
+    mlp_width=1024,
+    num_buckets=32,
+    max_distance=128,
+    norm_epsilon=1e-6,
+    eos_id=1,
+)
+FLAN_T5_BASE = dataclasses.replace(
+    FLAN_T5_SMALL, width=768, num_layers=12, num_heads=12, mlp_width=2048
+)

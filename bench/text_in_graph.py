@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench.shapes import E5_SMALL, FLAN_T5_BASE, FLAN_T5_SMALL
 from star_jax import trees
 from star_jax.graph.batches import Neighbours, NodeTable, PairBatch, Subgraph
 from star_jax.graph.decoders import DecoderConfig
@@ -35,7 +36,7 @@ from star_jax.losses.semi_hard import SemiHardConfig
 from star_jax.pipeline.graph_text import BatchTexts, TextInStep, joined, with_text
 from star_jax.shapes import PyTree
 from star_jax.text.bi_encoder import BiEncoder, Mode
-from star_jax.text.families import BertShape, Shape, T5Shape, defaults
+from star_jax.text.families import Shape, defaults
 from star_jax.text.flops import hardware_flops
 from star_jax.text.lora import COLLECTION, LoraConfig, init_lora
 from star_jax.text.objective import ObjectiveConfig
@@ -44,41 +45,6 @@ from star_jax.text.scorer import PairScorer, ScorerConfig
 from star_jax.text.stack import Remat
 from star_jax.text.tower import TextTower, TowerConfig, param_shapes
 
-E5_SMALL = BertShape(
-    vocab_size=250_037,
-    width=384,
-    num_layers=12,
-    num_heads=12,
-    mlp_width=1536,
-    max_positions=512,
-    num_token_types=2,
-    norm_epsilon=1e-12,
-    activation="gelu",
-)
-FLAN_T5_SMALL = T5Shape(
-    vocab_size=32_128,
-    width=512,
-    num_layers=8,
-    num_heads=6,
-    head_width=64,
-    mlp_width=1024,
-    num_buckets=32,
-    max_distance=128,
-    norm_epsilon=1e-6,
-    eos_id=1,
-)
-FLAN_T5_BASE = T5Shape(
-    vocab_size=32_128,
-    width=768,
-    num_layers=12,
-    num_heads=12,
-    head_width=64,
-    mlp_width=2048,
-    num_buckets=32,
-    max_distance=128,
-    norm_epsilon=1e-6,
-    eos_id=1,
-)
 ENCODERS = {"E5-small": E5_SMALL, "Flan-T5-small": FLAN_T5_SMALL, "Flan-T5-base": FLAN_T5_BASE}
 _TYPES = ("job", "member")
 _KEYS = ("job__rev_apply__member", "member__apply__job")

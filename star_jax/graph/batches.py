@@ -1,6 +1,7 @@
 """Padded subgraphs: the static shapes that leave the sampler and enter the compiled step."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +47,11 @@ class Subgraph(NamedTuple):
 
     nodes: dict[str, NodeTable]
     hops: tuple[dict[str, Neighbours], ...]
+
+    def with_tables(self, change: Callable[[str, NodeTable], NodeTable]) -> "Subgraph":
+        """The same with other node tables; `change` takes a type and its table."""
+        nodes = {name: change(name, table) for name, table in self.nodes.items()}
+        return self._replace(nodes=nodes)
 
 
 class PairBatch(NamedTuple):

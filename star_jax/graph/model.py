@@ -64,6 +64,16 @@ class GraphBatch(NamedTuple):
     mask: Bool[HostOrDevice, "shards B"]  # The tasks' masks side by side.
     texts: PyTree = None  # What the numbers in node tables count, until it is encoded; or None.
 
+    def with_tables(self, change: Callable[[str, NodeTable], NodeTable]) -> "GraphBatch":
+        """As that of `Subgraph`, for both roles of all tasks."""
+        tasks = {}
+        for name, pairs in self.tasks.items():
+            roles: dict[str, Any] = {
+                role: getattr(pairs, role).with_tables(change) for role in ROLES
+            }
+            tasks[name] = pairs._replace(**roles)
+        return self._replace(tasks=tasks)
+
 
 class GraphOutputs(NamedTuple):
     """What a batch gives."""

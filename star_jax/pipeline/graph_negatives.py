@@ -4,14 +4,13 @@ import numpy as np
 from jaxtyping import Float64, Int32, Int64, UInt64
 
 from star_jax.graph.model import LinkTask
-from star_jax.graph.samplers.draws import mix_all
+from star_jax.graph.samplers.draws import GOLDEN, mix_all
 from star_jax.graph.samplers.search import texts_as_of
 from star_jax.graph.store import GraphStore
 from star_jax.pipeline.graph_links import KnownLinks, pair_key
 from star_jax.pipeline.graph_loader import Groups, Pairs
 from star_jax.shapes import NO_TIME
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _DRAWS = 16  # Tries per negative before its place stays empty.
 
 
@@ -102,5 +101,5 @@ def _fractions(
     start: UInt64[np.ndarray, " n"], slot: Int64[np.ndarray, " n"]
 ) -> Float64[np.ndarray, " n"]:
     """Uniform in [0, 1), 53 bits."""
-    word = mix_all(start + (slot.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+    word = mix_all(start + (slot.astype(np.uint64) + np.uint64(1)) * GOLDEN)
     return (word >> np.uint64(11)) * 2.0**-53

@@ -140,7 +140,7 @@ class BatchMaker:
                 for shard in range(self._shards)
             ]
             num_cut += sum(cut for _, cut in made)
-            tasks[name] = jax.tree.map(_stacked, *(b for b, _ in made))
+            tasks[name] = jax.tree.map(POOL.stack, *(b for b, _ in made))
         if num_cut and not self._warned:
             self._warned = True
             _log.warning(
@@ -247,7 +247,7 @@ def stacked(
 
     def maker(step: int) -> GraphBatch:
         first = int(step) * every
-        return jax.tree.map(lambda *parts: np.stack(parts), *make(range(first, first + every)))
+        return jax.tree.map(POOL.stack, *make(range(first, first + every)))
 
     return maker
 
@@ -270,10 +270,3 @@ def count_pairs(batch: GraphBatch) -> Counts:
         neighbours, slots = sum(int(np.sum(m)) for m in masks), sum(np.size(m) for m in masks)
         figures = {"neighbours": float(neighbours), "neighbour_fill": neighbours / max(slots, 1)}
     return Counts(int(np.sum(batch.mask)), int(np.size(batch.mask)), figures=figures)
-
-
-def _stacked(*parts: np.ndarray) -> np.ndarray:
-    """Those of all shards under a new first axis; of a single one no copy."""
-    if len(parts) == 1:
-        return parts[0][None]
-    return np.stack(parts, out=POOL.empty((len(parts), *parts[0].shape), parts[0].dtype))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from star_jax.config import InputError
-from star_jax.graph.batches import NodeTable, Subgraph
-from star_jax.graph.model import ROLES, GraphBatch, StatefulLoss
+from star_jax.graph.batches import NodeTable
+from star_jax.graph.model import GraphBatch, StatefulLoss
 from star_jax.pipeline import text_model
 from star_jax.shapes import PyTree
 from star_jax.text.attention_choice import BackendChoice
@@ -210,22 +210,14 @@ def parted(params: PyTree) -> tuple[PyTree, PyTree]:
 def with_vectors(batch: GraphBatch, vectors: Float[Array, "shards C E"]) -> GraphBatch:
     """The batch with text vectors in the place of rows of them; zeros where there is no row."""
 
-    def of_table(nodes: NodeTable) -> NodeTable:
+    def of_table(_: str, nodes: NodeTable) -> NodeTable:
         row = jnp.asarray(nodes.texts)
         if not is_numbered(nodes):
             return nodes
         found = jnp.take_along_axis(vectors, jnp.maximum(row, 0), axis=1)
         return nodes._replace(texts=jnp.where(row >= 0, found, 0.0))
 
-    def of_subgraph(subgraph: Subgraph) -> Subgraph:
-        nodes = {name: of_table(table) for name, table in subgraph.nodes.items()}
-        return subgraph._replace(nodes=nodes)
-
-    tasks = {}
-    for name, pairs in batch.tasks.items():
-        roles: dict[str, Any] = {role: of_subgraph(getattr(pairs, role)) for role in ROLES}
-        tasks[name] = pairs._replace(**roles)
-    return batch._replace(tasks=tasks, texts=None)
+    return batch.with_tables(of_table)._replace(texts=None)
 
 
 def is_numbered(nodes: NodeTable) -> bool:

@@ -43,8 +43,7 @@ class CurrentTexts:
 
     def __call__(self, subgraph: Subgraph) -> Subgraph:
         """The subgraph with vectors in the place of the numbers of its texts."""
-        nodes = {name: self._with_vectors(name, table) for name, table in subgraph.nodes.items()}
-        return subgraph._replace(nodes=nodes)
+        return subgraph.with_tables(self._with_vectors)
 
     def take(self, records: Int[np.ndarray, " N"]) -> Float32[np.ndarray, "N E"]:
         """Vectors of records."""

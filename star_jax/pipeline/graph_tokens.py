@@ -1,7 +1,7 @@
 """Batches of the graph with the tokens of their texts: every different text once per device."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from star_jax.graph.batches import NodeTable
 from star_jax.graph.model import ROLES, GraphBatch
+from star_jax.graph.samplers.memory import POOL
 from star_jax.pipeline.graph_text import BatchTexts, is_numbered
 from star_jax.pipeline.lengths import choose_lengths, padded_length
 from star_jax.pipeline.text_arrays import pad_tokens
@@ -93,7 +94,7 @@ class TokenBatches:
         ]
         texts = [self._tokens(each, num_rows, length, len(order)) for each in order]
         return _numbered(
-            batch._replace(texts=jax.tree.map(lambda *parts: np.stack(parts), *texts)),
+            batch._replace(texts=jax.tree.map(POOL.stack, *texts)),
             lambda name, numbers, shard: _places(order[shard], self._records.of(name, numbers)),
         )
 
@@ -172,15 +173,7 @@ def _numbered(
             texts[shard, : len(numbers), 0] = rows_of(name, numbers, shard)
         return table._replace(texts=texts)
 
-    tasks = {}
-    for task, pairs in batch.tasks.items():
-        roles: dict[str, Any] = {}
-        for role in ROLES:
-            subgraph = getattr(pairs, role)
-            nodes = {name: of_table(name, table) for name, table in subgraph.nodes.items()}
-            roles[role] = subgraph._replace(nodes=nodes)
-        tasks[task] = pairs._replace(**roles)
-    return batch._replace(tasks=tasks)
+    return batch.with_tables(of_table)
 
 
 def _places(order: Int[np.ndarray, " U"], records: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from bench.shapes import MISTRAL_7B
+from bench.shapes import MINILM, MISTRAL_7B
 from bench.text_flops import compile_step
 from bench.text_gpu_rows import STAR, Size, shares
 from star_jax.text.bi_encoder import Mode
-from star_jax.text.families import BertShape, MistralShape, T5Shape
+from star_jax.text.families import MistralShape, T5Shape
 from star_jax.text.flops import (
     attention_flops,
     hardware_flops,
@@ -19,17 +19,6 @@ from star_jax.text.flops import (
 )
 
 SEVEN_B = dataclasses.replace(MISTRAL_7B, sliding_window=None)
-MINILM = BertShape(
-    vocab_size=30_522,
-    width=384,
-    num_layers=6,
-    num_heads=12,
-    mlp_width=1536,
-    max_positions=512,
-    num_token_types=2,
-    norm_epsilon=1e-12,
-    activation="gelu",
-)
 # Wide for their two blocks, so that norms and activations weigh little; the loop over blocks is
 # counted once, hence what is compiled is compared with one block.
 MISTRAL = MistralShape(

@@ -1,5 +1,6 @@
 """Compiles the samplers' inner loops: serial, without the GIL, so that threads run in parallel."""
 
+import functools
 import hashlib
 import logging
 from collections.abc import Callable
@@ -56,3 +57,7 @@ def kernel(function: Compiled, calls: str = "", *, makes_arrays: bool = False) -
     except RuntimeError as error:  # Read-only installation without a home: compile every time.
         _log.info("numba: %s; set NUMBA_CACHE_DIR to keep compiled code", error)
     return compiled
+
+
+array_kernel = functools.partial(kernel, makes_arrays=True)
+"""`kernel`, for functions that make arrays."""

@@ -5,7 +5,7 @@ from typing import no_type_check
 import numpy as np
 from jaxtyping import Int
 
-from star_jax.graph.samplers.search import array_kernel
+from star_jax.graph.samplers.compiled import array_kernel
 
 
 @array_kernel

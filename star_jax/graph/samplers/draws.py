@@ -7,7 +7,7 @@ from jaxtyping import UInt64
 
 from star_jax.graph.samplers.compiled import Compiled, kernel
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
@@ -28,7 +28,7 @@ mix: Compiled = kernel(mix_all)
 @no_type_check
 def stream(key: np.uint64, salt: np.uint64, node: int) -> np.uint64:
     """Start of the draws of one node and relation."""
-    return mix(mix(key ^ salt) + np.uint64(node) * _GOLDEN)
+    return mix(mix(key ^ salt) + np.uint64(node) * GOLDEN)
 
 
 @kernel
@@ -38,7 +38,7 @@ def below(start: np.uint64, slot: int, n: int) -> tuple[int, int]:
     size = np.uint64(n)
     while True:
         slot += 1
-        product = (mix(start + np.uint64(slot) * _GOLDEN) >> _32) * size
+        product = (mix(start + np.uint64(slot) * GOLDEN) >> _32) * size
         low = product & _LOW
         if low >= size or low >= (np.uint64(1 << 32) - size) % size:
             return np.int64(product >> _32), slot
@@ -49,4 +49,4 @@ def below(start: np.uint64, slot: int, n: int) -> tuple[int, int]:
 def fraction(start: np.uint64, slot: int) -> tuple[float, int]:
     """A number in [0, 1) of 53 random bits, and the next slot."""
     slot += 1
-    return (mix(start + np.uint64(slot) * _GOLDEN) >> np.uint64(11)) * 2.0**-53, slot
+    return (mix(start + np.uint64(slot) * GOLDEN) >> np.uint64(11)) * 2.0**-53, slot

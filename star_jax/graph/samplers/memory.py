@@ -62,6 +62,12 @@ class Pool:
         array.fill(0)
         return array
 
+    def stack(self, *parts: np.ndarray) -> np.ndarray:
+        """Arrays of one shape under a new first axis; of a single one no copy."""
+        if len(parts) == 1:
+            return parts[0][None]
+        return np.stack(parts, out=self.empty((len(parts), *parts[0].shape), parts[0].dtype))
+
     def _take(self, size: int) -> np.ndarray:
         while self.returned:
             block = self.returned.popleft()

@@ -1,20 +1,16 @@
 """Compiled searches in sorted and in unsorted integers."""
 
-import functools
 from typing import NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from star_jax.graph.samplers.compiled import kernel
+from star_jax.graph.samplers.compiled import array_kernel, kernel
 from star_jax.graph.samplers.draws import mix
 from star_jax.graph.store import NOT_REMOVED
 from star_jax.shapes import NO_TIME
 
 _NO_TIME = np.int64(NO_TIME)
-
-
-array_kernel = functools.partial(kernel, makes_arrays=True)
 
 
 class EdgeKeys(NamedTuple):

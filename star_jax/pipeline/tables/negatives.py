@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 
+from star_jax.graph.samplers.draws import GOLDEN, mix_all
 from star_jax.pipeline.tables.pairs import Outcomes
 from star_jax.shapes import NO_TIME
 
@@ -218,11 +219,8 @@ def _until(shown: Outcomes, shown_part: np.ndarray, asked: Outcomes, part: np.nd
 
 
 def mix(words: UInt64[np.ndarray, " S"]) -> UInt64[np.ndarray, " S"]:
-    """The finaliser of splitmix64."""
-    words = words + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    """The next words of splitmix64."""
+    return mix_all(words + GOLDEN)
 
 
 def row_words(positives: Outcomes, word: int) -> UInt64[np.ndarray, " M"]:
