@@ -16,7 +16,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,13 +209,14 @@ class Torch:
         """Counts edges and the operations of matrix products; everything runs once."""
         with FlopCounterMode(display=False) as step_flops:
             first = self._update(self._batches[0])
-        self._model.eval()
-        path = next(_numbered(self._folder, "nodes"))
-        with torch.inference_mode(), FlopCounterMode(display=False) as export_flops:
-            self._model.embed(self._subgraph(np.load(path), ""), self._sizes["exported_role"])
+        with FlopCounterMode(display=False) as sampled_flops:
+            self.sampled()
+        with FlopCounterMode(display=False) as export_flops:
+            self.export()
         edges = [e for b in self._batches for s in (b.sender, b.receiver) for e in s.edges.values()]
         return {
             "step_gflop": step_flops.get_total_flops() / 1e9,
+            "sampled_gflop": sampled_flops.get_total_flops() / 1e9,
             "export_gflop": export_flops.get_total_flops() / 1e9,
             "loss": first["loss"],
             "edges": sum(each.shape[1] for each in edges),
@@ -239,11 +240,19 @@ class Torch:
             self._update(batch)
         return {"seconds": time.monotonic() - begun}
 
+    def sampled(self) -> Answer:
+        """Vectors of all nodes of a type, each from a sample of its own, batch by batch."""
+        return self._embedded(_numbered(self._folder, "nodes"))
+
     def export(self) -> Answer:
-        """Vectors of all nodes of a type; drawing and reading neighbours is not counted."""
+        """The same in one subgraph, which has every node once and so costs what layers do."""
+        return self._embedded([self._folder / "whole.npz"])
+
+    def _embedded(self, paths: Iterable[Path]) -> Answer:
+        """Drawing and reading neighbours is not counted."""
         self._model.eval()
         seconds, size = 0.0, 0
-        for path in _numbered(self._folder, "nodes"):
+        for path in paths:
             subgraph = self._subgraph(np.load(path), "")
             begun = time.monotonic()
             with torch.inference_mode():
@@ -325,6 +334,7 @@ def main() -> None:
         "about": side.about,
         "step": side.step,
         "epoch": side.epoch,
+        "sampled": side.sampled,
         "export": side.export,
     }
     take_turns(functions)

@@ -120,7 +120,7 @@ class SliceLayer(nn.Module):
         if sizes.text_size:
             kernel = self.param("text_kernel", scale, (sizes.text_size, self.dim))
             # Unit vectors to entries of variance one, as the other features have.
-            projected = (nodes.texts * math.sqrt(sizes.text_size)) @ kernel
+            projected = nodes.texts @ (kernel * math.sqrt(sizes.text_size))
             row = jnp.asarray(nodes.text_row)
             hidden = hidden + jnp.where((row >= 0)[:, None], projected[row], missing[None])
         if sizes.num_identities:

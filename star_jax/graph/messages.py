@@ -80,7 +80,7 @@ def dense_messages(
     blocks, offsets = hop_blocks(subgraph, seed_type), row_offsets(hidden)
     everything = jnp.concatenate([hidden[name] for name in sorted(hidden)])
     projected = {
-        key: _project(weights, key, hidden)
+        key: _project(weights.attention, weights.keys.index(key), hidden[parse_key(key)[0]])
         for key in edge_keys(subgraph)
         if _project_first(key, subgraph, hidden)
     }
@@ -100,13 +100,14 @@ def dense_messages(
                 parts.append(jnp.einsum("qd,dhk->qhk", rows, value).reshape(rows.shape))
                 continue
             senders = [
-                _projected_senders(weights, key, into.pop(key), projected[key])
+                _looked_up(weights, key, into.pop(key), projected[key])
                 for key in sorted(projected.keys() & into.keys())
             ]
-            listed = [_listed(weights, key, table, offsets) for key, table in sorted(into.items())]
+            for key in [key for key, table in sorted(into.items()) if _is_narrow(table)]:
+                senders.append(_one_each(weights, key, into.pop(key), hidden))
             if weights.include_receiver:
-                first = offsets[name] + start - rows.shape[0]
-                listed.append(_own(weights.own(name), first, rows.shape[0]))
+                senders.append(_own(weights, name, rows))
+            listed = [_listed(weights, key, table, offsets) for key, table in sorted(into.items())]
             senders += [
                 _folded_senders(weights.attention, everything, group)
                 for group in _similar_widths(listed)
@@ -192,13 +193,60 @@ def _project_first(key: str, subgraph: Subgraph, hidden: Hidden) -> bool:
     return _FEWER * hidden[parse_key(key)[0]].shape[0] < receivers
 
 
+def _is_narrow(table: Neighbours) -> bool:
+    """Whether rows have one neighbour at most: folding saves no product and costs larger ones."""
+    return table.mask.shape[1] == 1
+
+
 def _project(
-    weights: LayerWeights, key: str, hidden: Hidden
-) -> tuple[Float[Array, "N H K"], Float[Array, "N H K"]]:
-    number, rows = weights.keys.index(key), hidden[parse_key(key)[0]]
+    attention: Attention, number: int, rows: Float[Array, "N D"]
+) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
+    """Keys and values of a relation for rows of its senders."""
+    num_relations, dim = attention.key.shape[:2]
+    shape = (num_relations, dim, -1)
     return (
-        jnp.einsum("nd,dhk->nhk", rows, weights.attention.key[number]),
-        jnp.einsum("nd,dhk->nhk", rows, weights.attention.value[number]),
+        rows @ attention.key.reshape(shape)[number],
+        rows @ attention.value.reshape(shape)[number],
+    )
+
+
+def _looked_up(
+    weights: LayerWeights,
+    key: str,
+    table: Neighbours,
+    projected: tuple[Float[Array, "N D"], Float[Array, "N D"]],
+) -> Senders:
+    """Neighbours whose keys and values were made for all senders: there are fewer of them."""
+    keys, values = projected
+    index = jnp.asarray(table.index)
+    return _projected_senders(weights, key, table, Projected(keys[index], values[index]))
+
+
+def _one_each(weights: LayerWeights, key: str, table: Neighbours, hidden: Hidden) -> Senders:
+    """Neighbours of one column, gathered and then projected."""
+    rows = hidden[parse_key(key)[0]][jnp.asarray(table.index)[:, 0]]
+    keys, values = _project(weights.attention, weights.keys.index(key), rows)
+    return _projected_senders(weights, key, table, Projected(keys[:, None], values[:, None]))
+
+
+def _projected_senders(
+    weights: LayerWeights, key: str, table: Neighbours, source: Projected
+) -> Senders:
+    mask, weight, age = (jnp.asarray(part)[:, None] for part in table[1:])
+    bias = weights.attention.bias[weights.keys.index(key)]
+    return Senders(source, mask, edge_bias(bias[None, None, None], mask, weight, age))
+
+
+def _own(weights: LayerWeights, node_type: str, rows: Float[Array, "Q D"]) -> Senders:
+    """Every row as its own neighbour."""
+    number = weights.own(node_type)
+    keys, values = _project(weights.attention, number, rows)
+    shape = (rows.shape[0], 1, 1)
+    bias = weights.attention.bias[number, 0]
+    return Senders(
+        Projected(keys[:, None], values[:, None]),
+        jnp.ones(shape, bool),
+        jnp.broadcast_to(bias[None, None, None], (*shape, bias.shape[0])),
     )
 
 
@@ -214,13 +262,6 @@ def _listed(
 ) -> _Listed:
     index = jnp.asarray(table.index) + offsets[parse_key(key)[0]]
     return _Listed(weights.keys.index(key), table._replace(index=index))
-
-
-def _own(number: int, first: int, num_rows: int) -> _Listed:
-    """Every row as its own neighbour."""
-    index = first + jnp.arange(num_rows)[:, None]
-    zeros = jnp.zeros((num_rows, 1))
-    return _Listed(number, Neighbours(index, jnp.ones((num_rows, 1), bool), zeros, zeros))
 
 
 def _similar_widths(relations: Sequence[_Listed]) -> list[list[_Listed]]:
@@ -248,17 +289,4 @@ def _folded_senders(
         Folded(everything, stacked("index"), attention.key[numbers], attention.value[numbers]),
         mask,
         edge_bias(bias, mask, stacked("weight"), stacked("age")),
-    )
-
-
-def _projected_senders(
-    weights: LayerWeights,
-    key: str,
-    table: Neighbours,
-    projected: tuple[Float[Array, "N H K"], Float[Array, "N H K"]],
-) -> Senders:
-    index, mask, weight, age = (jnp.asarray(part)[:, None] for part in table)
-    bias = weights.attention.bias[weights.keys.index(key)]
-    return Senders(
-        Projected(*projected, index), mask, edge_bias(bias[None, None, None], mask, weight, age)
     )

@@ -213,8 +213,9 @@ def _sampled(export: _Export, embedder: Embedder, target: Target) -> Iterator[_P
     for start in range(0, max(total, 1), part_nodes):
         nodes = np.arange(start, min(start + part_nodes, total), dtype=np.int32)
         seeds = Seeds(nodes, None, np.full(len(nodes), view.time, np.int64))
-        sampled = embedder.prepare(view.store, target.role, target.node_type, seeds, view.splits)
-        vectors = embedder(export.trained.variables, target.role, target.node_type, sampled)
+        vectors = embedder.embed(
+            export.trained.variables, view.store, target.role, target.node_type, seeds, view.splits
+        )
         yield nodes, np.asarray(vectors.embedding)
         progress.advance(float(len(nodes)), float(len(nodes)))
 

@@ -32,15 +32,25 @@ class NodeClassifier:
 
     def prepare(self, view: SplitView, nodes: Int32[np.ndarray, " N"]) -> Sampled:
         """Samples around nodes."""
-        time = np.full(len(nodes), view.time, np.int64)
-        return self._embedder.prepare(
-            view.store, self._role, self._head.task.node_type, Seeds(nodes, None, time), view.splits
-        )
+        return self._embedder.prepare(*self._question(view, nodes))
 
     def __call__(self, variables: PyTree, sampled: Sampled) -> Float32[np.ndarray, "N C"]:
         """Probability of every code of the column."""
         vectors = self._embedder(variables, self._role, self._head.task.node_type, sampled)
         return np.asarray(self._classify(variables, vectors.embedding))
+
+    def once(
+        self, variables: PyTree, view: SplitView, nodes: Int32[np.ndarray, " N"]
+    ) -> Float32[np.ndarray, "N C"]:
+        """The same of nodes whose samples nobody needs again."""
+        vectors = self._embedder.embed(variables, *self._question(view, nodes))
+        return np.asarray(self._classify(variables, vectors.embedding))
+
+    def _question(
+        self, view: SplitView, nodes: Int32[np.ndarray, " N"]
+    ) -> tuple[GraphStore, Role, str, Seeds, int]:
+        seeds = Seeds(nodes, None, np.full(len(nodes), view.time, np.int64))
+        return view.store, self._role, self._head.task.node_type, seeds, view.splits
 
 
 def classify(
@@ -64,9 +74,7 @@ def classify(
         raise InputError(f"{workdir / model} has no head {name!r}, needed one of {sorted(heads)}")
     embedder = Embedder(trained.model, trained.file.sampling)
     classifier = NodeClassifier(trained.model, embedder, heads[name])
-    return classifier(
-        trained.variables, classifier.prepare(split_view(trained.store, "val"), nodes)
-    )
+    return classifier.once(trained.variables, split_view(trained.store, "val"), nodes)
 
 
 class HeldOut:

@@ -7,7 +7,7 @@ tell of events that the split hides.
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -20,6 +20,7 @@ from star_jax.graph.model import GraphModel, LinkTask, Role, rounds_of
 from star_jax.graph.samplers.calibrate import SeedBatch, calibrate
 from star_jax.graph.samplers.sample import NO_EXCLUSION, Fanouts, sample
 from star_jax.graph.store import SPLIT_BITS, TIMED_BIT, GraphStore, TextVersions
+from star_jax.pipeline.ahead import ahead
 from star_jax.pipeline.graph_loader import Sampling
 from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import SPLIT_CODES
@@ -30,6 +31,8 @@ KEY = 0
 
 _MOST_SEEDS = 1024  # Of one batch.
 _BLOCK_PAIRS = 1 << 14
+_HEADROOM = 1.02  # For batches of further nodes; the first ones are measured as they will be drawn.
+_AHEAD = 2  # Batches sampled while one is embedded.
 
 
 Sampled: TypeAlias = list[tuple[int, Subgraph]]
@@ -127,12 +130,13 @@ class Embedder:
             static_argnames=("role", "node_type"),
         )
 
-    def prepare(
+    def batches(
         self, store: GraphStore, role: Role, node_type: str, seeds: Seeds, visible_splits: int
-    ) -> Sampled:
-        """Samples seeds under the split rule; nothing is cut off.
+    ) -> Iterator[tuple[int, Subgraph]]:
+        """Samples seeds under the split rule, batch by batch; nothing is cut off.
 
-        The draws depend on the node alone, so that a node has one neighbourhood whoever asks.
+        The draws depend on the node alone, so that a node has one neighbourhood whoever asks. A
+        batch that does not fit is drawn again with more room, which those after it have too.
 
         Args:
           store: The graph, or a view of it.
@@ -140,6 +144,9 @@ class Embedder:
           node_type: Of the seeds.
           seeds: Those of one time share a group.
           visible_splits: As in `sample`.
+
+        Yields:
+          How many seeds are real, and their padded subgraph.
         """
         kind = (role, node_type)
         fanouts = fanouts_of(self._model, self._sampling, role, node_type)
@@ -147,30 +154,38 @@ class Embedder:
             self._budgets[kind] = self._first_budget(
                 store, node_type, fanouts, seeds, visible_splits
             )
-        while True:
-            budget = self._budgets[kind]
-            size = budget.block(node_type, 0)[1]
-            made, num_cut = [], 0
-            work = Work(f"sampling around {node_type} {role}s", len(seeds.node), "nodes")
-            for part in _parts(len(seeds.node), size):
-                batch = _seed_batch(seeds, part)
+        size = self._budgets[kind].block(node_type, 0)[1]
+        for part in _parts(len(seeds.node), size):
+            batch = _seed_batch(seeds, part)
+            while True:
                 subgraph, stats = sample(
                     store,
                     seed_type=node_type,
                     visible_splits=visible_splits,
                     fanouts=fanouts,
-                    budget=budget,
+                    budget=self._budgets[kind],
                     key=KEY,
                     sampler=self._sampling.sampler,
                     use_time=False,
                     **batch._asdict(),
                 )
-                made.append((len(batch.seeds), subgraph))
-                num_cut += stats.num_dropped
-                work.advance(len(batch.seeds))
-            if not num_cut:
+                if not stats.num_dropped:
+                    break
+                self._budgets[kind] = _larger(self._budgets[kind], node_type)
+            yield len(batch.seeds), subgraph
+
+    def prepare(
+        self, store: GraphStore, role: Role, node_type: str, seeds: Seeds, visible_splits: int
+    ) -> Sampled:
+        """All of `batches`, for whoever embeds them again and again: of one shape."""
+        while True:
+            budget, made = self._budgets.get((role, node_type)), []
+            work = Work(f"sampling around {node_type} {role}s", len(seeds.node), "nodes")
+            for batch in self.batches(store, role, node_type, seeds, visible_splits):
+                made.append(batch)
+                work.advance(batch[0])
+            if budget in (None, self._budgets[role, node_type]):
                 return made
-            self._budgets[kind] = _larger(budget, node_type)
 
     def _first_budget(
         self,
@@ -198,15 +213,51 @@ class Embedder:
             sampler=self._sampling.sampler,
             use_time=False,
             num_batches=len(parts),
+            key=KEY,
+            headroom=_HEADROOM,
         )
 
     def __call__(
         self, variables: PyTree, role: Role, node_type: str, prepared: Sampled
     ) -> SeedVectors:
         """Vectors of prepared seeds, in their order."""
+        total = sum(size for size, _ in prepared)
+        return self._vectors(variables, role, node_type, prepared, total)
+
+    def embed(
+        self,
+        variables: PyTree,
+        store: GraphStore,
+        role: Role,
+        node_type: str,
+        seeds: Seeds,
+        visible_splits: int,
+    ) -> SeedVectors:
+        """Vectors of seeds, in their order, sampled ahead: few batches are held at a time.
+
+        Args:
+          variables: Of the model.
+          store: As in `batches`, like what follows.
+          role: Of the seeds.
+          node_type: Of the seeds.
+          seeds: Whose vectors are wanted.
+          visible_splits: As in `sample`.
+        """
+        drawn = self.batches(store, role, node_type, seeds, visible_splits)
+        with ahead(drawn, _AHEAD) as batches:
+            return self._vectors(variables, role, node_type, batches, len(seeds.node))
+
+    def _vectors(
+        self,
+        variables: PyTree,
+        role: Role,
+        node_type: str,
+        batches: Iterable[tuple[int, Subgraph]],
+        total: int,
+    ) -> SeedVectors:
         made = []
-        work = Work(f"embedding {node_type} {role}s", sum(size for size, _ in prepared), "nodes")
-        for size, subgraph in prepared:
+        work = Work(f"embedding {node_type} {role}s", total, "nodes")
+        for size, subgraph in batches:
             vectors = self._embed(variables, self._resolve(subgraph), role, node_type)
             made.append(SeedVectors(*(np.asarray(part)[:size] for part in vectors)))
             work.advance(size)
@@ -265,10 +316,10 @@ def distinct(seeds: Seeds) -> tuple[Seeds, Int[np.ndarray, " S"]]:
 
 
 def _larger(budget: Budget, seed_type: str) -> Budget:
-    """A quarter more room for everything but the seeds."""
+    """A tenth more room for everything but the seeds."""
 
     def more(size: int) -> int:
-        return 8 * math.ceil(1.25 * size / 8)
+        return 8 * math.ceil(1.1 * size / 8)
 
     rows = []
     for name, sizes in budget.rows:

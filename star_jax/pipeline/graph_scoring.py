@@ -42,7 +42,7 @@ class Prepared(NamedTuple):
 
 
 class SplitScoring:
-    """One task's pairs under the split rule, sampled once and scored with any variables."""
+    """One task's pairs under the split rule, with any variables."""
 
     def __init__(
         self, model: GraphModel, store: GraphStore, embedder: Embedder, task: LinkTask, split: str
@@ -63,22 +63,31 @@ class SplitScoring:
         self._decoder = PairDecoder(model, task)
 
     def prepare(self, pairs: PairTable) -> Prepared:
-        """Samples the different seeds of both roles."""
-        senders, sender_row = distinct(Seeds(pairs.sender, pairs.sender_text, pairs.t))
-        receivers, receiver_row = distinct(self._receivers(pairs.receiver, pairs.receiver_text))
+        """Samples the different seeds of both roles, to be scored with any variables."""
+        senders, receivers, sender_row, receiver_row = self._ends(pairs)
         return Prepared(
-            self.sampled("sender", senders),
-            self.sampled("receiver", receivers),
+            self._sampled("sender", senders),
+            self._sampled("receiver", receivers),
             sender_row,
             receiver_row,
         )
 
     def score(self, variables: PyTree, prepared: Prepared) -> Float32[np.ndarray, " B"]:
-        """Logit of every pair."""
-        senders = self.vectors(variables, "sender", prepared.senders)
-        receivers = self.vectors(variables, "receiver", prepared.receivers)
+        """Logit of every prepared pair."""
+        senders = self._embedder(variables, "sender", self._task.sender, prepared.senders)
+        receivers = self._embedder(variables, "receiver", self._task.receiver, prepared.receivers)
         rows = (prepared.sender_row, prepared.receiver_row)
         return self._decoder(variables, senders, receivers, *rows)
+
+    def score_once(self, variables: PyTree, pairs: PairTable) -> Float32[np.ndarray, " B"]:
+        """Logit of every pair; few samples are held at a time."""
+        senders, receivers, *rows = self._ends(pairs)
+        return self._decoder(
+            variables,
+            self.vectors(variables, "sender", senders),
+            self.vectors(variables, "receiver", receivers),
+            *rows,
+        )
 
     def grid(self, variables: PyTree, ranking: Ranking) -> Float32[np.ndarray, "Q C"]:
         """Logit of every candidate for every query."""
@@ -86,22 +95,30 @@ class SplitScoring:
         candidates = self._receivers(ranking.candidates, ranking.candidate_text)
         return self._decoder.grid(
             variables,
-            self.vectors(variables, "sender", self.sampled("sender", queries)),
-            self.vectors(variables, "receiver", self.sampled("receiver", candidates)),
+            self.vectors(variables, "sender", queries),
+            self.vectors(variables, "receiver", candidates),
         )
+
+    def vectors(self, variables: PyTree, role: Role, seeds: Seeds) -> SeedVectors:
+        """Vectors of seeds, in their order."""
+        node_type = getattr(self._task, role)
+        return self._embedder.embed(variables, self._store, role, node_type, seeds, self._visible)
+
+    def _sampled(self, role: Role, seeds: Seeds) -> Sampled:
+        node_type = getattr(self._task, role)
+        return self._embedder.prepare(self._store, role, node_type, seeds, self._visible)
+
+    def _ends(
+        self, pairs: PairTable
+    ) -> tuple[Seeds, Seeds, Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
+        """The different seeds of both roles, and every pair's rows among them."""
+        senders, sender_row = distinct(Seeds(pairs.sender, pairs.sender_text, pairs.t))
+        receivers, receiver_row = distinct(self._receivers(pairs.receiver, pairs.receiver_text))
+        return senders, receivers, sender_row, receiver_row
 
     def _receivers(self, node: Int[np.ndarray, " S"], text: Int[np.ndarray, " S"]) -> Seeds:
         """A receiver looks the same to all senders: as after the last visible edge."""
         return Seeds(node, text, np.full(len(node), self._until, np.int64))
-
-    def sampled(self, role: Role, seeds: Seeds) -> Sampled:
-        """Neighbourhoods of seeds, ready for any variables."""
-        node_type = getattr(self._task, role)
-        return self._embedder.prepare(self._store, role, node_type, seeds, self._visible)
-
-    def vectors(self, variables: PyTree, role: Role, sampled: Sampled) -> SeedVectors:
-        """Vectors of sampled seeds."""
-        return self._embedder(variables, role, getattr(self._task, role), sampled)
 
 
 class TimeScoring:
@@ -204,7 +221,7 @@ class GraphPairScorer:
         scoring = self.of(task or self.trained.model.tasks[0].name, split)
         variables = self.trained.variables
         if isinstance(scoring, SplitScoring):
-            return scoring.score(variables, scoring.prepare(pairs))
+            return scoring.score_once(variables, pairs)
         return scoring.score(variables, pairs)
 
     def score_grid(self, task: str, ranking: Ranking, split: str) -> Float32[np.ndarray, "Q C"]:

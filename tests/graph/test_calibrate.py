@@ -40,7 +40,7 @@ def _batch(number):
     return SeedBatch(seeds, groups, np.full(20, 10**6), NO_EXCLUSION, None)
 
 
-def _budget(store, fanouts):
+def _budget(store, fanouts, **options):
     return calibrate(
         store,
         _batch,
@@ -49,7 +49,27 @@ def _budget(store, fanouts):
         num_seeds=20,
         visible_splits=ALL,
         sampler=SamplerConfig(),
+        **options,
     )
+
+
+def _drawn(store, fanouts, budget, number, key):
+    """What sampling a batch within the budget says of it."""
+    batch = _batch(number)
+    return sample(
+        store,
+        seed_type="member",
+        seeds=batch.seeds,
+        groups=batch.groups,
+        group_time=batch.group_time,
+        exclude=NO_EXCLUSION,
+        visible_splits=ALL,
+        fanouts=fanouts,
+        budget=budget,
+        key=key,
+        seed_text_row=None,
+        sampler=SamplerConfig(),
+    )[1]
 
 
 def test_calibrated_sizes_hold_for_other_batches(store):
@@ -59,27 +79,24 @@ def test_calibrated_sizes_hold_for_other_batches(store):
     assert sizes["member"][0] == 24  # 20 seeds, rounded up to a multiple of 8.
     assert all(size % 8 == 0 for rows in sizes.values() for size in rows)
     assert sizes["town"] == (0, 0, sizes["town"][2])
-    dropped, fill = 0, []
-    for number in range(100, 120):
-        batch = _batch(number)
-        _, stats = sample(
-            store,
-            seed_type="member",
-            seeds=batch.seeds,
-            groups=batch.groups,
-            group_time=batch.group_time,
-            exclude=NO_EXCLUSION,
-            visible_splits=ALL,
-            fanouts=fanouts,
-            budget=budget,
-            key=sampling_key(0, number),
-            seed_text_row=None,
-            sampler=SamplerConfig(),
-        )
-        dropped += stats.num_dropped
-        fill.append(stats.fill)
-    assert dropped == 0
-    assert min(fill) > 0.7  # The headroom is a tenth, not a worst case.
+    drawn = [_drawn(store, fanouts, budget, n, sampling_key(0, n)) for n in range(100, 120)]
+    assert sum(stats.num_dropped for stats in drawn) == 0
+    assert min(stats.fill for stats in drawn) > 0.7  # The headroom is a tenth, not a worst case.
+
+
+def test_the_draws_that_were_looked_at_need_no_headroom(store):
+    fanouts = resolve(FanoutConfig(total=(6, 4)), store.meta)
+    exact = _budget(store, fanouts, num_batches=6, key=3, headroom=1.0)
+    assert all(_drawn(store, fanouts, exact, n, 3).num_dropped == 0 for n in range(6))
+    smaller = dataclasses.replace(
+        exact, rows=tuple((name, tuple(max(r - 8, 0) for r in rows)) for name, rows in exact.rows)
+    )
+    smaller = dataclasses.replace(
+        smaller,
+        rows=tuple((n, (24, *rows[1:]) if n == "member" else rows) for n, rows in smaller.rows),
+    )
+    assert any(_drawn(store, fanouts, smaller, n, 3).num_dropped for n in range(6))
+    assert any(_drawn(store, fanouts, exact, n, n).num_dropped for n in range(100))
 
 
 def test_a_total_is_shared_by_what_relations_can_use(store):

@@ -77,7 +77,7 @@ def test_every_node_has_a_row_and_the_embedding_that_scoring_uses(trained):
         nodes = np.array([num_nodes - 1, 3, 17], np.int32)
         seeds = Seeds(nodes, None, np.full(3, until, np.int64))
         role = manifest.meta["roles"][name]
-        vectors = scoring.vectors(scorer.trained.variables, role, scoring.sampled(role, seeds))
+        vectors = scoring.vectors(scorer.trained.variables, role, seeds)
         np.testing.assert_allclose(table.vectors[nodes], vectors.embedding, atol=2e-6)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float64, Int
 
 from star_jax.graph.batches import Budget
 from star_jax.graph.samplers import search
@@ -16,7 +16,6 @@ from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.schema import parse_key
 from star_jax.graph.store import GraphStore
 
-_HEADROOM = 1.1
 _MULTIPLE = 8
 
 
@@ -41,8 +40,10 @@ def calibrate(
     sampler: SamplerConfig,
     use_time: bool = True,
     num_batches: int = 16,
+    key: int | None = None,
+    headroom: float = 1.1,
 ) -> Budget:
-    """Samples a few batches without limits and adds a tenth.
+    """Samples a few batches without limits and adds some room.
 
     Args:
       store: The graph.
@@ -52,6 +53,8 @@ def calibrate(
       num_seeds: The most seeds a batch can have: their rows never overflow.
       visible_splits: As in `sample`, like `sampler` and `use_time`.
       num_batches: How many to look at.
+      key: Of all draws. None: each batch draws by its number, as no other batch will.
+      headroom: The sizes, times what was found; 1 is enough for the very draws looked at.
     """
     num_hops = len(next(iter(fanouts.values()))) if fanouts else 0
     reach = _reachable(seed_type, fanouts, num_hops)
@@ -69,7 +72,7 @@ def calibrate(
             exclude=batch.exclude,
             visible_splits=visible_splits,
             fanouts=fanouts,
-            key=number,
+            key=number if key is None else key,
             seed_text_row=batch.seed_text_row,
             sampler=sampler,
             use_time=use_time,
@@ -78,24 +81,24 @@ def calibrate(
             need[name] = np.maximum(need[name], expansion.used[i])
             num_texts = _num_texts(store, layout, i, expansion, batch, seed_type)
             texts[name] = max(texts[name], num_texts)
-    rows = {name: _blocks(need[name], reach[name]) for name in sorted(need)}
+    rows = {name: _blocks(need[name] * headroom, reach[name]) for name in sorted(need)}
     rows[seed_type] = (-(-num_seeds // _MULTIPLE) * _MULTIPLE, *rows[seed_type][1:])
     return Budget(
         rows=tuple(rows.items()),
         fanout=tuple(sorted((key, tuple(hops)) for key, hops in fanouts.items())),
         texts=tuple(
-            (name, _padded(count) if name in store.text_vectors else 0)
+            (name, _padded(count * headroom) if name in store.text_vectors else 0)
             for name, count in sorted(texts.items())
         ),
     )
 
 
-def _blocks(need: Int[np.ndarray, " hops"], reach: list[bool]) -> tuple[int, ...]:
+def _blocks(need: Float64[np.ndarray, " hops"], reach: list[bool]) -> tuple[int, ...]:
     return tuple(_padded(n) if can else 0 for n, can in zip(need.tolist(), reach, strict=True))
 
 
-def _padded(count: int) -> int:
-    return max(1, math.ceil(count * _HEADROOM / _MULTIPLE)) * _MULTIPLE
+def _padded(size: float) -> int:
+    return max(1, math.ceil(size / _MULTIPLE)) * _MULTIPLE
 
 
 def _reachable(seed_type: str, fanouts: Fanouts, num_hops: int) -> dict[str, list[bool]]:
