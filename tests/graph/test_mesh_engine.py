@@ -71,9 +71,10 @@ def check_equal(host, mesh, text_error):
         (1, (3, 2), {"shrink": 8}, "float32"),
         (8, (6, 2), {"sampler": SamplerConfig(max_age=30)}, "float32"),
         (2, (4,), {"sampler": SamplerConfig(kind="last_n")}, "int8"),
+        (2, (3, 2), {"sampler": SamplerConfig(kind="top_k")}, "float32"),
         (4, (3,), {"sampler": SamplerConfig(replace=True), "use_time": False}, "float32"),
     ],
-    ids=["overflow", "eight devices", "last_n", "split rule"],
+    ids=["overflow", "eight devices", "last_n", "top_k", "split rule"],
 )
 def test_samples_are_the_host_s_on_any_mesh(store, devices, fanout, options, precision):
     """Entries of texts go up to 80 and differ by 1 between texts, so that int8 tells them apart."""

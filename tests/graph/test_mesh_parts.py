@@ -13,7 +13,7 @@ from star_jax.graph.engines.mesh.topology import AXES, Edges
 from star_jax.graph.engines.mesh.visibility import Row as Rows
 from star_jax.graph.engines.mesh.visibility import Rule, Viewers, time_bounds, visible
 from star_jax.graph.samplers import draws, visibility
-from star_jax.graph.samplers.picks import last_n, uniform
+from star_jax.graph.samplers.picks import last_n, top_k, uniform
 from star_jax.graph.samplers.picks.draw import Draw, Scratch
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.shapes import NO_TIME
@@ -69,10 +69,10 @@ class World:
         self.pairs = rng.integers(0, 9, (4, 5, 2)).astype(np.int32)
         self.hidden = rng.integers(0, 3, num_rows).astype(np.int32)
         self.start = rng.integers(0, 2**64, num_rows, dtype=np.uint64)
+        self.weight = rng.integers(-1, 4, total).astype(np.float32)  # Many are equal.
 
     def on_device(self):
-        ones = np.ones(len(self.sender), np.float32)
-        edges = Edges(self.end, self.sender, self.time, self.removed, ones, self.flags)
+        edges = Edges(self.end, self.sender, self.time, self.removed, self.weight, self.flags)
         edges = Edges(*map(jnp.asarray, edges))
         viewers = Viewers(*map(jnp.asarray, (self.group_time, *np.moveaxis(self.pairs, 2, 0))))
         columns = (self.begin, self.end, self.node, self.group, self.hidden)
@@ -89,7 +89,7 @@ class World:
             sender=self.sender,
             time=self.time.astype(np.int64),
             removed=self.removed.astype(np.int64),
-            weight=np.ones(len(self.sender), np.float32),
+            weight=self.weight,
             cumulative=np.zeros(0),
             flags=self.flags,
         )
@@ -128,6 +128,7 @@ LENGTHS = {
         ("uniform", False, 0.02),
         ("uniform", True, 0.05),
         ("last_n", 0, 0.3),
+        ("top_k", 0, 0.6),
     ],
 )
 def test_picks_are_the_host_s(kind, replace, share, lengths):
@@ -146,6 +147,8 @@ def test_picks_are_the_host_s(kind, replace, share, lengths):
 
         if kind == "last_n":
             return picks.last_n(draw, seen, 3)
+        if kind == "top_k":
+            return picks.top_k(draw, seen, edges.weight, 3)
         return picks.uniform(draw, seen, 3, replace=replace)
 
     start = words.Word(
@@ -154,7 +157,7 @@ def test_picks_are_the_host_s(kind, replace, share, lengths):
     )
     made = on_device(*world.on_device(), start, jnp.asarray(fanout))
     found = [row[:n].tolist() for row, n in zip(*map(np.asarray, made), strict=True)]
-    pick = last_n.pick if kind == "last_n" else uniform.pick
+    pick = {"last_n": last_n, "top_k": top_k, "uniform": uniform}[kind].pick
     expected = world.picks_on_host(pick, fanout, replace=bool(replace))
     assert found == expected
     assert any(expected)

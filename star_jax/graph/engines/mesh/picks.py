@@ -1,11 +1,12 @@
 """Neighbours of many rows at once, the same ones as `samplers/picks` takes row by row."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Array, Bool, Float32, Int32
 
 from star_jax.graph.engines.mesh import words
 from star_jax.graph.samplers.picks.uniform import SMALL
@@ -58,6 +59,30 @@ def last_n(draw: Draw, seen: Seen, most: int) -> Picks:
     start = (jnp.int32(0), empty, jnp.zeros_like(draw.end))
     _, position, found = jax.lax.while_loop(more, step, start)
     return Picks(position, found)
+
+
+def top_k(draw: Draw, seen: Seen, weight: Float32[Array, " M"], most: int) -> Picks:
+    """The visible edges of largest weight of each row, of equal ones the latest."""
+    window = SMALL * most
+
+    def more(state: tuple[Array, Array, Array]) -> Array:
+        return jnp.any(draw.end - state[0] * window > draw.begin)
+
+    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        number, position, known = state
+        # Those known are later, and a stable order leaves them in front of equal ones.
+        block = (draw.end - 1 - number * window)[:, None] - jnp.arange(window)[None]
+        joined = jnp.concatenate([position, block], axis=1)
+        counts = jnp.concatenate([known, seen(block)], axis=1)
+        key = jnp.where(counts, -weight[jnp.where(counts, joined, 0)], jnp.inf)
+        order = jnp.argsort(key, axis=1, stable=True)[:, :most]
+        take = functools.partial(jnp.take_along_axis, indices=order, axis=1)
+        return number + 1, take(joined), take(counts)
+
+    empty = jnp.zeros((draw.end.shape[0], most), jnp.int32)
+    start = (jnp.int32(0), empty, jnp.zeros(empty.shape, bool))
+    _, position, known = jax.lax.while_loop(more, step, start)
+    return Picks(position, jnp.minimum(jnp.sum(known, axis=1), draw.fanout))
 
 
 def uniform(draw: Draw, seen: Seen, most: int, *, replace: bool) -> Picks:
