@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from star_jax.config import InputError
-from star_jax.graph.batches import NodeTable
+from star_jax.graph.batches import HostOrDevice, NodeTable
 from star_jax.graph.model import GraphBatch, StatefulLoss
 from star_jax.pipeline import text_model
 from star_jax.shapes import PyTree
@@ -49,6 +49,9 @@ class GraphTextConfig:
       num_lengths: Padded lengths; the texts of a batch have the smallest that holds them, and each
         compiles a program.
       remat: What the encoder's blocks compute again in the backward pass.
+      chunk_rows: Texts of a device that are encoded at a time. More than that go through the
+        encoder chunk after chunk, which keeps the vectors alone: the activations of one chunk are
+        computed again when its gradient is (gradient cache).
     """
 
     mode: Mode = "lora"
@@ -57,6 +60,7 @@ class GraphTextConfig:
     rate: float = 0.1
     num_lengths: int = 3
     remat: Remat = "none"
+    chunk_rows: int = 128
 
     def __post_init__(self) -> None:
         if self.lm_train_nodes is not None and self.lm_train_nodes < 1:
@@ -70,6 +74,8 @@ class GraphTextConfig:
             raise ValueError(f"rate {self.rate} must be > 0")
         if self.num_lengths < 1:
             raise ValueError(f"num_lengths {self.num_lengths} must be >= 1")
+        if self.chunk_rows < 1:
+            raise ValueError(f"chunk_rows {self.chunk_rows} must be >= 1")
 
 
 class BatchTexts(NamedTuple):
@@ -92,6 +98,7 @@ class TextInStep:
       trainable: Float32 collections of variables; empty in mode `frozen`.
       frozen: The others.
       digest: Of the frozen ones.
+      chunk_rows: As in `GraphTextConfig`.
     """
 
     model: BiEncoder
@@ -99,6 +106,7 @@ class TextInStep:
     trainable: PyTree
     frozen: PyTree
     digest: str
+    chunk_rows: int
 
     def vectors(
         self, trainable: PyTree, frozen: PyTree, texts: BatchTexts, key: Key[Array, ""] | None
@@ -106,11 +114,35 @@ class TextInStep:
         """Vectors of all rows; a key switches the adapters' dropout on where they train."""
         variables, parts = {**frozen, **trainable}, []
         if texts.trained is not None:
-            parts.append(_encode(self.model, variables, texts.trained, key))
+            parts.append(self._encode(variables, texts.trained, key))
         if texts.read is not None:
-            read = _encode(self.model, jax.lax.stop_gradient(variables), texts.read, None)
+            read = self._encode(jax.lax.stop_gradient(variables), texts.read, None)
             parts.append(jax.lax.stop_gradient(read))
         return jnp.concatenate(parts, axis=1)
+
+    def _encode(
+        self, variables: PyTree, texts: Tokens, key: Key[Array, ""] | None
+    ) -> Float[Array, "shards C E"]:
+        """Rows of all devices side by side, so many of each at a time."""
+        shards, num_rows = texts.tokens.shape[:2]
+        num_chunks = -(-num_rows // self.chunk_rows)
+        size = -(-num_rows // max(num_chunks, 1))
+
+        def chunked(array: HostOrDevice) -> Array:
+            rest = num_chunks * size - num_rows
+            full = jnp.pad(jnp.asarray(array), ((0, 0), (0, rest), (0, 0)))
+            return jnp.moveaxis(full.reshape(shards, num_chunks, size, -1), 1, 0)
+
+        def encoded(chunk: Tokens, key: Key[Array, ""] | None) -> Float[Array, "shards c E"]:
+            rows = jax.tree.map(lambda array: array.reshape(-1, array.shape[-1]), chunk)
+            return encode(self.model, variables, rows, key).reshape(shards, size, -1)
+
+        chunks = jax.tree.map(chunked, texts)
+        if num_chunks == 1:
+            return encoded(jax.tree.map(lambda array: array[0], chunks), key)
+        keys = None if key is None else jax.random.split(key, num_chunks)
+        made = jax.lax.map(lambda each: jax.checkpoint(encoded)(*each), (chunks, keys))
+        return jnp.moveaxis(made, 0, 1).reshape(shards, num_chunks * size, -1)[:, :num_rows]
 
 
 def open_text(
@@ -166,6 +198,7 @@ def open_text(
         trainable=trainable,
         frozen=frozen,
         digest=tree_digest(frozen),
+        chunk_rows=config.chunk_rows,
     )
 
 
@@ -223,15 +256,6 @@ def with_vectors(batch: GraphBatch, vectors: Float[Array, "shards C E"]) -> Grap
 def is_numbered(nodes: NodeTable) -> bool:
     """Whether a table holds numbers in the place of text vectors."""
     return jnp.issubdtype(nodes.texts.dtype, jnp.integer)
-
-
-def _encode(
-    model: BiEncoder, variables: PyTree, texts: Tokens, key: Key[Array, ""] | None
-) -> Float[Array, "shards C E"]:
-    """Devices' rows side by side, so that one pass encodes them all."""
-    shards, num_rows = texts.tokens.shape[:2]
-    rows = jax.tree.map(lambda array: jnp.asarray(array).reshape(-1, array.shape[-1]), texts)
-    return encode(model, variables, rows, key).reshape(shards, num_rows, -1)
 
 
 def _float32(variables: PyTree) -> PyTree:

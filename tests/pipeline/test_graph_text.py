@@ -105,9 +105,15 @@ def one_by_one(text, trained, of_vectors):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "shards", "lm_train_nodes"), [("lora", 2, 12), ("full", 1, None)])
-def test_gradients_are_those_of_one_text_after_the_other(workdir, mode, shards, lm_train_nodes):
-    config = GraphTextConfig(mode=mode, lm_train_nodes=lm_train_nodes)
+@pytest.mark.parametrize(
+    ("mode", "shards", "lm_train_nodes", "chunk_rows"),
+    [("lora", 2, 12, 5), ("full", 1, None, 7), ("full", 1, 4, 128)],
+    ids=["chunks of 5 and 6", "chunks of 7", "one chunk"],
+)
+def test_gradients_are_those_of_one_text_after_the_other(
+    workdir, mode, shards, lm_train_nodes, chunk_rows
+):
+    config = GraphTextConfig(mode=mode, lm_train_nodes=lm_train_nodes, chunk_rows=chunk_rows)
     parts = training(workdir, config, shards, tasks=("apply",), model=NARROW)
     text, batch = without_dropout(parts.text), parts.batch()
     loss = with_text(parts.loss, text)
