@@ -83,13 +83,11 @@ def calibrate(
             texts[name] = max(texts[name], num_texts)
     rows = {name: _blocks(need[name] * headroom, reach[name]) for name in sorted(need)}
     rows[seed_type] = (-(-num_seeds // _MULTIPLE) * _MULTIPLE, *rows[seed_type][1:])
+    room = {name: _padded(count * headroom) for name, count in texts.items()}
     return Budget(
         rows=tuple(rows.items()),
         fanout=tuple(sorted((key, tuple(hops)) for key, hops in fanouts.items())),
-        texts=tuple(
-            (name, _padded(count * headroom) if name in store.text_vectors else 0)
-            for name, count in sorted(texts.items())
-        ),
+        texts=tuple((n, room[n] if n in store.text_vectors else 0) for n in sorted(room)),
     )
 
 
