@@ -54,10 +54,10 @@ def as_long_as(config: PlanConfig, settled: dict[str, float]) -> PlanConfig:
 
 
 def cells(found: Sequence[dict[str, float]], metrics: Sequence[str]) -> list[str]:
-    """Mean and standard deviation over the runs of a row, by metric."""
+    """Mean and standard deviation (of a sample) over the runs of a row, by metric."""
     made = []
     for metric in metrics:
         values = [each[metric] for each in found if metric in each]
-        spread = f" ± {np.std(values):.4f}" if len(values) > 1 else ""
+        spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
         made.append(f"{np.mean(values):.4f}{spread}" if values else "-")
     return made

@@ -1,6 +1,7 @@
 """`star audit-leaks`: plants what training may not see, and fails if any of it reaches a loss.
 
-Reads `W/tables`, `W/graph` and, with text features, `W/text_embeddings`; writes `W/leaks`. The
+Reads `W/tables`, `W/graph` and, with text features, `W/text_embeddings`, or `W/text` where the
+training encodes texts itself; writes `W/leaks`. The
 graph is built again for every kind of canary (`pipeline/canaries.py`). Batches of early training
 examples are then sampled as in training: none may hold a canary, and with the future changed the
 batches, the loss and its gradient must be the same in every bit. That the canaries can be reached
@@ -36,7 +37,9 @@ from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline import canaries
 from star_jax.pipeline.graph_engines import make_engine
 from star_jax.pipeline.graph_loader import TRAIN_SPLITS, Groups, Pairs, PairSampler, RoleBudgets
-from star_jax.pipeline.graph_model import GraphModelFile, open_store
+from star_jax.pipeline.graph_model import GraphModelFile, open_training_store
+from star_jax.pipeline.graph_text import joined, open_text, with_text
+from star_jax.pipeline.graph_text_validation import EncodedTexts
 from star_jax.pipeline.graph_training import GraphTrainConfig, describe, make_model_loss
 from star_jax.pipeline.tables.read import TablesMeta, read_meta, read_pairs
 from star_jax.shapes import NO_TIME
@@ -78,6 +81,7 @@ class _Audit(NamedTuple):
     """What is sampled, and how."""
 
     config: GraphTrainConfig
+    workdir: Path
     file: GraphModelFile
     meta: TablesMeta
     examples: dict[str, _Examples]
@@ -141,11 +145,10 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
       InputError: A canary was seen, or none could have been.
     """
     meta = read_meta(workdir / "tables")
-    features = config.model.features
-    store = open_store(workdir, features.text, min_edges=features.identity_min_edges)
+    store = open_training_store(workdir, config.model.features, config.text_encoder)
     file = describe(config, workdir, store, meta)
     graph = _Graph.of(config, store)
-    audit = _Audit(config, file, meta, _examples(config, workdir, file, graph, meta))
+    audit = _Audit(config, workdir, file, meta, _examples(config, workdir, file, graph, meta))
     clean = audit.batches(graph, rules=True)
     scratch = workdir / ".leaks"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -185,7 +188,7 @@ def _examples(
         rng = np.random.default_rng(config.seed)
         chosen = np.sort(rng.permutation(early)[:_GROUPS])
         pairs = groups.take(chosen)
-        sampler = _Audit(config, file, meta, {}).sampler(graph, task, rules=True)
+        sampler = _Audit(config, workdir, file, meta, {}).sampler(graph, task, rules=True)
         budgets = sampler.budgets(
             lambda _, pairs=pairs: pairs,
             num_groups=len(chosen),
@@ -292,12 +295,19 @@ def _counts(batches: Iterable[tuple[str, PairBatch, int]]) -> dict[str, int]:
 
 def _loss(audit: _Audit, batches: dict[str, PairBatch]) -> list[float]:
     """The training loss of a fresh model, and the norm of its gradient."""
-    model = audit.file.build()
-    params, statistics = init_model(model, audit.config.seed)
-    loss = make_model_loss(audit.config, model, audit.meta)
+    config, model = audit.config, audit.file.build()
+    params, statistics = init_model(model, config.seed)
+    loss, frozen = make_model_loss(config, model, audit.meta), {}
     tasks = {name: jax.tree.map(lambda leaf: leaf[None], batch) for name, batch in batches.items()}
     mask = np.concatenate([batch.mask for batch in tasks.values()], axis=1)
-    key = jax.random.key(audit.config.seed)
+    batch = GraphBatch(tasks, mask)
+    if config.text_encoder is not None:
+        mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        text = open_text(config.text_encoder, audit.workdir / "text", mesh, seed=config.seed)
+        texts = EncodedTexts(config.text_encoder, text, audit.workdir, mesh, seed=config.seed)
+        batch = texts.batches(lambda _, made=batch: made)(0)
+        params, loss, frozen = joined(params, text.trainable), with_text(loss, text), text.frozen
+    key = jax.random.key(config.seed)
     both = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (value, _), gradient = both(params, statistics, {}, GraphBatch(tasks, mask), key)
+    (value, _), gradient = both(params, statistics, frozen, batch, key)
     return [float(value), float(optax.tree.norm(gradient))]

@@ -29,8 +29,7 @@ from star_jax.pipeline.graph_model import (
     MODEL,
     GraphModelFile,
     inputs_of,
-    open_numbered_store,
-    open_store,
+    open_training_store,
     text_input,
 )
 from star_jax.pipeline.graph_streams import count_pairs
@@ -73,10 +72,7 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
         artefacts.read_manifest(folder, KIND)
         _log.info("%s is trained already", folder)
         return
-    if config.text_encoder is None:
-        store = open_store(workdir, features.text, min_edges=features.identity_min_edges)
-    else:
-        store = open_numbered_store(workdir, features.identity_min_edges)
+    store = open_training_store(workdir, features, config.text_encoder)
     file = describe(config, workdir, store, meta)
     note_begun(folder / JOB, config, inputs)
     artefacts.write_text(folder / MODEL, to_json(file))

@@ -101,6 +101,15 @@ def open_numbered_store(workdir: Path, min_edges: int) -> GraphStore:
     return GraphStore.open(workdir / "graph", TextNumbers(width), min_edges)
 
 
+def open_training_store(
+    workdir: Path, features: FeatureConfig, encoder: GraphTextConfig | None
+) -> GraphStore:
+    """The graph with what a training reads of its texts: vectors, or numbers where it encodes."""
+    if encoder is not None:
+        return open_numbered_store(workdir, features.identity_min_edges)
+    return open_store(workdir, features.text, min_edges=features.identity_min_edges)
+
+
 def text_input(text: TextFeature, encoder: GraphTextConfig | None) -> str | None:
     """The folder that the texts of a graph model come from: the encoder's, or their vectors'."""
     if text != "vectors":

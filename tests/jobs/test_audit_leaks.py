@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from star_jax.graph.samplers.sampler import PprConfig, SamplerConfig
 from star_jax.jobs import audit_leaks
 from star_jax.pipeline.canaries import KINDS
 from star_jax.pipeline.graph_loader import PairSampler
+from star_jax.pipeline.graph_text import GraphTextConfig
 from star_jax.pipeline.tables.read import read_pairs
 from star_jax.shapes import NO_TIME
 from tests.jobs import graph_runs, tiny_graph
+from tests.pipeline import text_in_graph
 
 
 def audited(workdir):
@@ -47,6 +50,17 @@ def test_the_sampler_leaks_nothing(workdir, decoder):
     assert not (workdir / ".leaks").exists()
     graph = artefacts.read_manifest(workdir / "graph", "graph").meta["version"]
     assert artefacts.read_manifest(workdir / "leaks", "leaks").meta["graph"] == graph
+
+
+def test_a_training_that_encodes_its_texts_is_audited_with_its_encoder(market, tmp_path):
+    workdir = text_in_graph.write(market, tmp_path / "audit")
+    shutil.rmtree(workdir / "text_embeddings")  # Not read.
+    encoder = GraphTextConfig(mode="lora", lm_train_nodes=8, num_lengths=1, chunk_rows=64)
+    audit_leaks.run(tiny_graph.config(tasks=("apply",), text_encoder=encoder), workdir)
+    future = audited(workdir)["kinds"]["future"]
+    assert future["reachable"] > 0
+    assert future["loss"] == future["loss_planted"]
+    assert future["loss"][1] > 0
 
 
 @pytest.mark.parametrize(
