@@ -194,7 +194,7 @@ def _pick(
     if walk.sampler.kind == "last_n":
         picked = picks.last_n(draw, seen, most)
     elif walk.sampler.kind == "top_k":
-        picked = picks.top_k(draw, seen, edges.weight, most)
+        picked = picks.top_k(draw, seen, jnp.asarray(edges.weight), most)
     else:
         picked = picks.uniform(draw, seen, most, replace=walk.sampler.replace)
     real = jnp.arange(most)[None] < picked.found[:, None]
