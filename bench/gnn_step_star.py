@@ -28,14 +28,13 @@ from bench.gnn_step_world import (
     whole,
 )
 from bench.turns import Answer, take_turns
-from star_jax.graph.model import Role, init_model, make_loss
+from star_jax.graph.model import init_model, make_loss
 from star_jax.graph.samplers import sample as sampling
-from star_jax.graph.store import GraphStore
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES
 from star_jax.pipeline import graph_layers
 from star_jax.pipeline.graph_buckets import Shapes
-from star_jax.pipeline.graph_embedding import Embedder, Seeds, split_view
+from star_jax.pipeline.graph_embedding import Embedder, Wanted, split_view
 from star_jax.pipeline.graph_layers import LayerEncoder
 from star_jax.pipeline.graph_states import StateFiles, complete
 from star_jax.pipeline.graph_streams import count_pairs, make_batches
@@ -75,7 +74,7 @@ class Star:
         )
         self._step = make_step(self._loss, optimizer, state=self._state, mesh=mesh, stateful=True)
         self._embedder = Embedder(self._model, world.file.sampling)
-        for number, (_, subgraph) in enumerate(self._embedder.batches(*self._question())):
+        for number, (_, subgraph) in enumerate(self._embedder.batches(self._wanted())):
             arrays = pack(subgraph, EXPORTED)
             np.savez(folder / f"nodes_{number}.npz", **arrays)
         arrays = pack(whole(world, self._model, self._view, self._exported()), EXPORTED)
@@ -154,7 +153,7 @@ class Star:
         begun = time.monotonic()
         self._sampled()
         seconds = time.monotonic() - begun
-        for _ in self._embedder.batches(*self._question()):
+        for _ in self._embedder.batches(self._wanted()):
             pass
         return {"seconds": seconds, "sample": time.monotonic() - begun - seconds}
 
@@ -165,7 +164,7 @@ class Star:
         return {"seconds": time.monotonic() - begun}
 
     def _sampled(self) -> None:
-        vectors = self._embedder.embed(self._variables, *self._question())
+        vectors = self._embedder.embed(self._variables, self._wanted())
         assert np.isfinite(vectors.embedding).all()
 
     def _layered(self) -> None:
@@ -199,10 +198,8 @@ class Star:
         total = self._world.store.num_nodes[EXPORTED]
         return np.arange(min(total, self._size.num_exported), dtype=np.int32)
 
-    def _question(self) -> tuple[GraphStore, Role, str, Seeds, int]:
-        nodes, view = self._exported(), self._view
-        seeds = Seeds(nodes, None, np.full(len(nodes), view.time, np.int64))
-        return view.store, _ROLE, EXPORTED, seeds, view.splits
+    def _wanted(self) -> Wanted:
+        return Wanted.of_view(self._view, _ROLE, EXPORTED, self._exported())
 
     def _update(self, batch: Any) -> float:
         self._state, metrics = self._step(self._state, {}, batch, RATE)

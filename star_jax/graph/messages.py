@@ -77,13 +77,16 @@ def dense_messages(
     Returns:
       By receiver type one row per node of the hops, in the order of the node table.
     """
-    blocks, offsets = hop_blocks(subgraph, seed_type), row_offsets(hidden)
-    everything = jnp.concatenate([hidden[name] for name in sorted(hidden)])
-    projected = {
-        key: _project(weights.attention, weights.keys.index(key), hidden[parse_key(key)[0]])
-        for key in edge_keys(subgraph)
-        if _project_first(key, subgraph, hidden)
-    }
+    blocks = hop_blocks(subgraph, seed_type)
+    sending = _Sending(
+        hidden,
+        jnp.concatenate([hidden[name] for name in sorted(hidden)]),
+        {
+            key: _project(weights.attention, weights.keys.index(key), hidden[parse_key(key)[0]])
+            for key in edge_keys(subgraph)
+            if _project_first(key, subgraph, hidden)
+        },
+    )
     messages = {}
     for number, name in enumerate(weights.types):
         if name not in hidden:
@@ -99,19 +102,9 @@ def dense_messages(
                 value = weights.attention.value[weights.own(name)]
                 parts.append(jnp.einsum("qd,dhk->qhk", rows, value).reshape(rows.shape))
                 continue
-            senders = [
-                _looked_up(weights, key, into.pop(key), projected[key])
-                for key in sorted(projected.keys() & into.keys())
-            ]
-            for key in [key for key, table in sorted(into.items()) if _is_narrow(table)]:
-                senders.append(_one_each(weights, key, into.pop(key), hidden))
+            senders = _senders(weights, sending, into)
             if weights.include_receiver:
                 senders.append(_own(weights, name, rows))
-            listed = [_listed(weights, key, table, offsets) for key, table in sorted(into.items())]
-            senders += [
-                _folded_senders(weights.attention, everything, group)
-                for group in _similar_widths(listed)
-            ]
             query = jnp.einsum("qd,dhk->qhk", rows, weights.query[number])
             parts.append(attend(query, senders, pooling).reshape(rows.shape))
         messages[name] = jnp.concatenate(parts or [hidden[name][:0]])
@@ -187,15 +180,36 @@ def _all_projections(
     return made[0], made[1], list(itertools.accumulate(sizes, initial=0))[:-1]
 
 
+class _Sending(NamedTuple):
+    """Rows of senders, in the forms in which they are read."""
+
+    hidden: Hidden
+    everything: Float[Array, "N D"]  # Those of all types, in the order of their names.
+    projected: Mapping[str, tuple[Float[Array, "_ D"], Float[Array, "_ D"]]]  # By edge key.
+
+
+def _senders(
+    weights: LayerWeights, sending: _Sending, into: Mapping[str, Neighbours]
+) -> list[Senders]:
+    """What reaches one block over the tables into it, each read in the cheapest way."""
+    offsets = row_offsets(sending.hidden)
+    senders, listed = [], []
+    for key, table in sorted(into.items()):
+        if key in sending.projected:
+            senders.append(_looked_up(weights, key, table, sending.projected[key]))
+        elif table.mask.shape[1] == 1:  # Folding saves no product here, and costs larger ones.
+            senders.append(_one_each(weights, key, table, sending.hidden))
+        else:
+            listed.append(_listed(weights, key, table, offsets))
+    groups = _similar_widths(listed)
+    folded = [_folded_senders(weights.attention, sending.everything, group) for group in groups]
+    return senders + folded
+
+
 def _project_first(key: str, subgraph: Subgraph, hidden: Hidden) -> bool:
     """Whether a relation has far fewer sender rows than receiver rows: keys are made first."""
     receivers = sum(hop[key].mask.shape[0] for hop in subgraph.hops if key in hop)
     return _FEWER * hidden[parse_key(key)[0]].shape[0] < receivers
-
-
-def _is_narrow(table: Neighbours) -> bool:
-    """Whether rows have one neighbour at most: folding saves no product and costs larger ones."""
-    return table.mask.shape[1] == 1
 
 
 def _project(

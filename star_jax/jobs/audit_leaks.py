@@ -15,7 +15,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -269,7 +269,8 @@ def _compare(
         result["problem"] = "no canary can be reached even with the rules off: nothing is shown"
     elif kind == "future":
         with_rules = audit.batches(planted, rules=True)
-        result |= {"loss": _loss(audit, clean), "loss_planted": _loss(audit, with_rules)}
+        loss = _loss(audit)
+        result |= {"loss": loss(clean), "loss_planted": loss(with_rules)}
         if _changed(clean, with_rules):
             result["problem"] = "the future changed a batch"
         elif result["loss"] != result["loss_planted"]:
@@ -293,21 +294,25 @@ def _counts(batches: Iterable[tuple[str, PairBatch, int]]) -> dict[str, int]:
     return dict(found)
 
 
-def _loss(audit: _Audit, batches: dict[str, PairBatch]) -> list[float]:
-    """The training loss of a fresh model, and the norm of its gradient."""
+def _loss(audit: _Audit) -> Callable[[dict[str, PairBatch]], list[float]]:
+    """Gives the training loss of a fresh model, and the norm of its gradient."""
     config, model = audit.config, audit.file.build()
     params, statistics = init_model(model, config.seed)
-    loss, frozen = make_model_loss(config, model, audit.meta), {}
-    tasks = {name: jax.tree.map(lambda leaf: leaf[None], batch) for name, batch in batches.items()}
-    mask = np.concatenate([batch.mask for batch in tasks.values()], axis=1)
-    batch = GraphBatch(tasks, mask)
+    loss, texts, frozen = make_model_loss(config, model, audit.meta), None, {}
     if config.text_encoder is not None:
         mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
         text = open_text(config.text_encoder, audit.workdir / "text", mesh, seed=config.seed)
         texts = EncodedTexts(config.text_encoder, text, audit.workdir, mesh, seed=config.seed)
-        batch = texts.batches(lambda _, made=batch: made)(0)
         params, loss, frozen = joined(params, text.trainable), with_text(loss, text), text.frozen
     key = jax.random.key(config.seed)
     both = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (value, _), gradient = both(params, statistics, frozen, batch, key)
-    return [float(value), float(optax.tree.norm(gradient))]
+
+    def of_batches(batches: dict[str, PairBatch]) -> list[float]:
+        tasks = {name: jax.tree.map(lambda leaf: leaf[None], b) for name, b in batches.items()}
+        mask = np.concatenate([batch.mask for batch in tasks.values()], axis=1)
+        batch = GraphBatch(tasks, mask)
+        tokens = batch if texts is None else texts.batches(lambda _: batch)(0)
+        (value, _), gradient = both(params, statistics, frozen, tokens, key)
+        return [float(value), float(optax.tree.norm(gradient))]
+
+    return of_batches

@@ -30,8 +30,8 @@ from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.graph_buckets import Shapes
 from star_jax.pipeline.graph_embedding import (
     Embedder,
-    Seeds,
     SplitView,
+    Wanted,
     fanouts_of,
     split_view,
 )
@@ -212,10 +212,8 @@ def _sampled(export: _Export, embedder: Embedder, target: Target) -> Iterator[_P
     progress = Progress(f"export-graph {target.table}", float(total), "nodes")
     for start in range(0, max(total, 1), part_nodes):
         nodes = np.arange(start, min(start + part_nodes, total), dtype=np.int32)
-        seeds = Seeds(nodes, None, np.full(len(nodes), view.time, np.int64))
-        vectors = embedder.embed(
-            export.trained.variables, view.store, target.role, target.node_type, seeds, view.splits
-        )
+        wanted = Wanted.of_view(view, target.role, target.node_type, nodes)
+        vectors = embedder.embed(export.trained.variables, wanted)
         yield nodes, np.asarray(vectors.embedding)
         progress.advance(float(len(nodes)), float(len(nodes)))
 

@@ -12,7 +12,7 @@ from star_jax.graph.heads import NodeHead, held_out
 from star_jax.graph.model import ROLES, GraphModel, LinkTask, Role
 from star_jax.graph.store import GraphStore
 from star_jax.parallel.mesh import MeshConfig, make_mesh
-from star_jax.pipeline.graph_embedding import Embedder, Sampled, Seeds, SplitView, split_view
+from star_jax.pipeline.graph_embedding import Embedder, Sampled, SplitView, Wanted, split_view
 from star_jax.pipeline.graph_model import open_trained
 from star_jax.shapes import PyTree
 
@@ -32,7 +32,7 @@ class NodeClassifier:
 
     def prepare(self, view: SplitView, nodes: Int32[np.ndarray, " N"]) -> Sampled:
         """Samples around nodes."""
-        return self._embedder.prepare(*self._question(view, nodes))
+        return self._embedder.prepare(self._wanted(view, nodes))
 
     def __call__(self, variables: PyTree, sampled: Sampled) -> Float32[np.ndarray, "N C"]:
         """Probability of every code of the column."""
@@ -43,14 +43,11 @@ class NodeClassifier:
         self, variables: PyTree, view: SplitView, nodes: Int32[np.ndarray, " N"]
     ) -> Float32[np.ndarray, "N C"]:
         """The same of nodes whose samples nobody needs again."""
-        vectors = self._embedder.embed(variables, *self._question(view, nodes))
+        vectors = self._embedder.embed(variables, self._wanted(view, nodes))
         return np.asarray(self._classify(variables, vectors.embedding))
 
-    def _question(
-        self, view: SplitView, nodes: Int32[np.ndarray, " N"]
-    ) -> tuple[GraphStore, Role, str, Seeds, int]:
-        seeds = Seeds(nodes, None, np.full(len(nodes), view.time, np.int64))
-        return view.store, self._role, self._head.task.node_type, seeds, view.splits
+    def _wanted(self, view: SplitView, nodes: Int32[np.ndarray, " N"]) -> Wanted:
+        return Wanted.of_view(view, self._role, self._head.task.node_type, nodes)
 
 
 def classify(

@@ -94,6 +94,32 @@ def split_view(store: GraphStore, visible: str) -> SplitView:
     return SplitView(seen, splits, visible_until(seen, splits))
 
 
+class Wanted(NamedTuple):
+    """Whose vectors are wanted, of which graph, under the split rule.
+
+    Attributes:
+      store: The graph, or a view of it.
+      role: Of the seeds.
+      node_type: Of the seeds.
+      seeds: Those of one time share a group.
+      visible_splits: As in `sample`.
+    """
+
+    store: GraphStore
+    role: Role
+    node_type: str
+    seeds: Seeds
+    visible_splits: int
+
+    @classmethod
+    def of_view(
+        cls, view: SplitView, role: Role, node_type: str, nodes: Int32[np.ndarray, " S"]
+    ) -> "Wanted":
+        """Nodes as the view shows them, texts included."""
+        seeds = Seeds(nodes, None, np.full(len(nodes), view.time, np.int64))
+        return cls(view.store, role, node_type, seeds, view.splits)
+
+
 def fanouts_of(model: GraphModel, sampling: Sampling, role: Role, node_type: str) -> Fanouts:
     """Neighbours to draw around seeds, one hop per layer that updates their type.
 
@@ -130,39 +156,25 @@ class Embedder:
             static_argnames=("role", "node_type"),
         )
 
-    def batches(
-        self, store: GraphStore, role: Role, node_type: str, seeds: Seeds, visible_splits: int
-    ) -> Iterator[tuple[int, Subgraph]]:
-        """Samples seeds under the split rule, batch by batch; nothing is cut off.
+    def batches(self, wanted: Wanted) -> Iterator[tuple[int, Subgraph]]:
+        """Samples seeds batch by batch; nothing is cut off.
 
         The draws depend on the node alone, so that a node has one neighbourhood whoever asks. A
         batch that does not fit is drawn again with more room, which those after it have too.
 
-        Args:
-          store: The graph, or a view of it.
-          role: Of the seeds.
-          node_type: Of the seeds.
-          seeds: Those of one time share a group.
-          visible_splits: As in `sample`.
-
         Yields:
           How many seeds are real, and their padded subgraph.
         """
-        kind = (role, node_type)
-        fanouts = fanouts_of(self._model, self._sampling, role, node_type)
-        if kind not in self._budgets:
-            self._budgets[kind] = self._first_budget(
-                store, node_type, fanouts, seeds, visible_splits
-            )
-        size = self._budgets[kind].block(node_type, 0)[1]
-        for part in _parts(len(seeds.node), size):
-            batch = _seed_batch(seeds, part)
+        kind = (wanted.role, wanted.node_type)
+        size = self._budget(wanted).block(wanted.node_type, 0)[1]
+        for part in _parts(len(wanted.seeds.node), size):
+            batch = _seed_batch(wanted.seeds, part)
             while True:
                 subgraph, stats = sample(
-                    store,
-                    seed_type=node_type,
-                    visible_splits=visible_splits,
-                    fanouts=fanouts,
+                    wanted.store,
+                    seed_type=wanted.node_type,
+                    visible_splits=wanted.visible_splits,
+                    fanouts=self._fanouts(wanted),
                     budget=self._budgets[kind],
                     key=KEY,
                     sampler=self._sampling.sampler,
@@ -171,45 +183,48 @@ class Embedder:
                 )
                 if not stats.num_dropped:
                     break
-                self._budgets[kind] = _larger(self._budgets[kind], node_type)
+                self._budgets[kind] = _larger(self._budgets[kind], wanted.node_type)
             yield len(batch.seeds), subgraph
 
-    def prepare(
-        self, store: GraphStore, role: Role, node_type: str, seeds: Seeds, visible_splits: int
-    ) -> Sampled:
+    def prepare(self, wanted: Wanted) -> Sampled:
         """All of `batches`, for whoever embeds them again and again: of one shape."""
+        name = f"sampling around {wanted.node_type} {wanted.role}s"
         while True:
-            budget, made = self._budgets.get((role, node_type)), []
-            work = Work(f"sampling around {node_type} {role}s", len(seeds.node), "nodes")
-            for batch in self.batches(store, role, node_type, seeds, visible_splits):
+            budget, made = self._budget(wanted), []
+            work = Work(name, len(wanted.seeds.node), "nodes")
+            for batch in self.batches(wanted):
                 made.append(batch)
                 work.advance(batch[0])
-            if budget in (None, self._budgets[role, node_type]):
+            if self._budget(wanted) == budget:
                 return made
 
-    def _first_budget(
-        self,
-        store: GraphStore,
-        node_type: str,
-        fanouts: Fanouts,
-        seeds: Seeds,
-        visible_splits: int,
-    ) -> Budget:
-        num_seeds = min(_MOST_SEEDS, 1 << max(3, (len(seeds.node) - 1).bit_length()))
-        parts = list(_parts(len(seeds.node), num_seeds))
-        work = Work(f"measuring samples of {node_type}", len(parts), "batches")
+    def _fanouts(self, wanted: Wanted) -> Fanouts:
+        return fanouts_of(self._model, self._sampling, wanted.role, wanted.node_type)
+
+    def _budget(self, wanted: Wanted) -> Budget:
+        """The sizes as they are; measured when seeds of the kind are first asked for."""
+        kind = (wanted.role, wanted.node_type)
+        if kind not in self._budgets:
+            self._budgets[kind] = self._first_budget(wanted)
+        return self._budgets[kind]
+
+    def _first_budget(self, wanted: Wanted) -> Budget:
+        total = len(wanted.seeds.node)
+        num_seeds = min(_MOST_SEEDS, 1 << max(3, (total - 1).bit_length()))
+        parts = list(_parts(total, num_seeds))
+        work = Work(f"measuring samples of {wanted.node_type}", len(parts), "batches")
 
         def seeds_of(number: int) -> SeedBatch:
             work.advance(min(number, 1))  # The one before is done.
-            return _seed_batch(seeds, parts[number])
+            return _seed_batch(wanted.seeds, parts[number])
 
         return calibrate(
-            store,
+            wanted.store,
             seeds_of,
-            fanouts,
-            seed_type=node_type,
+            self._fanouts(wanted),
+            seed_type=wanted.node_type,
             num_seeds=num_seeds,
-            visible_splits=visible_splits,
+            visible_splits=wanted.visible_splits,
             sampler=self._sampling.sampler,
             use_time=False,
             num_batches=len(parts),
@@ -224,28 +239,11 @@ class Embedder:
         total = sum(size for size, _ in prepared)
         return self._vectors(variables, role, node_type, prepared, total)
 
-    def embed(
-        self,
-        variables: PyTree,
-        store: GraphStore,
-        role: Role,
-        node_type: str,
-        seeds: Seeds,
-        visible_splits: int,
-    ) -> SeedVectors:
-        """Vectors of seeds, in their order, sampled ahead: few batches are held at a time.
-
-        Args:
-          variables: Of the model.
-          store: As in `batches`, like what follows.
-          role: Of the seeds.
-          node_type: Of the seeds.
-          seeds: Whose vectors are wanted.
-          visible_splits: As in `sample`.
-        """
-        drawn = self.batches(store, role, node_type, seeds, visible_splits)
-        with ahead(drawn, _AHEAD) as batches:
-            return self._vectors(variables, role, node_type, batches, len(seeds.node))
+    def embed(self, variables: PyTree, wanted: Wanted) -> SeedVectors:
+        """Vectors of seeds, in their order, sampled ahead: few batches are held at a time."""
+        with ahead(self.batches(wanted), _AHEAD) as batches:
+            total = len(wanted.seeds.node)
+            return self._vectors(variables, wanted.role, wanted.node_type, batches, total)
 
     def _vectors(
         self,

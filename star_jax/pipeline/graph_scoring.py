@@ -16,6 +16,7 @@ from star_jax.pipeline.graph_embedding import (
     PairDecoder,
     Sampled,
     Seeds,
+    Wanted,
     distinct,
     splits_before,
     view_of_splits,
@@ -66,8 +67,8 @@ class SplitScoring:
         """Samples the different seeds of both roles, to be scored with any variables."""
         senders, receivers, sender_row, receiver_row = self._ends(pairs)
         return Prepared(
-            self._sampled("sender", senders),
-            self._sampled("receiver", receivers),
+            self._embedder.prepare(self._wanted("sender", senders)),
+            self._embedder.prepare(self._wanted("receiver", receivers)),
             sender_row,
             receiver_row,
         )
@@ -101,12 +102,10 @@ class SplitScoring:
 
     def vectors(self, variables: PyTree, role: Role, seeds: Seeds) -> SeedVectors:
         """Vectors of seeds, in their order."""
-        node_type = getattr(self._task, role)
-        return self._embedder.embed(variables, self._store, role, node_type, seeds, self._visible)
+        return self._embedder.embed(variables, self._wanted(role, seeds))
 
-    def _sampled(self, role: Role, seeds: Seeds) -> Sampled:
-        node_type = getattr(self._task, role)
-        return self._embedder.prepare(self._store, role, node_type, seeds, self._visible)
+    def _wanted(self, role: Role, seeds: Seeds) -> Wanted:
+        return Wanted(self._store, role, getattr(self._task, role), seeds, self._visible)
 
     def _ends(
         self, pairs: PairTable

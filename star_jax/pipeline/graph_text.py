@@ -126,7 +126,7 @@ class TextInStep:
         """Rows of all devices side by side, so many of each at a time."""
         shards, num_rows = texts.tokens.shape[:2]
         num_chunks = -(-num_rows // self.chunk_rows)
-        size = -(-num_rows // max(num_chunks, 1))
+        size = -(-num_rows // num_chunks)
 
         def chunked(array: HostOrDevice) -> Array:
             rest = num_chunks * size - num_rows

@@ -88,13 +88,10 @@ def test_the_draws_that_were_looked_at_need_no_headroom(store):
     fanouts = resolve(FanoutConfig(total=(6, 4)), store.meta)
     exact = _budget(store, fanouts, num_batches=6, key=3, headroom=1.0)
     assert all(_drawn(store, fanouts, exact, n, 3).num_dropped == 0 for n in range(6))
-    smaller = dataclasses.replace(
-        exact, rows=tuple((name, tuple(max(r - 8, 0) for r in rows)) for name, rows in exact.rows)
-    )
-    smaller = dataclasses.replace(
-        smaller,
-        rows=tuple((n, (24, *rows[1:]) if n == "member" else rows) for n, rows in smaller.rows),
-    )
+    seeds, *hops = dict(exact.rows)["member"]
+    rows = {name: tuple(max(size - 8, 0) for size in sizes) for name, sizes in exact.rows}
+    rows["member"] = (seeds, *(max(size - 8, 0) for size in hops))
+    smaller = dataclasses.replace(exact, rows=tuple(rows.items()))
     assert any(_drawn(store, fanouts, smaller, n, 3).num_dropped for n in range(6))
     assert any(_drawn(store, fanouts, exact, n, n).num_dropped for n in range(100))
 

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from star_jax.graph import messages
+from star_jax.graph.batches import Neighbours
 from star_jax.graph.encoder import (
     GraphEncoder,
     GraphEncoderConfig,
@@ -140,20 +142,19 @@ def test_one_layer_is_what_the_equations_say(change, path):
     np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    ("change", "seed_type", "num_hops"),
-    [
-        ({}, "member", 2),
-        ({}, "member", 1),  # Neighbours have only themselves, as around receivers.
-        ({"pooling": "mean", "skip": "jumping_knowledge", "unit_norm": True}, "member", 2),
-        ({"include_receiver": False}, "job", 2),
-    ],
-)
-def test_both_paths_agree_in_values_and_gradients(change, seed_type, num_hops):
-    config = dataclasses.replace(CONFIG, **change)
-    subgraph = random_subgraph(seed_type, seed=3)
-    hops = tuple(hop if i < num_hops else {} for i, hop in enumerate(subgraph.hops))
-    subgraph = subgraph._replace(hops=hops)
+def narrowed(subgraph):
+    """Some relations bring one neighbour at most."""
+    narrow = ("job__rev_apply__member", "skill__rev_has__job", "member__has__skill")
+
+    def table(key, each):
+        return Neighbours(*(part[:, :1] for part in each)) if key in narrow else each
+
+    hops = tuple({key: table(key, each) for key, each in hop.items()} for hop in subgraph.hops)
+    return subgraph._replace(hops=hops)
+
+
+def check_both_paths(config, subgraph, seed_type):
+    """Values and gradients of the tables are those of the segments."""
     variables, hidden = init(config, subgraph, seed_type), features(subgraph)
     probe = np.random.default_rng(1).normal(
         size=(hop_blocks(subgraph, seed_type)[seed_type][0], DIM)
@@ -175,6 +176,35 @@ def test_both_paths_agree_in_values_and_gradients(change, seed_type, num_hops):
     dense, reference = (of_both(variables["params"], hidden, path) for path in ("dense", "jraph"))
     for got, expected in zip(jax.tree.leaves(dense), jax.tree.leaves(reference), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "seed_type", "num_hops"),
+    [
+        ({}, "member", 2),
+        ({}, "member", 1),  # Neighbours have only themselves, as around receivers.
+        ({"pooling": "mean", "skip": "jumping_knowledge", "unit_norm": True}, "member", 2),
+        ({"include_receiver": False}, "job", 2),
+    ],
+)
+def test_both_paths_agree_in_values_and_gradients(change, seed_type, num_hops):
+    config = dataclasses.replace(CONFIG, **change)
+    subgraph = random_subgraph(seed_type, seed=3)
+    hops = tuple(hop if i < num_hops else {} for i, hop in enumerate(subgraph.hops))
+    check_both_paths(config, subgraph._replace(hops=hops), seed_type)
+
+
+@pytest.mark.parametrize("change", [{}, {"pooling": "mean", "include_receiver": False}])
+def test_relations_of_one_neighbour_are_projected_one_by_one(change):
+    config = dataclasses.replace(CONFIG, **change)
+    check_both_paths(config, narrowed(random_subgraph("member", seed=3)), "member")
+
+
+@pytest.mark.parametrize("change", [{}, {"pooling": "mean", "include_receiver": False}])
+def test_relations_of_few_senders_are_projected_before_they_are_looked_up(change, monkeypatch):
+    monkeypatch.setattr(messages, "_FEWER", 0)  # All are few.
+    config = dataclasses.replace(CONFIG, **change)
+    check_both_paths(config, narrowed(random_subgraph("member", seed=3)), "member")
 
 
 @pytest.mark.parametrize(("path", "pooling"), [("dense", "self_attention"), ("jraph", "mean")])

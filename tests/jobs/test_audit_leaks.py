@@ -80,7 +80,7 @@ def test_a_rule_that_is_off_is_found(workdir, monkeypatch, kind, change, kinds):
         return PairSampler(store, task, hides, sampling, **options)
 
     monkeypatch.setattr(audit_leaks, "PairSampler", careless)
-    monkeypatch.setattr(audit_leaks, "_loss", lambda *_: [0.0, 0.0])  # Compiled above.
+    monkeypatch.setattr(audit_leaks, "_loss", lambda _: lambda _: [0.0, 0.0])  # Compiled above.
     sampler = SamplerConfig(kind=kind, ppr=PprConfig(epsilon=1e-3))
     with pytest.raises(InputError, match="leaks: ") as error:
         audit_leaks.run(tiny_graph.config(sampler=sampler), workdir)
@@ -94,7 +94,7 @@ def test_a_rule_that_is_off_is_found(workdir, monkeypatch, kind, change, kinds):
 
 def test_neighbours_by_rank_are_audited_by_what_they_change(workdir, monkeypatch):
     """Nothing but ranks is sampled: no table holds an edge that could be counted."""
-    monkeypatch.setattr(audit_leaks, "_loss", lambda *_: [0.0, 0.0])
+    monkeypatch.setattr(audit_leaks, "_loss", lambda _: lambda _: [0.0, 0.0])
     sampler = SamplerConfig(kind="ppr", ppr=PprConfig(epsilon=1e-3))
     audit_leaks.run(tiny_graph.config(sampler=sampler, receiver_view="all"), workdir)
     (future,) = audited(workdir)["kinds"].values()

@@ -9,7 +9,7 @@ from star_jax.graph.layerwise import State, in_order
 from star_jax.graph.model import seed_types_of
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.pipeline.graph_buckets import Shapes
-from star_jax.pipeline.graph_embedding import Embedder, Seeds, split_view
+from star_jax.pipeline.graph_embedding import Embedder, Wanted, split_view
 from star_jax.pipeline.graph_layers import LayerEncoder, NodeEmbedder, WhichNeighbours
 from star_jax.pipeline.graph_states import StateFiles, complete
 from tests.pipeline import layered_world
@@ -66,9 +66,8 @@ class Both:
 
     def sampled(self, role, node_type, nodes=None):
         nodes = np.arange(COUNTS[node_type]) if nodes is None else np.asarray(nodes)
-        seeds = Seeds(nodes.astype(np.int32), None, np.full(len(nodes), self.view.time, np.int64))
-        view = self.view
-        prepared = self._embedder.prepare(view.store, role, node_type, seeds, view.splits)
+        wanted = Wanted.of_view(self.view, role, node_type, nodes.astype(np.int32))
+        prepared = self._embedder.prepare(wanted)
         return self._embedder(self.variables, role, node_type, prepared).embedding
 
     def layered(self, folder, *targets):

@@ -13,7 +13,7 @@ from star_jax.jobs import export_text
 from star_jax.jobs.export_text import TextExportConfig
 from star_jax.jobs.train_graph import GraphTrainConfig
 from star_jax.parallel.mesh import MeshConfig, make_mesh
-from star_jax.pipeline.graph_model import open_numbered_store, open_store
+from star_jax.pipeline.graph_model import open_training_store
 from star_jax.pipeline.graph_text import GraphTextConfig, open_text
 from star_jax.pipeline.graph_text_validation import EncodedTexts
 from star_jax.pipeline.graph_training import GraphData, describe, make_model_loss
@@ -66,10 +66,8 @@ def training(workdir: Path, text: GraphTextConfig | None, shards: int = 1, **fie
     mesh = make_mesh(made.mesh)
     opened = texts = None
     makers: list[Any] = []
-    if text is None:
-        store = open_store(workdir, "vectors")
-    else:
-        store = open_numbered_store(workdir, 1)
+    store = open_training_store(workdir, made.model.features, text)
+    if text is not None:
         opened = open_text(text, workdir / "text", mesh, seed=0)
         texts = EncodedTexts(text, opened, workdir, mesh, seed=0)
         with_tokens = texts.batches

@@ -40,18 +40,14 @@ class _Tries(NamedTuple):
 
 def last_n(draw: Draw, seen: Seen, most: int) -> Picks:
     """The latest visible edges of each row, from the last one back."""
-    window = SMALL * most
-
-    def block(number: Int32[Array, ""]) -> Int32[Array, "Q W"]:
-        return (draw.end - 1 - number * window)[:, None] - jnp.arange(window)[None]
 
     def more(state: tuple[Array, Array, Array]) -> Array:
         number, _, found = state
-        return jnp.any((found < draw.fanout) & (draw.end - number * window > draw.begin))
+        return jnp.any((found < draw.fanout) & (draw.end - number * SMALL * most > draw.begin))
 
     def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         number, picks, found = state
-        position = block(number)
+        position = _block_from_end(draw, number, most)
         picks, found = _append(picks, found, position, seen(position), draw.fanout)
         return number + 1, picks, found
 
@@ -63,15 +59,14 @@ def last_n(draw: Draw, seen: Seen, most: int) -> Picks:
 
 def top_k(draw: Draw, seen: Seen, weight: Float32[Array, " M"], most: int) -> Picks:
     """The visible edges of largest weight of each row, of equal ones the latest."""
-    window = SMALL * most
 
     def more(state: tuple[Array, Array, Array]) -> Array:
-        return jnp.any(draw.end - state[0] * window > draw.begin)
+        return jnp.any(draw.end - state[0] * SMALL * most > draw.begin)
 
     def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         number, position, known = state
         # Those known are later, and a stable order leaves them in front of equal ones.
-        block = (draw.end - 1 - number * window)[:, None] - jnp.arange(window)[None]
+        block = _block_from_end(draw, number, most)
         joined = jnp.concatenate([position, block], axis=1)
         counts = jnp.concatenate([known, seen(block)], axis=1)
         key = jnp.where(counts, -weight[jnp.where(counts, joined, 0)], jnp.inf)
@@ -214,6 +209,11 @@ def _positions(draw: Draw, seen: Seen, most: int, rank: Int32[Array, "Q K"]) -> 
 def _block(draw: Draw, number: Int32[Array, ""], most: int) -> Int32[Array, "Q W"]:
     window = SMALL * most
     return (draw.begin + number * window)[:, None] + jnp.arange(window)[None]
+
+
+def _block_from_end(draw: Draw, number: Int32[Array, ""], most: int) -> Int32[Array, "Q W"]:
+    window = SMALL * most
+    return (draw.end - 1 - number * window)[:, None] - jnp.arange(window)[None]
 
 
 def _has_block(draw: Draw, number: Int32[Array, ""], most: int) -> Bool[Array, ""]:
