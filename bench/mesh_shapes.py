@@ -9,13 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bench.drawn_graph import LEAST_NODES, RELATIONS, meta_of, schema_of
+from bench.drawn_graph import LEAST_NODES, RELATIONS, SPAN, meta_of, schema_of
 from configs.run import faithful
 from star_jax.graph.batches import Budget, PairBatch
 from star_jax.graph.engines.mesh.engine import MeshArrays, Request, Seeds
 from star_jax.graph.engines.mesh.expand import SeedRows
 from star_jax.graph.engines.mesh.features import NodeArrays
-from star_jax.graph.engines.mesh.topology import AXES, Edges, local_count, type_places
+from star_jax.graph.engines.mesh.topology import (
+    AXES,
+    Clock,
+    Edges,
+    Places,
+    local_count,
+    type_places,
+)
 from star_jax.graph.engines.mesh.visibility import Viewers
 from star_jax.graph.engines.protocol import Question
 from star_jax.graph.features import NodeFeatures
@@ -35,6 +42,7 @@ COLUMNS, CODES = 11, 1000  # Categorical columns of each of the two, and the cod
 NEGATIVES = 1  # A positive's: a group is one sender and two receivers.
 UNEVEN = 1.01  # A shard of edges against an even share: hubs are few and spread.
 HEADROOM = 1.1
+ROOM = 2  # The longest row against the mean of the relation that has the longest ones.
 
 Budgets = dict[str, Budget]
 
@@ -260,3 +268,15 @@ def batch_shape(mesh: Mesh, budgets: Budgets, pairs: int, sampler: Any) -> Graph
     label = spread_shape(mesh, (pairs,), jnp.float32)
     batch = PairBatch(requests["sender"], requests["receiver"], index, index, label, mask)
     return GraphBatch({TASK.name: batch}, mask)
+
+
+def places_of(schema: GraphSchema, num_shards: int, share: float) -> Places:
+    """Of a graph of the paper's relations."""
+    return Places(
+        num_shards=num_shards,
+        types=type_places(schema, num_shards),
+        clock=Clock(0),
+        age_unit=SPAN / 1000,
+        longest=int(ROOM * max(degrees(schema, share).values())),
+        most_texts=1,
+    )

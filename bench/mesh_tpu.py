@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
-from bench.drawn_graph import RELATIONS, SPAN
+from bench.drawn_graph import RELATIONS
 from bench.mesh_shapes import (
     TASK,
     batch_shape,
@@ -38,11 +38,11 @@ from bench.mesh_shapes import (
     model_of,
     paper_arrays,
     paper_schema,
+    places_of,
     train_config,
 )
 from star_jax.graph.engines.drawing import in_step
 from star_jax.graph.engines.mesh.engine import MeshProgram
-from star_jax.graph.engines.mesh.topology import Clock, Places, type_places
 from star_jax.graph.model import init_model, make_loss
 from star_jax.parallel.mesh import make_mesh
 from star_jax.pipeline.graph_training import graph_rules, make_graph_optimizer
@@ -79,7 +79,7 @@ def compile_step(topology: str, share: float, total: tuple[int, ...]) -> Compile
     config = train_config(total, len(devices))
     mesh = make_mesh(config.mesh, devices)
     schema = paper_schema(share)
-    places = Places(mesh.size, type_places(schema, mesh.size), Clock(0), SPAN / 1000)
+    places = places_of(schema, mesh.size, share)
     model = model_of(config, schema)
     params, statistics = jax.eval_shape(lambda: init_model(model, 0))
     optimizer = make_graph_optimizer(config, model)

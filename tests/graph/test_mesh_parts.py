@@ -6,12 +6,23 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from star_jax.graph.engines.mesh import picks, words
+from star_jax.graph.engines.mesh import numbering, picks, words
 from star_jax.graph.engines.mesh.exchange import ask
-from star_jax.graph.engines.mesh.numbering import Named, number
+from star_jax.graph.engines.mesh.numbering import (
+    Named,
+    leaders_by_hash,
+    leaders_by_sort,
+    number,
+)
 from star_jax.graph.engines.mesh.topology import AXES, Edges
 from star_jax.graph.engines.mesh.visibility import Row as Rows
-from star_jax.graph.engines.mesh.visibility import Rule, Viewers, time_bounds, visible
+from star_jax.graph.engines.mesh.visibility import (
+    Rule,
+    Viewers,
+    first_at_least,
+    time_bounds,
+    visible,
+)
 from star_jax.graph.samplers import draws, visibility
 from star_jax.graph.samplers.picks import last_n, top_k, uniform
 from star_jax.graph.samplers.picks.draw import Draw, Scratch
@@ -38,16 +49,86 @@ def test_integers_below_a_bound_are_the_host_s_with_their_refusals():
     rng = np.random.default_rng(1)
     size = 400
     # Half of the words above 2^31 - 1 times 2^31 / n are refused for n just above 2^30.
-    n = np.where(np.arange(size) % 2, rng.integers(1, 100, size), 2**30 + 1 + np.arange(size))
+    n = rng.integers(1, 100, (size, 4))
+    n[::2] = 2**30 + 1 + np.arange(size // 2)[:, None]
     start = rng.integers(0, 2**64, size, dtype=np.uint64)
     word = words.Word(
         jnp.asarray((start >> np.uint64(32)).astype(np.uint32)),
         jnp.asarray(start.astype(np.uint32)),
     )
-    value, slot = words.below(word, jnp.zeros(size, jnp.int32), jnp.asarray(n, jnp.int32))
-    expected = [draws.below(first, 0, bound) for first, bound in zip(start, n, strict=True)]
-    np.testing.assert_array_equal(np.stack([value, slot], 1), expected)
-    assert max(slot for _, slot in expected) > 1
+    value = words.each_below(word, jnp.full(size, 7, jnp.int32), jnp.asarray(n, jnp.int32))
+    slots = np.full(size, 7)
+    for column in range(n.shape[1]):
+        one_by_one = [draws.below(*each) for each in zip(start, slots, n[:, column], strict=True)]
+        drawn, slots = np.transpose(one_by_one)
+        np.testing.assert_array_equal(value[:, column], drawn)
+    assert len(np.unique(slots)) > 4  # Refusals, several in a row of them.
+
+
+def shuffled_one_by_one(targets):
+    rows = []
+    for row in targets:
+        entries = list(range(1000))
+        for i, target in enumerate(row):
+            if target >= 0:
+                entries[i], entries[target] = entries[target], entries[i]
+        rows.append(entries[: len(row)])
+    return np.asarray(rows)
+
+
+@pytest.mark.parametrize("width", [1, 5, 16])
+def test_shuffles_are_the_swaps_one_after_the_other(width):
+    rng = np.random.default_rng(width)
+    step = np.arange(width)
+    # Few entries for so many swaps: chains of swaps with the same place are long.
+    targets = rng.integers(step, width + 3, (500, width))
+    wanted = step < rng.integers(0, width + 1, (500, 1))
+    targets = np.where(wanted, targets, -1)
+    taken = np.asarray(picks.shuffled_ranks(jnp.asarray(targets, jnp.int32)))
+    expected = shuffled_one_by_one(targets)
+    np.testing.assert_array_equal(taken[wanted], expected[wanted])
+
+
+@pytest.mark.parametrize("leaders", [leaders_by_sort, leaders_by_hash])
+@pytest.mark.parametrize(("size", "values"), [(1, 1), (300, 3), (3000, 40)])
+def test_leaders_are_the_first_of_their_kind(leaders, size, values):
+    rng = np.random.default_rng(size)
+    keys = rng.integers(0, values, (3, size)).astype(np.int32)
+    real = rng.random(size) < 0.8
+    first: dict[tuple[int, ...], int] = {}
+    for i in np.flatnonzero(real):
+        first.setdefault(tuple(keys[:, i]), int(i))
+    found = jax.jit(leaders)(tuple(map(jnp.asarray, keys)), jnp.asarray(real))
+    expected = [first[tuple(keys[:, i])] for i in np.flatnonzero(real)]
+    np.testing.assert_array_equal(np.asarray(found)[real], expected)
+
+
+def test_hashes_that_meet_in_every_round_are_told_apart(monkeypatch):
+    """All keys choose one place of two: a round settles one of each."""
+    monkeypatch.setattr(numbering, "_hash", lambda keys, number: keys[0].astype(jnp.uint32) % 2)
+    key = jnp.asarray([5, 3, 3, 4, 5, 7, 4, 9], jnp.int32)
+    found = leaders_by_hash((key,), jnp.ones(8, bool))
+    np.testing.assert_array_equal(found, [0, 1, 1, 3, 0, 5, 3, 7])
+
+
+@pytest.mark.parametrize("longest", [1, 3, 4, 5, 40])
+def test_places_in_sorted_rows_are_those_of_a_search(longest):
+    rng = np.random.default_rng(longest)
+    lengths = np.append(rng.integers(0, longest + 1, 200), longest)
+    end = np.cumsum(lengths)
+    begin = end - lengths
+    values = rng.integers(0, 30, end[-1])
+    for row in zip(begin, end, strict=True):
+        values[slice(*row)].sort()
+    bound = rng.integers(-1, 32, len(lengths))
+    found = first_at_least(
+        *(jnp.asarray(part, jnp.int32) for part in (values, begin, end, bound)), longest
+    )
+    expected = [
+        low + np.searchsorted(values[low:high], least)
+        for low, high, least in zip(begin, end, bound, strict=True)
+    ]
+    np.testing.assert_array_equal(found, expected)
 
 
 class World:
@@ -139,7 +220,8 @@ def test_picks_are_the_host_s(kind, replace, share, lengths):
     @jax.jit
     def on_device(edges, viewers, row, start, fanout):
         rule = Rule(0b0011, True, 12)
-        row = time_bounds(edges, viewers, rule, row, jnp.ones(row.node.shape, bool))
+        dated = jnp.ones(row.node.shape, bool)
+        row = time_bounds(edges, viewers, rule, row, dated, max(LENGTHS[lengths]))
         draw = picks.Draw(row.begin, row.end, fanout, start)
 
         def seen(position):

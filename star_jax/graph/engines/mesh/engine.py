@@ -205,7 +205,7 @@ def _sample(walk: Walk, arrays: MeshArrays, request: Request) -> tuple[Subgraph,
         viewers,
         walk.seed_type,
         jnp.asarray(request.seeds.version),
-        num_shards=num_shards,
+        places=walk.places,
         slack=walk.slack,
     )
     return Subgraph(tables, expanded.hops), expanded.num_dropped + num_refused

@@ -183,7 +183,7 @@ def _pick(
         group=question.group,
         hidden=relations.hidden[of],
     )
-    row = time_bounds(edges, viewers, walk.rule, row, relations.dated[of])
+    row = time_bounds(edges, viewers, walk.rule, row, relations.dated[of], walk.places.longest)
     salt = Word(relations.salt_high[of], relations.salt_low[of])
     start = stream(Word(*key), salt, question.node)
     draw = picks.Draw(row.begin, row.end, question.fanout, start)

@@ -11,7 +11,13 @@ from jaxtyping import Array, Bool, Float32, Int32
 from star_jax.graph.batches import HostOrDevice, NodeTable, padded
 from star_jax.graph.engines.mesh.exchange import ask
 from star_jax.graph.engines.mesh.numbering import Named
-from star_jax.graph.engines.mesh.topology import NO_TIME32, Clock, local_count, spread
+from star_jax.graph.engines.mesh.topology import (
+    NO_TIME32,
+    Clock,
+    Places,
+    local_count,
+    spread,
+)
 from star_jax.graph.engines.mesh.visibility import Viewers, first_at_least
 from star_jax.graph.store import GraphStore, TextVersions
 
@@ -68,7 +74,7 @@ def tables_of(
     seed_type: str,
     seed_version: Int32[Array, " S"],
     *,
-    num_shards: int,
+    places: Places,
     slack: float,
 ) -> tuple[dict[str, NodeTable], Int32[Array, ""]]:
     """Features of every row, fetched from the shards of the nodes.
@@ -79,13 +85,13 @@ def tables_of(
       viewers: The groups of all devices.
       seed_type: Of the seeds.
       seed_version: Per seed the version of its texts that it shows, AS_OF, or -1.
-      num_shards: Devices.
+      places: Of the graph.
       slack: As in `ask`.
 
     Returns:
       The tables; how many rows stayed without their features for want of room in the exchange.
     """
-    tables, num_refused = {}, jnp.int32(0)
+    tables, num_refused, num_shards = {}, jnp.int32(0), places.num_shards
     for name, rows in nodes.items():
         version = jnp.full(rows.node.shape, AS_OF, jnp.int32)
         if name == seed_type:
@@ -94,7 +100,8 @@ def tables_of(
 
         def answer(question: tuple[Array, Array, Array], shard: NodeArrays = shard) -> _Features:
             node, group, version = question
-            return _read(shard, node // num_shards, viewers.time[group], version)
+            time = viewers.time[group]
+            return _read(shard, node // num_shards, time, version, places.most_texts)
 
         found, refused = ask(
             answer,
@@ -123,10 +130,15 @@ def _table(rows: Named, found: _Features) -> NodeTable:
 
 
 def _read(
-    shard: NodeArrays, local: Int32[Array, " Q"], time: Int32[Array, " Q"], version: Array
+    shard: NodeArrays,
+    local: Int32[Array, " Q"],
+    time: Int32[Array, " Q"],
+    version: Array,
+    most_texts: int,
 ) -> _Features:
     begin, end = shard.text_bounds[local], shard.text_bounds[local + 1]
-    before = jnp.where(time == NO_TIME32, end, first_at_least(shard.text_time, begin, end, time))
+    earlier = first_at_least(shard.text_time, begin, end, time, most_texts)
+    before = jnp.where(time == NO_TIME32, end, earlier)
     last = jnp.where(before > begin, before - 1, -1)
     chosen = jnp.where(version == AS_OF, last, jnp.where(version < 0, -1, begin + version))
     has_text = (chosen >= 0) & (shard.texts.shape[1] > 0)

@@ -1,13 +1,15 @@
 """Rows for the nodes that a hop reaches: each (node, group) once, in the order they are met."""
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Array, Bool, Int32, UInt32
 
-_LAST = jnp.iinfo(jnp.int32).max
+_SPREAD = 4  # Places of a table, for each entry.
+_ROUNDS = 3
 
 
 class Named(NamedTuple):
@@ -56,7 +58,8 @@ def number(
 def _leaders(known: list[Named], met: list[Named]) -> list[Int32[Array, " N"]]:
     """By type, for every node that is met, the first equal one among those known and met.
 
-    One sort serves all types: a sort takes long to compile.
+    All types at once: one sort, or one chain of tables, compiles sooner than many. TPUs sort fast
+    and scatter slowly, all others the other way round.
     """
     tables = [
         Named(*map(jnp.concatenate, zip(a, b, strict=True)))
@@ -66,16 +69,62 @@ def _leaders(known: list[Named], met: list[Named]) -> list[Int32[Array, " N"]]:
     kind = jnp.concatenate([jnp.full(size, i, jnp.int32) for i, size in enumerate(sizes)])
     index = jnp.concatenate([jnp.arange(size, dtype=jnp.int32) for size in sizes])
     node, group, real = (jnp.concatenate(parts) for parts in zip(*tables, strict=True))
-    group = jnp.where(real, group, _LAST)
-    kind, group, node, index = jax.lax.sort((kind, group, node, index), num_keys=4)
-    opens = jnp.ones(kind.shape, bool)
-    differs = [part[1:] != part[:-1] for part in (kind, group, node)]
-    opens = opens.at[1:].set(differs[0] | differs[1] | differs[2])
-    opener = jax.lax.cummax(jnp.where(opens, jnp.arange(kind.shape[0]), 0))
-    leader, start, found = index[opener], 0, []
+    keys = (kind, group, node)
+    leader = jax.lax.platform_dependent(keys, real, tpu=leaders_by_sort, default=leaders_by_hash)
+    found, start = [], 0
     for own, size in zip(known, sizes, strict=True):
-        part = slice(start, start + size)
-        leaders = jnp.zeros(size, jnp.int32).at[index[part]].set(leader[part])
-        found.append(leaders[own.node.shape[0] :])
+        part = slice(start + own.node.shape[0], start + size)
+        found.append(index[leader[part]])
         start += size
     return found
+
+
+Keys = tuple[Int32[Array, " N"], ...]
+
+
+def leaders_by_sort(keys: Keys, real: Bool[Array, " N"]) -> Int32[Array, " N"]:
+    """For every real entry the first real one with the same keys."""
+    index = jnp.arange(real.shape[0], dtype=jnp.int32)
+    unreal, *keys, index = jax.lax.sort((~real, *keys, index), num_keys=2 + len(keys))
+    opens = jnp.ones(real.shape, bool)
+    differs = [part[1:] != part[:-1] for part in (unreal, *keys)]
+    opens = opens.at[1:].set(functools.reduce(jnp.logical_or, differs))
+    opener = jax.lax.cummax(jnp.where(opens, jnp.arange(real.shape[0]), 0))
+    return jnp.zeros_like(index).at[index].set(index[opener])
+
+
+def leaders_by_hash(keys: Keys, real: Bool[Array, " N"]) -> Int32[Array, " N"]:
+    """As `leaders_by_sort`.
+
+    In each round an entry writes its index to a place that its keys choose, and the smallest stays.
+    Where that one has its keys it is the first of them, since all of them chose this place; where
+    not, the next round chooses another.
+    """
+    size = real.shape[0]
+    places = 1 << (_SPREAD * size - 1).bit_length()
+    index = jnp.arange(size, dtype=jnp.int32)
+    State = tuple[Int32[Array, ""], Int32[Array, " N"], Bool[Array, " N"]]
+
+    def step(_: Int32[Array, ""], state: State) -> State:
+        number, leader, open_ = state
+        place = (_hash(keys, number) & (places - 1)).astype(jnp.int32)
+        table = jnp.full(places, size, jnp.int32)
+        table = table.at[jnp.where(open_, place, places)].min(index, mode="drop")
+        first = jnp.where(open_, table[place], 0)
+        same = functools.reduce(jnp.logical_and, [key[first] == key for key in keys]) & open_
+        return number + 1, jnp.where(same, first, leader), open_ & ~same
+
+    # So many rounds as nearly always do, which a GPU runs without asking the host; then the rest.
+    state = jax.lax.fori_loop(0, _ROUNDS, step, (jnp.int32(0), index, real))
+    return jax.lax.while_loop(lambda s: jnp.any(s[2]), lambda s: step(s[0], s), state)[1]
+
+
+def _hash(keys: Keys, number: Int32[Array, ""]) -> UInt32[Array, " N"]:
+    """Multiplies and shifts, as MurmurHash3 mixes 32 bits."""
+    x = jnp.zeros(keys[0].shape, jnp.uint32) + number.astype(jnp.uint32)
+    for key in keys:
+        x = (x ^ key.astype(jnp.uint32)) * jnp.uint32(0x9E3779B1)
+        x = (x ^ x >> 16) * jnp.uint32(0x85EBCA6B)
+        x = (x ^ x >> 13) * jnp.uint32(0xC2B2AE35)
+        x ^= x >> 16
+    return x

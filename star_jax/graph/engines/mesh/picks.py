@@ -102,12 +102,14 @@ def _try(draw: Draw, seen: Seen, most: int, is_long: Bool[Array, " Q"], *, repla
     """Draws until rows are full or were refused too often; so many slots at a time."""
     size = jnp.maximum(draw.end - draw.begin, 1)
     limit = 8 * draw.fanout + 64
+    # Repeats refuse at most a quarter of the draws: with twice as many one round mostly does.
+    at_once = most + 2 if replace else 2 * most + 2
 
     def active(tries: _Tries) -> Bool[Array, " Q"]:
         return is_long & (tries.found < draw.fanout) & (tries.drawn < limit)
 
     def step(tries: _Tries) -> _Tries:
-        slot = tries.slot[:, None] + 1 + jnp.arange(most + 2)[None]
+        slot = tries.slot[:, None] + 1 + jnp.arange(at_once)[None]
         start = words.Word(*(half[:, None] for half in draw.start))
         offset, drawn = words.scaled(words.draw(start, slot), size[:, None])
         number = tries.drawn[:, None] + jnp.cumsum(drawn, axis=1)
@@ -136,74 +138,79 @@ def _try(draw: Draw, seen: Seen, most: int, is_long: Bool[Array, " Q"], *, repla
 def _enumerate(
     draw: Draw, seen: Seen, most: int, slot: Int32[Array, " Q"], *, replace: bool
 ) -> Picks:
-    """Counts what is visible, shuffles the ranks, then looks the ranks up; exact."""
-    visible = _count(draw, seen, most)
+    """Counts what is visible, shuffles the ranks, then looks the ranks up; exact.
+
+    The first block of a row, which is all of a short one, is read once; the loops are for the rest.
+    """
+    shown = seen(_block(draw, jnp.int32(0), most))
+
+    def count(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        number, visible = state
+        return number + 1, visible + jnp.sum(seen(_block(draw, number, most)), axis=1)
+
+    start = (jnp.int32(1), jnp.sum(shown, axis=1))
+    visible = jax.lax.while_loop(lambda state: _has_block(draw, state[0], most), count, start)[1]
     rank, found = _ranks(draw, visible, slot, most, replace=replace)
-    return Picks(_positions(draw, seen, most, rank), found)
+
+    def look_up(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        number, before, picks = state
+        shown = seen(_block(draw, number, most))
+        met = _positions(draw, number, shown, rank - before[:, None])
+        return number + 1, before + jnp.sum(shown, axis=1), jnp.where(met < 0, picks, met)
+
+    start = (jnp.int32(1), jnp.sum(shown, axis=1), _positions(draw, jnp.int32(0), shown, rank))
+    picks = jax.lax.while_loop(lambda state: _has_block(draw, state[0], most), look_up, start)[2]
+    return Picks(picks, found)
 
 
-def _count(draw: Draw, seen: Seen, most: int) -> Int32[Array, " Q"]:
-    def step(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        number, count = state
-        return number + 1, count + jnp.sum(seen(_block(draw, number, most)), axis=1)
-
-    start = (jnp.int32(0), jnp.zeros_like(draw.begin))
-    return jax.lax.while_loop(lambda state: _has_block(draw, state[0], most), step, start)[1]
+def _positions(
+    draw: Draw, number: Int32[Array, ""], shown: Bool[Array, "Q W"], rank: Int32[Array, "Q K"]
+) -> Int32[Array, "Q K"]:
+    """Of the visible edges of a block with given ranks; -1 for those that are elsewhere."""
+    upto = jnp.cumsum(shown, axis=1)
+    column = jnp.sum(upto[:, None] <= rank[:, :, None], axis=2)
+    here = (rank >= 0) & (column < shown.shape[1])
+    return jnp.where(here, (draw.begin + number * shown.shape[1])[:, None] + column, -1)
 
 
 def _ranks(
     draw: Draw, visible: Int32[Array, " Q"], slot: Int32[Array, " Q"], most: int, *, replace: bool
 ) -> tuple[Int32[Array, "Q K"], Int32[Array, " Q"]]:
-    """Which of the visible edges are taken: the first steps of a Fisher-Yates shuffle.
+    """Which of the visible edges are taken: the first steps of a Fisher-Yates shuffle."""
+    step = jnp.broadcast_to(jnp.arange(most)[None], (visible.shape[0], most)).astype(jnp.int32)
+    some = visible > 0
+    shuffled = some & (replace | (visible > draw.fanout))
+    wanted = shuffled[:, None] & (step < draw.fanout[:, None])
+    size = visible[:, None] if replace else visible[:, None] - step
+    offset = words.each_below(draw.start, slot, jnp.where(wanted, size, 1))
+    if replace:
+        return jnp.where(wanted, offset, step), jnp.where(some, draw.fanout, 0)
+    rank = jnp.where(wanted, shuffled_ranks(jnp.where(wanted, step + offset, -1)), step)
+    return rank, jnp.minimum(visible, jnp.where(some, draw.fanout, 0))
 
-    Of the shuffled list only what was moved is kept: `moved[i]` is now at `place[i]`.
+
+def shuffled_ranks(target: Int32[Array, "Q K"]) -> Int32[Array, "Q K"]:
+    """What the first steps of a Fisher-Yates shuffle of 0, 1, 2, ... take.
+
+    Step i swaps the entries at i and `target[i]` >= i, or -1 for no swap, and takes the one that
+    comes to i. What it moves away from i is i itself, or what the last swap with i moved there,
+    and so on: chains, whose ends are found by doubling.
     """
-    shuffled = replace | (visible > draw.fanout)
-    rank = jnp.broadcast_to(jnp.arange(most)[None], (visible.shape[0], most)).astype(jnp.int32)
+    step = jnp.arange(target.shape[1])
+    earlier = step[None, :] < step[:, None]  # [i, j]: j before i.
 
-    def at(
-        index: Int32[Array, " Q"], place: Int32[Array, "Q K"], moved: Int32[Array, "Q K"]
-    ) -> Int32[Array, " Q"]:
-        hit = place == index[:, None]
-        latest = most - 1 - jnp.argmax(hit[:, ::-1], axis=1)
-        value = jnp.take_along_axis(moved, latest[:, None], axis=1)[:, 0]
-        return jnp.where(jnp.any(hit, axis=1), value, index)
+    def last_swap(place: Int32[Array, "Q K"]) -> Int32[Array, "Q K"]:
+        hits = (target[:, None] == place[:, :, None]) & earlier[None]
+        return jnp.max(jnp.where(hits, step[None, None], -1), axis=2, initial=-1)
 
-    def step(i: Int32[Array, ""], state: tuple[Array, ...]) -> tuple[Array, ...]:
-        rank, place, moved, slot = state
-        wanted = shuffled & (i < draw.fanout) & (visible > 0)
-        size = jnp.where(wanted, visible if replace else visible - i, 1)
-        offset, next_slot = words.below(draw.start, slot, size)
-        slot = jnp.where(wanted, next_slot, slot)
-        if replace:
-            return rank.at[:, i].set(jnp.where(wanted, offset, rank[:, i])), place, moved, slot
-        target = offset + i
-        taken, displaced = at(target, place, moved), at(jnp.full_like(target, i), place, moved)
-        rank = rank.at[:, i].set(jnp.where(wanted, taken, rank[:, i]))
-        place = place.at[:, i].set(jnp.where(wanted, target, -1))
-        return rank, place, moved.at[:, i].set(displaced), slot
-
-    nowhere = jnp.full_like(rank, -1)
-    rank = jax.lax.fori_loop(0, most, step, (rank, nowhere, nowhere, slot))[0]
-    found = jnp.where(visible > 0, draw.fanout, 0)
-    return rank, found if replace else jnp.minimum(visible, found)
-
-
-def _positions(draw: Draw, seen: Seen, most: int, rank: Int32[Array, "Q K"]) -> Int32[Array, "Q K"]:
-    """Of the visible edges with given ranks."""
-
-    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        number, before, picks = state
-        position = _block(draw, number, most)
-        upto = before[:, None] + jnp.cumsum(seen(position), axis=1)
-        column = jax.vmap(jnp.searchsorted)(upto, rank + 1)
-        here = (rank >= before[:, None]) & (column < position.shape[1])
-        where = jnp.minimum(column, position.shape[1] - 1)
-        met = jnp.take_along_axis(position, where, axis=1)
-        return number + 1, upto[:, -1], jnp.where(here, met, picks)
-
-    start = (jnp.int32(0), jnp.zeros_like(draw.begin), jnp.zeros_like(rank))
-    return jax.lax.while_loop(lambda state: _has_block(draw, state[0], most), step, start)[2]
+    own = jnp.broadcast_to(step[None], target.shape)
+    before = last_swap(own)
+    moved = jnp.where(before < 0, own, before)
+    for _ in range((target.shape[1] - 1).bit_length()):
+        moved = jnp.take_along_axis(moved, moved, axis=1)
+    swapped = last_swap(target)
+    known = jnp.take_along_axis(moved, jnp.maximum(swapped, 0), axis=1)
+    return jnp.where(swapped < 0, target, known)
 
 
 def _block(draw: Draw, number: Int32[Array, ""], most: int) -> Int32[Array, "Q W"]:

@@ -61,12 +61,23 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """What is static about a graph on devices."""
+    """What is static about a graph on devices.
+
+    Attributes:
+      num_shards: Devices.
+      types: By node type.
+      clock: Of all times.
+      age_unit: Of the ages of edges.
+      longest: The most edges that a node has of one relation.
+      most_texts: The most versions that the texts of a node have.
+    """
 
     num_shards: int
     types: tuple[tuple[str, TypePlace], ...]
     clock: Clock
     age_unit: float
+    longest: int
+    most_texts: int
 
     def of(self, node_type: str) -> TypePlace:
         """Where a type stands."""
@@ -80,8 +91,14 @@ def place_edges(store: GraphStore, mesh: Mesh) -> tuple[Edges, Places]:
       InputError: Times span more than 32 bits, or a shard would hold more than 2^31 edges.
     """
     num_shards = mesh.size
+    texts = [np.diff(versions.bounds) for versions in store.text_versions.values()]
     places = Places(
-        num_shards, type_places(store.meta.schema, num_shards), clock_of(store), store.meta.age_unit
+        num_shards=num_shards,
+        types=type_places(store.meta.schema, num_shards),
+        clock=clock_of(store),
+        age_unit=store.meta.age_unit,
+        longest=max(store.meta.max_degree.values(), default=0),
+        most_texts=max((int(counts.max(initial=0)) for counts in texts), default=0),
     )
     num_edges = max(_num_edges(store, shard, num_shards) for shard in range(num_shards))
     if num_edges > _MOST:

@@ -10,6 +10,7 @@ from star_jax.graph.batches import HostOrDevice
 from star_jax.graph.engines.mesh.topology import NO_TIME32, Edges
 
 _SPLIT_BITS = 3
+_PARTS = 4
 
 
 class Viewers(NamedTuple):
@@ -39,17 +40,17 @@ class Row(NamedTuple):
 
 
 def time_bounds(
-    edges: Edges, viewers: Viewers, rule: Rule, row: Row, dated: Bool[Array, " Q"]
+    edges: Edges, viewers: Viewers, rule: Rule, row: Row, dated: Bool[Array, " Q"], longest: int
 ) -> Row:
-    """What the times leave of rows that are sorted by them."""
+    """What the times leave of rows that are sorted by them; none is longer than `longest`."""
     time = viewers.time[row.group]
     timed = time != NO_TIME32
     begin, end = row.begin, row.end
     if rule.use_time:
-        end = jnp.where(timed, first_at_least(edges.time, begin, end, time), end)
+        end = jnp.where(timed, first_at_least(edges.time, begin, end, time, longest), end)
     if rule.max_age:
         oldest = jnp.maximum(time - min(rule.max_age, 2**31 - 1), NO_TIME32 + 1)
-        newer = first_at_least(edges.time, begin, end, oldest)
+        newer = first_at_least(edges.time, begin, end, oldest, longest)
         begin = jnp.where(timed & dated, newer, begin)
     return row._replace(begin=begin, end=end)
 
@@ -86,14 +87,28 @@ def first_at_least(
     begin: Int32[Array, " Q"],
     end: Int32[Array, " Q"],
     bound: Int32[Array, " Q"],
+    longest: int,
 ) -> Int32[Array, " Q"]:
-    """As `search.first_at_least`, for all rows at once."""
+    """As `search.first_at_least`, for all rows at once; none is longer than `longest`.
+
+    Rows are cut in four instead of two, and all as often: a GPU waits longer for the host to ask
+    whether any is left than for the steps themselves.
+    """
     values = jnp.asarray(values)
 
-    def halve(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = state
-        middle = (low + high) >> 1
-        below = (low < high) & (values[middle] < bound)
-        return jnp.where(below, middle + 1, low), jnp.where(below, high, middle)
+    def narrow(_: Int32[Array, ""], row: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = row
+        part = (high - low + _PARTS - 1) // _PARTS
+        probe = low[:, None] + part[:, None] * jnp.arange(_PARTS)[None]
+        inside = probe < high[:, None]
+        below = inside & (values[jnp.where(inside, probe, 0)] < bound[:, None])
+        parts = jnp.sum(below, axis=1)  # The answer is behind the last of these.
+        return (
+            jnp.where(parts > 0, low + (parts - 1) * part + 1, low),
+            jnp.where(parts > 0, jnp.minimum(high, low + parts * part), low),
+        )
 
-    return jax.lax.while_loop(lambda state: jnp.any(state[0] < state[1]), halve, (begin, end))[0]
+    steps = 0
+    while longest > 0:
+        longest, steps = -(-longest // _PARTS) - 1, steps + 1
+    return jax.lax.fori_loop(0, steps, narrow, (begin, jnp.maximum(begin, end)))[0]

@@ -59,20 +59,32 @@ def scaled(
     return _high(bits, size).astype(jnp.int32), (low >= size) | (low >= rest)
 
 
-def below(
-    start: Word, slot: Int32[Array, " Q"], n: Int32[Array, " Q"]
-) -> tuple[Int32[Array, " Q"], Int32[Array, " Q"]]:
-    """An exactly uniform integer below each n >= 1, and the slot it came from."""
+def each_below(
+    start: Word, slot: Int32[Array, " Q"], n: Int32[Array, "Q K"]
+) -> Int32[Array, "Q K"]:
+    """Exactly uniform integers below each n >= 1, drawn one after the other from a row's slots.
 
-    def redraw(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        slot, value, done = state
-        slot = jnp.where(done, slot, slot + 1)
-        now, taken = scaled(draw(start, slot), n)
-        return slot, jnp.where(done, value, now), done | taken
+    Args:
+      start: Of the rows.
+      slot: The last one that was asked.
+      n: Bounds; 1 takes whatever its slot gives.
+    """
+    start = Word(*(half[:, None] for half in start))
+    ahead = jnp.arange(1, n.shape[1] + 1)[None]
 
-    first = redraw((slot, jnp.zeros_like(n), jnp.zeros(n.shape, bool)))
-    slot, value, _ = jax.lax.while_loop(lambda state: ~jnp.all(state[2]), redraw, first)
-    return value, slot
+    def draw_all(refusals: Int32[Array, "Q K"]) -> tuple[Int32[Array, "Q K"], Array]:
+        """With so many slots refused before each integer."""
+        return scaled(draw(start, slot[:, None] + ahead + refusals), n)
+
+    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        """Moves a row on from its first refusal."""
+        refusals, _, taken = state
+        refusals += jnp.cumsum(~taken, axis=1) > 0
+        return refusals, *draw_all(refusals)
+
+    none = jnp.zeros_like(n)
+    first = (none, *draw_all(none))
+    return jax.lax.while_loop(lambda state: ~jnp.all(state[2]), step, first)[1]
 
 
 def _step(count: Int32[Array, "*_"]) -> Word:
