@@ -1,18 +1,24 @@
-"""Random graphs in the proportions of the paper's, drawn on the device that samples them."""
+"""Random graphs in the proportions of the paper's, on the device that samples them; batches."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int32, Key
 
 from bench.drawn_graph import SPAN, TIMED
-from bench.mesh_shapes import TEXT_WIDTH
-from star_jax.graph.engines.mesh.engine import MeshArrays
-from star_jax.graph.engines.mesh.features import NodeArrays
+from bench.mesh_shapes import NEGATIVES, TASK, TEXT_WIDTH, Budgets, batch_shape
+from star_jax.graph.batches import PairBatch
+from star_jax.graph.engines.mesh.engine import MeshArrays, Request, Seeds
+from star_jax.graph.engines.mesh.expand import SeedRows
+from star_jax.graph.engines.mesh.features import AS_OF, NodeArrays
 from star_jax.graph.engines.mesh.topology import NO_TIME32, Edges, spread, type_places
+from star_jax.graph.engines.mesh.visibility import Viewers
+from star_jax.graph.model import ROLES, GraphBatch
+from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.schema import GraphSchema, parse_key
 from star_jax.graph.store import TIMED_BIT
 
@@ -163,4 +169,55 @@ def _features(
         categorical=codes,
         dense=jnp.zeros((count, 0)),
         seen=jnp.ones(count, bool),
+    )
+
+
+def batch_of(
+    schema: GraphSchema, budgets: Budgets, pairs: int, sampler: SamplerConfig, mesh: Mesh
+) -> GraphBatch:
+    """Random pairs of random times in the second half of the span, each hidden from itself."""
+    shapes = batch_shape(mesh, budgets, pairs, sampler).tasks[TASK.name]
+    rng = np.random.default_rng(0)
+    groups = pairs // (1 + NEGATIVES)
+    sender = rng.integers(0, schema.nodes[TASK.sender].count, groups)
+    receiver = rng.integers(0, schema.nodes[TASK.receiver].count, pairs)
+    group = np.repeat(np.arange(groups), 1 + NEGATIVES)
+    viewers = Viewers(
+        time=rng.integers(SPAN // 2, SPAN, groups),
+        sender=np.repeat(sender[:, None], 1 + NEGATIVES, 1),
+        receiver=receiver.reshape(groups, -1),
+    )
+    ones = np.ones((1, pairs), bool)
+    batch = PairBatch(
+        sender=_request(shapes.sender, sender, np.arange(groups), viewers),
+        receiver=_request(shapes.receiver, receiver, group, viewers),
+        sender_row=group[None].astype(np.int32),
+        receiver_row=np.arange(pairs, dtype=np.int32)[None],
+        label=np.tile([1.0] + [0.0] * NEGATIVES, groups)[None].astype(np.float32),
+        mask=ones,
+    )
+    return jax.device_put(GraphBatch({TASK.name: batch}, ones))
+
+
+def with_key(batch: GraphBatch, number: int) -> GraphBatch:
+    """The same pairs with other draws."""
+    key = jnp.asarray([[number, 7]], jnp.uint32)
+    pairs = batch.tasks[TASK.name]
+    roles: dict[str, Any] = {role: getattr(pairs, role)._replace(key=key) for role in ROLES}
+    return batch._replace(tasks={TASK.name: pairs._replace(**roles)})
+
+
+def _request(shape: Any, node: np.ndarray, group: np.ndarray, viewers: Viewers) -> Any:
+    size = shape.seeds.version.shape[1]
+
+    def filled(values: np.ndarray, fill: int) -> np.ndarray:
+        return np.pad(values, (0, size - len(values)), constant_values=fill)[None].astype(np.int32)
+
+    real = (np.arange(size) < len(node))[None]
+    rows = SeedRows(filled(node, 0), filled(group, 0), real, real)
+    return Request(
+        Seeds(rows, filled(np.full(len(node), AS_OF), AS_OF)),
+        Viewers(*(np.asarray(part, np.int32)[None] for part in viewers)),
+        np.asarray([[0, 7]], np.uint32),
+        shape.question,
     )

@@ -25,6 +25,8 @@ from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.schema import GraphSchema, parse_key
 from star_jax.graph.store import TIMED_BIT, relation_salt
 
+_MOST_PADDING = 1 << 20  # Slots.
+
 
 class SeedRows(NamedTuple):
     """The seeds of one device."""
@@ -135,11 +137,8 @@ def _neighbours(
     """Picks into all tables of a hop; tables of about equal width are asked for together."""
     layout, found, refused = walk.layout, {}, jnp.int32(0)
     relations = _Relations.of(walk)
-    by_width: dict[int, list[Table]] = {}
-    for table in layout.hops[hop]:
-        by_width.setdefault(width_class(table.width), []).append(table)
     num_shards = walk.places.num_shards
-    for tables in by_width.values():
+    for tables in asked_together(layout.hops[hop]):
         most = max(table.width for table in tables)
         asked = [_question(layout, nodes, hop, relations, table) for table in tables]
         question, real = jax.tree.map(lambda *parts: jnp.concatenate(parts), *asked)
@@ -161,6 +160,23 @@ def _neighbours(
             found[table.key] = _Found(*(values[part, : table.width] for values in got))
             start += table.num_rows
     return found, refused
+
+
+def asked_together(tables: Sequence[Table]) -> list[list[Table]]:
+    """Tables of about equal width, the widest first; but never with much padding in all.
+
+    Each more is one more routine to compile, and some more waits of a GPU for its host.
+    """
+    found: list[list[Table]] = []
+    padding = 0
+    for table in sorted(tables, key=lambda table: -table.width):
+        widest = found[-1][0].width if found else table.width
+        padding += (widest - table.width) * table.num_rows
+        if not found or width_class(widest) != width_class(table.width) or padding > _MOST_PADDING:
+            found.append([])
+            padding = 0
+        found[-1].append(table)
+    return found
 
 
 def _pick(

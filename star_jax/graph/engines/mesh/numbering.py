@@ -85,9 +85,9 @@ Keys = tuple[Int32[Array, " N"], ...]
 def leaders_by_sort(keys: Keys, real: Bool[Array, " N"]) -> Int32[Array, " N"]:
     """For every real entry the first real one with the same keys."""
     index = jnp.arange(real.shape[0], dtype=jnp.int32)
-    unreal, *keys, index = jax.lax.sort((~real, *keys, index), num_keys=2 + len(keys))
+    *ordered, index = jax.lax.sort((~real, *keys, index), num_keys=2 + len(keys))
     opens = jnp.ones(real.shape, bool)
-    differs = [part[1:] != part[:-1] for part in (unreal, *keys)]
+    differs = [part[1:] != part[:-1] for part in ordered]
     opens = opens.at[1:].set(functools.reduce(jnp.logical_or, differs))
     opener = jax.lax.cummax(jnp.where(opens, jnp.arange(real.shape[0]), 0))
     return jnp.zeros_like(index).at[index].set(index[opener])
@@ -103,9 +103,8 @@ def leaders_by_hash(keys: Keys, real: Bool[Array, " N"]) -> Int32[Array, " N"]:
     size = real.shape[0]
     places = 1 << (_SPREAD * size - 1).bit_length()
     index = jnp.arange(size, dtype=jnp.int32)
-    State = tuple[Int32[Array, ""], Int32[Array, " N"], Bool[Array, " N"]]
 
-    def step(_: Int32[Array, ""], state: State) -> State:
+    def step(_: Int32[Array, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         number, leader, open_ = state
         place = (_hash(keys, number) & (places - 1)).astype(jnp.int32)
         table = jnp.full(places, size, jnp.int32)
