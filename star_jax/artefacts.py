@@ -51,7 +51,7 @@ def writing(folder: Path, kind: str) -> Iterator[Path]:
       folder: Where the artefact will be. An older one stays until the new one is complete.
       kind: What it is; readers ask for it by this name.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = partial_of(folder)
     _remove(partial)
     made = [parent for parent in partial.parents if not parent.exists()]
     partial.mkdir(parents=True)
@@ -67,6 +67,11 @@ def writing(folder: Path, kind: str) -> Iterator[Path]:
     _set_aside(folder)
     partial.rename(folder)
     sweep(folder)
+
+
+def partial_of(folder: Path) -> Path:
+    """What `writing` yields, for other processes that fill it too."""
+    return folder.with_name(f".{folder.name}.partial")
 
 
 def remove(folder: Path) -> None:

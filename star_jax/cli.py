@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_type_hints
@@ -93,6 +94,8 @@ COMMANDS = {
     ),
 }
 
+_TOGETHER = ("train-text", "export-text")  # What several processes do together.
+
 _BRANCH = {  # What `star branch` does, with its options: all of them are paths but the owner.
     "init": ("--workdir --owner --output", "write the signals of all that was imported"),
     "diff": ("A B", "print which signals B adds, removes and changes"),
@@ -128,10 +131,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except (InputError, OSError, FloatingPointError) as error:  # The last: training diverged.
         print(f"star: error: {_one_line(error)}", file=sys.stderr)
-        return 2
+        return _ended(2)
     except KeyboardInterrupt:
         print("star: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return _ended(130)
+    except Exception:
+        if _joined():
+            traceback.print_exc()
+            sys.modules["star_jax.parallel.processes"].await_verdict()
+            _ended(1)
+        raise
+
+
+def _joined() -> bool:
+    """Whether this process is one of several; without importing what no command needed yet."""
+    processes = sys.modules.get("star_jax.parallel.processes")
+    return processes is not None and processes.joined()
+
+
+def _ended(code: int) -> int:
+    """The exit code; a process of several ends here, or it would wait for the others."""
+    if _joined():
+        sys.modules["star_jax.parallel.processes"].leave(code)
+    return code
 
 
 def _run(argv: list[str]) -> int:
@@ -152,11 +174,29 @@ def _run(argv: list[str]) -> int:
     _keep_compiled(args.workdir)
     config = override(load_config(args.config), overrides)
     _log_to_terminal()
+    _join(args)
     job = importlib.import_module(f"star_jax.jobs.{COMMANDS[args.command].module}")
     job.run(_part(config, get_type_hints(job.run)["config"], args), args.workdir)
+    if _joined():  # None ends before the others: the first one holds them together.
+        sys.modules["star_jax.parallel.processes"].wait("done")
     if args.command in ("report", "run"):
         _print_results(args.workdir)
     return 0
+
+
+def _join(args: argparse.Namespace) -> None:
+    """Meets the other processes, if there are any; the first one speaks for all."""
+    if args.command not in _TOGETHER:
+        return
+    given = {name: getattr(args, name) for name in ("num_processes", "process_id")}
+    if args.coordinator is None:
+        if any(value is not None for value in given.values()):
+            raise InputError("--num-processes and --process-id need --coordinator")
+        return
+    processes = importlib.import_module("star_jax.parallel.processes")
+    processes.join(processes.Joined(coordinator=args.coordinator, **given))
+    if not processes.is_first():
+        logging.getLogger("star_jax").setLevel(logging.WARNING)
 
 
 def _run_branch(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -222,11 +262,24 @@ def _parser() -> argparse.ArgumentParser:
             "config", metavar="CONFIG", type=Path, help="Python file with get_config()"
         )
         sub.add_argument("--workdir", metavar="DIR", type=Path, help="folder of all artefacts")
+        if name in _TOGETHER:
+            _add_processes(sub)
         sub.add_argument_group(
             "overrides",
             "--a.b value sets the field b of the group a; `--help` after CONFIG lists them all",
         )
     return parser
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "several processes", "each is given the same command, and sees the same --workdir"
+    )
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="of the first one; auto: the cluster says it all"
+    )
+    group.add_argument("--num-processes", metavar="N", type=int, help="of the job")
+    group.add_argument("--process-id", metavar="I", type=int, help="of this one, from 0 on")
 
 
 def _part(config: Any, needed: type, args: argparse.Namespace) -> Any:

@@ -26,6 +26,9 @@ C = TypeVar("C")
 _NUM_SEEDS = 2**31  # JAX cuts longer ones short without a word.
 
 
+_MESH = "mesh."  # Paths of fields that say where a job runs.
+
+
 class InputError(ValueError):
     """What the user gave is wrong: a file, a table, a config value. The message is one line."""
 
@@ -145,10 +148,13 @@ def difference(a_json: str, b_json: str) -> list[str]:
 def check_same(saved_json: str, config: object, where: Path | str) -> None:
     """Stops a run that would go on with another config than the one it began with.
 
+    The mesh may differ: on which devices a run goes on is not what it computes.
+
     Raises:
       InputError: With the difference.
     """
-    changed = difference(saved_json, to_json(config))
+    found = difference(saved_json, to_json(config))
+    changed = [name for name in found if not name.startswith(_MESH)]
     if changed:
         raise InputError(
             f"{where} was begun with another config ({', '.join(changed)}); "

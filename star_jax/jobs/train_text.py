@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from star_jax import artefacts, trees
 from star_jax.config import InputError, to_json
+from star_jax.parallel import processes
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES
 from star_jax.pipeline.hard_negatives import FOLDER, read_hard_negatives, with_hard_negatives
@@ -197,7 +198,7 @@ def run(config: TextTrainConfig, workdir: Path) -> None:
         "trained": plan is not None,
         "positive_rate": _positive_rate(config, data.train, task),
     }
-    artefacts.seal(folder, KIND, meta)
+    processes.write_once(lambda: artefacts.seal(folder, KIND, meta), "sealed")
 
 
 def _train(
@@ -206,8 +207,12 @@ def _train(
     model = model_config.build(packed=config.pack_length is not None)
     mesh = make_mesh(config.mesh)
     trainable, frozen = initial(model_config, model, config.seed, mesh)
-    note_begun(folder / JOB, config, data.inputs)
-    artefacts.write_text(folder / MODEL, to_json(model_config))
+
+    def begin() -> None:
+        note_begun(folder / JOB, config, data.inputs)
+        artefacts.write_text(folder / MODEL, to_json(model_config))
+
+    processes.write_once(begin, "begun")
     checkpointer = Checkpointer(
         folder / CHECKPOINTS,
         config=config,
@@ -282,7 +287,9 @@ def _read(
     config: TextTrainConfig, workdir: Path, task_name: str, task: TaskMeta, inputs: dict[str, str]
 ) -> Data:
     tables = workdir / "tables"
-    records = text_records(workdir, build_tokenizer(config.tower))
+    tokenizer = build_tokenizer(config.tower)
+    processes.write_once(lambda: text_records(workdir, tokenizer), "text tokens")
+    records = text_records(workdir, tokenizer)
     pairs, val = (read_pairs(tables, task_name, split) for split in ("train", "val"))
     known = KnownPairs(known_positives(tables, read_meta(tables), task, pairs))
     train_pairs, val_pairs = (

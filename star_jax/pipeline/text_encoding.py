@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int
 
+from star_jax.parallel import processes
 from star_jax.parallel.rules import batch_shardings, put
 from star_jax.pipeline.ahead import ahead
 from star_jax.pipeline.lengths import choose_lengths, padded_length
@@ -164,7 +165,7 @@ class BulkEncoder:
     ) -> Float32[np.ndarray, "M E"]:
         """The vectors of a part with those of one more batch."""
         vectors = vectors if len(vectors) else self._empty(batch.part_size)
-        vectors[batch.chosen] = np.asarray(result)[: len(batch.chosen)]
+        vectors[batch.chosen] = processes.fetched(result)[: len(batch.chosen)]
         self.counts.num_texts += len(batch.chosen)
         self.counts.num_tokens += batch.num_tokens
         on_batch(len(batch.chosen), batch.num_tokens)

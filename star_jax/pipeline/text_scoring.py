@@ -14,6 +14,7 @@ from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.embeddings.table import read_table
 from star_jax.losses.contrastive import Component
+from star_jax.parallel import processes
 from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import PairTable, Ranking, TaskMeta, read_meta
 from star_jax.pipeline.text_model import open_scorer
@@ -75,7 +76,7 @@ class PairLogits:
             tables = (documents, requests, requests)
             vectors = [_take(table, row) for table, row in zip(tables, padded, strict=True)]
             result = self._logits(variables, *vectors, tuple(map(jnp.asarray, padded)))
-            found[start : start + size] = np.asarray(result)[:size]
+            found[start : start + size] = processes.fetched(result)[:size]
             work.advance(size)
         return found
 

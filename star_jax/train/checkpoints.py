@@ -21,6 +21,7 @@ from jax.tree_util import keystr
 
 from star_jax import artefacts
 from star_jax.config import InputError, check_same, difference, to_json
+from star_jax.parallel import processes
 from star_jax.parallel.pieces import blocks
 from star_jax.shapes import PyTree
 from star_jax.train.state import TrainState, abstract
@@ -74,8 +75,11 @@ class Checkpointer:
         self._frozen_digest = frozen_digest
         self._inputs = dict(inputs)
         self._keep = keep
-        folder.mkdir(parents=True, exist_ok=True)
-        for left_over in folder.glob(".*"):
+        processes.write_once(self._clean, "checkpoints")
+
+    def _clean(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left_over in self.folder.glob(".*"):
             shutil.rmtree(left_over)
 
     def steps(self) -> list[int]:
@@ -84,6 +88,8 @@ class Checkpointer:
 
     def save(self, state: TrainState, position: dict[str, Any], best: Best | None) -> None:
         """Saves the state after `state.step` updates, then removes what is not to be kept.
+
+        All processes call it, and each writes what its devices hold.
 
         Args:
           state: Arrays may lie on any mesh.
@@ -99,12 +105,17 @@ class Checkpointer:
             "inputs": self._inputs,
             "config": json.loads(to_json(self._config)),
         }
-        with artefacts.writing(_path(self.folder, step), _KIND) as partial:
-            ocp.save_checkpointables(str(partial.absolute() / _ARRAYS), _parts(state))
-            (partial / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-        kept = {*self.steps()[-self._keep :]} | ({best.step} if best else set())
-        for old in set(self.steps()) - kept:
-            artefacts.remove(_path(self.folder, old))
+        path = _path(self.folder, step)
+        if processes.is_first():
+            with artefacts.writing(path, _KIND) as partial:
+                _save_arrays(partial, state)
+                (partial / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+            kept = {*self.steps()[-self._keep :]} | ({best.step} if best else set())
+            for old in set(self.steps()) - kept:
+                artefacts.remove(_path(self.folder, old))
+        else:
+            _save_arrays(artefacts.partial_of(path), state)
+        processes.wait("checkpoint saved")
 
     def restore_last(self, like: TrainState) -> Restored | None:
         """The newest checkpoint, or None when there is none; see `restore`."""
@@ -180,6 +191,11 @@ def tree_digest(tree: PyTree) -> str:
         for block in blocks(leaf) if isinstance(leaf, jax.Array) else (leaf,):
             sha.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
+
+
+def _save_arrays(partial: Path, state: TrainState) -> None:
+    processes.wait("folder of a checkpoint made")
+    ocp.save_checkpointables(str(partial.absolute() / _ARRAYS), _parts(state))
 
 
 def _parts(state: TrainState) -> dict[str, dict[str, PyTree]]:

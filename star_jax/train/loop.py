@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
+from star_jax.parallel import processes
 from star_jax.shapes import PyTree
 from star_jax.train.checkpoints import Best, Checkpointer
 from star_jax.train.gradients import Metrics
@@ -25,6 +26,7 @@ from star_jax.train.step import Step
 __all__ = ["Arithmetic", "Batches", "Counts", "Trained", "Validate", "measure", "train"]
 
 _MEASURED_STEPS = 4
+_ASK_EVERY = 10  # Steps.
 _GUARDED = ("loss", "gradient_norm")  # What must be finite.
 
 _log = logging.getLogger(__name__)
@@ -105,7 +107,7 @@ def train(
         done += 1
         reports.begun(_Begun(done, batch, metrics, learning_rate, waited_s))
         validating = done % plan.validate_every == 0 or done == plan.num_steps
-        if validating or time.monotonic() - saved_at > plan.checkpoint_s:
+        if validating or _due(done, time.monotonic() - saved_at > plan.checkpoint_s):
             reports.finish()  # Before anything is saved: this step must be finite.
             with reports.pausing():
                 if validating:
@@ -151,6 +153,13 @@ def _resume(
         return state, None
     batches.set_state(restored.position)
     return restored.state, restored.best
+
+
+def _due(done: int, mine: bool) -> bool:
+    """Whether it is time to save, by the clock of the first process, which others ask rarely."""
+    if jax.process_count() == 1:
+        return mine
+    return done % _ASK_EVERY == 0 and bool(processes.agreed(float(mine)))
 
 
 def _next(batches: Batches) -> tuple[Any, float]:

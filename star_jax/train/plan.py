@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from star_jax import artefacts
 from star_jax.config import InputError, check_same, to_json
+from star_jax.parallel import processes
 
 PLAN = "plan.json"  # Of a training folder.
 _LEAST_SHARE = 1 / 3  # Of a budget, for steps, however long compiling takes.
@@ -92,7 +93,7 @@ def settle(
     Raises:
       InputError: There is no plan at `like`, or the one at `path` is another job's.
     """
-    if path.is_file():
+    if processes.agreed(float(path.is_file())):
         stored = _read(path)
         check_same(json.dumps(stored.config), job, path)
         return stored.plan
@@ -102,7 +103,8 @@ def settle(
         plan = _make(config, steps_per_epoch, measure)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = plan._asdict() | {"config": json.loads(to_json(job))}
-    artefacts.write_text(path, json.dumps(content, indent=1))
+    text = json.dumps(content, indent=1)
+    processes.write_once(lambda: artefacts.write_text(path, text), "plan")
     _log.info(
         "plan: %d steps = %.2f epochs, validation every %d steps",
         plan.num_steps,
@@ -152,7 +154,7 @@ def _make(config: PlanConfig, steps_per_epoch: float, measure: Callable[[], Timi
     num_steps = config.num_steps or max(1, math.ceil(config.num_epochs * steps_per_epoch))
     timing, budget_s = None, _budget(config)
     if budget_s is not None:
-        timing = measure()
+        timing = Timing(*map(processes.agreed, measure()))
         share = config.validation_share
         rarest = math.ceil(timing.validation_s / timing.step_s * (1.0 - share) / share)
         validate_every = max(validate_every, rarest)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from star_jax import artefacts
+from star_jax.parallel import processes
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -86,10 +87,14 @@ class Progress:
 
 
 class Reporter:
-    """Metrics of one run; a resumed run goes on in the same files."""
+    """Metrics of one run; a resumed run goes on in the same files.
+
+    Of several processes the first alone writes.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._writes = processes.is_first()
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / METRICS
         self._board: SummaryWriter | None = None
@@ -100,8 +105,10 @@ class Reporter:
         """Forgets what was reported after `step`: it will be computed again."""
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
         kept = [line for line in lines if _complete(line) and json.loads(line)["step"] <= step]
-        artefacts.write_text(self._path, "".join(f"{line}\n" for line in kept))
         self._earlier_s = json.loads(kept[-1])["time_s"] if kept else 0.0
+        if not self._writes:
+            return
+        artefacts.write_text(self._path, "".join(f"{line}\n" for line in kept))
         from tensorboardX import SummaryWriter  # It looks for torch, which no command waits for.
 
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
@@ -114,6 +121,8 @@ class Reporter:
           split: "train" or "val".
           metrics: Finite or not; float32 values are written exactly.
         """
+        if not self._writes:
+            return
         values = {name: float(np.float64(value)) for name, value in metrics.items()}
         row = {"step": step, "split": split, "time_s": round(self.seconds, 3)} | values
         with self._path.open("a", encoding="utf-8") as file:

@@ -1,0 +1,139 @@
+"""Several processes that run one job: what the first alone writes, and how all of them end.
+
+All see one working directory. Each runs the same program; arrays on the mesh are global. The first
+process writes the files that are written once and says what is said once. Functions that all call
+together say so.
+"""
+
+import dataclasses
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Shaped
+
+from star_jax.config import InputError
+
+AUTO = "auto"
+_HEARTBEAT_S = 15  # A process that is silent for so long is dead.
+_NAMED_S = 40  # After the first error, for the runtime to say which one it is.
+_JOIN_S = 300
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Joined:
+    """How a process finds the others.
+
+    Attributes:
+      coordinator: Host and port of the first one, or "auto": Slurm, Kubernetes, Open MPI or a TPU
+        say all three.
+      num_processes: Of the job.
+      process_id: Of this one, from 0 on.
+    """
+
+    coordinator: str
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    def __post_init__(self) -> None:
+        known = self.num_processes is not None and self.process_id is not None
+        if self.coordinator == AUTO and (self.num_processes is None) != (self.process_id is None):
+            raise InputError(
+                "--coordinator auto with one of --num-processes and --process-id: both or none"
+            )
+        if self.coordinator != AUTO and not known:
+            raise InputError(
+                f"--coordinator {self.coordinator} needs --num-processes and --process-id; give them, "
+                "or auto"
+            )
+        if not 0 <= (self.process_id or 0) < (self.num_processes or 1):
+            raise InputError(
+                f"--process-id {self.process_id} is none of --num-processes {self.num_processes}, "
+                "from 0 on"
+            )
+
+
+def join(config: Joined) -> None:
+    """Meets the others; before anything asks JAX for its devices.
+
+    A process that ends without `leave`, or is silent for 15 s, ends all others.
+
+    Raises:
+      InputError: They did not all come within five minutes, or nothing says where they are.
+    """
+    detected = config.coordinator == AUTO
+    try:
+        jax.distributed.initialize(
+            coordinator_address=None if detected else config.coordinator,
+            num_processes=config.num_processes,
+            process_id=config.process_id,
+            cluster_detection_method=None if detected else "deactivate",
+            initialization_timeout=_JOIN_S,
+            heartbeat_timeout_seconds=_HEARTBEAT_S,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"--coordinator {config.coordinator}: {error}") from error
+    _log.info("process %d of %d", jax.process_index(), jax.process_count())
+
+
+def joined() -> bool:
+    """Whether this process is one of several."""
+    return jax.distributed.is_initialized()
+
+
+def is_first() -> bool:
+    """Whether this process writes what is written once; alone it is."""
+    return jax.process_index() == 0
+
+
+def wait(what: str) -> None:
+    """Waits for all others at the same place, which `what` names."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def write_once(write: Callable[[], object], what: str) -> None:
+    """The first process writes, and all go on when it has; all call it."""
+    if is_first():
+        write()
+    wait(what)
+
+
+def agreed(value: float) -> float:
+    """What the first process has; all call it."""
+    if jax.process_count() == 1:
+        return value
+    halves = np.array([value], np.float64).view(np.uint32)
+    return float(np.asarray(multihost_utils.broadcast_one_to_all(halves)).view(np.float64)[0])
+
+
+def fetched(array: jax.Array) -> Shaped[np.ndarray, "..."]:
+    """A global array on the host, whole on every process; all call it."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def await_verdict() -> None:
+    """After an error that another process may have caused: until the runtime names a dead one.
+
+    It ends this process when it does; it returns where all others live.
+    """
+    _log.error("process %d failed; asking which of the others are alive", jax.process_index())
+    time.sleep(_NAMED_S)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process after an error: it must not wait for others that wait for it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    logging.shutdown()
+    os._exit(code)
