@@ -51,8 +51,8 @@ class Joined:
             )
         if self.coordinator != AUTO and not known:
             raise InputError(
-                f"--coordinator {self.coordinator} needs --num-processes and --process-id; give them, "
-                "or auto"
+                f"--coordinator {self.coordinator} needs --num-processes and --process-id: "
+                "give them, or auto"
             )
         if not 0 <= (self.process_id or 0) < (self.num_processes or 1):
             raise InputError(

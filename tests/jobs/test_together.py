@@ -1,6 +1,7 @@
 """One training by several real processes, which meet over this machine's own network."""
 
 import json
+import shutil
 import time
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.parallel.processes import Joined
-from tests.jobs.together import finish, start
+from tests.jobs.together import EXPORT, finish, start, training
 from tests.pipeline.text_market import write_tables
 
 PLAN = "num_steps=8, validate_epochs=0.4"
@@ -20,7 +21,7 @@ def alone(tmp_path_factory):
     """As one process trains."""
     folder = tmp_path_factory.mktemp("alone")
     write_tables(folder / "tables")
-    finish(folder, 1, plan=PLAN)
+    finish(folder, 1, "train-text", training(plan=PLAN))
     return folder
 
 
@@ -36,8 +37,8 @@ def started():
     """Starts processes, and ends what is left of them."""
     running = []
 
-    def begin(*arguments, **fields):
-        running.extend(start(*arguments, **fields))
+    def begin(*arguments):
+        running.extend(start(*arguments))
         return running
 
     yield begin
@@ -75,26 +76,38 @@ def wait_for_steps(folder, processes):
 
 
 def test_four_processes_train_as_one_does(alone, folder):
-    logs = finish(folder, 4, fsdp=2, plan=PLAN)
+    logs = finish(folder, 4, "train-text", training(fsdp=2, plan=PLAN))
     check_equal(folder, alone)
     assert "train-text 100 %" in logs[0]
     assert not any("train-text" in log for log in logs[1:])  # One log.
 
 
 def test_one_process_goes_on_where_two_were_killed(alone, folder, started):
-    processes = started(folder, 2, fsdp=2, plan=PLAN)
+    processes = started(folder, 2, "train-text", training(fsdp=2, plan=PLAN))
     wait_for_steps(folder, processes)
     for process in processes:
         process.kill()
         process.wait()
-    (log,) = finish(folder, 1, fsdp=1, plan=PLAN)
+    (log,) = finish(folder, 1, "train-text", training(plan=PLAN))
     assert "restored" in log
     check_equal(folder, alone)
 
 
+def test_two_processes_export_what_one_does(alone, tmp_path):
+    digests = []
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        for name in ("tables", "text", "text_tokens"):
+            shutil.copytree(alone / name, folder / name)
+        finish(folder, count, "export-text", EXPORT)
+        digests.append(artefacts.digest(folder / "text_embeddings"))
+    assert digests[0] == digests[1]
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_dead_process_ends_the_others_and_is_named(folder, started, victim):
-    processes = started(folder, 2, plan="num_steps=100_000, validate_epochs=1000.0")
+    endless = training(plan="num_steps=100_000, validate_epochs=1000.0")
+    processes = started(folder, 2, "train-text", endless)
     wait_for_steps(folder, processes)
     processes[victim].kill()
     killed = time.monotonic()
@@ -106,10 +119,13 @@ def test_a_dead_process_ends_the_others_and_is_named(folder, started, victim):
 
 
 def test_what_is_wrong_ends_all_processes_at_once(folder, started):
+    """Each says what it is, unless it is ended for want of the first one before."""
     (folder / "text").mkdir()
     (folder / "text" / "job.json").write_text("{}")
-    codes = [process.wait(timeout=120) for process in started(folder, 2, plan=PLAN)]
-    assert codes == [2, 2]
+    processes = started(folder, 2, "train-text", training(plan=PLAN))
+    codes = [process.wait(timeout=120) for process in processes]
+    assert codes[0] == 2
+    assert codes[1] != 0
     assert "job.json is damaged" in (folder / "0.log").read_text()
 
 

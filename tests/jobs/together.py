@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CONFIG = """
+TRAINING = """
 from star_jax.parallel.mesh import MeshConfig
 from tests.jobs import tiny_text
 
@@ -16,16 +16,29 @@ def get_config():
 """
 
 
-def start(folder, count, *options, command="train-text", fsdp=1, plan="num_steps=8"):
+EXPORT = """
+from star_jax.jobs.export_text import TextExportConfig
+
+def get_config():
+    return TextExportConfig(batch_tokens=2048, num_lengths=1, part_texts=4)
+"""
+
+
+def training(*, fsdp=1, plan):
+    """The file of a config."""
+    return TRAINING.format(fsdp=fsdp, plan=plan)
+
+
+def start(folder, count, command, config_text):
     """Starts processes of one CPU device each; their output is in `folder/INDEX.log`."""
     config = folder / "config.py"
-    config.write_text(CONFIG.format(fsdp=fsdp, plan=plan))
+    config.write_text(config_text)
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     begun = []
     for index in range(count):
-        arguments = [command, str(config), "--workdir", str(folder), *options]
+        arguments = [command, str(config), "--workdir", str(folder)]
         if count > 1:
             arguments += ["--coordinator", f"localhost:{port}", "--num-processes", str(count)]
             arguments += ["--process-id", str(index)]
@@ -42,9 +55,9 @@ def start(folder, count, *options, command="train-text", fsdp=1, plan="num_steps
     return begun
 
 
-def finish(folder, count, *options, **fields):
+def finish(folder, count, command, config_text):
     """Their logs, when all have ended well."""
-    codes = [process.wait(timeout=300) for process in start(folder, count, *options, **fields)]
+    codes = [process.wait(timeout=300) for process in start(folder, count, command, config_text)]
     logs = [(folder / f"{index}.log").read_text() for index in range(count)]
     assert codes == [0] * count, "\n".join(logs)
     return logs
