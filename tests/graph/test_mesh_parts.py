@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from star_jax.graph.engines.mesh import numbering, picks, words
+from star_jax.graph.engines.mesh import weighted as mesh_weighted
 from star_jax.graph.engines.mesh.exchange import ask
 from star_jax.graph.engines.mesh.numbering import (
     Named,
@@ -14,7 +15,7 @@ from star_jax.graph.engines.mesh.numbering import (
     leaders_by_sort,
     number,
 )
-from star_jax.graph.engines.mesh.topology import AXES, Edges
+from star_jax.graph.engines.mesh.topology import AXES, Edges, digits_of
 from star_jax.graph.engines.mesh.visibility import Row as Rows
 from star_jax.graph.engines.mesh.visibility import (
     Rule,
@@ -24,7 +25,7 @@ from star_jax.graph.engines.mesh.visibility import (
     visible,
 )
 from star_jax.graph.samplers import draws, visibility
-from star_jax.graph.samplers.picks import last_n, top_k, uniform
+from star_jax.graph.samplers.picks import last_n, top_k, uniform, weighted
 from star_jax.graph.samplers.picks.draw import Draw, Scratch
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.shapes import NO_TIME
@@ -134,7 +135,7 @@ def test_places_in_sorted_rows_are_those_of_a_search(longest):
 class World:
     """Rows of one relation, all edges of one shard, and who may see them."""
 
-    def __init__(self, lengths, share, seed):
+    def __init__(self, lengths, share, seed, weights=None):
         rng = np.random.default_rng(seed)
         self.end = np.cumsum(lengths)
         self.begin = self.end - lengths
@@ -150,10 +151,25 @@ class World:
         self.pairs = rng.integers(0, 9, (4, 5, 2)).astype(np.int32)
         self.hidden = rng.integers(0, 3, num_rows).astype(np.int32)
         self.start = rng.integers(0, 2**64, num_rows, dtype=np.uint64)
-        self.weight = rng.integers(-1, 4, total).astype(np.float32)  # Many are equal.
+        few = rng.integers(0, 4, total)  # Many are equal, and many are 0.
+        self.weight = (few if weights is None else weights(rng, total)).astype(np.float32)
+        rows = [
+            self.weight[b:e].astype(np.float64) for b, e in zip(self.begin, self.end, strict=True)
+        ]
+        self.cumulative = np.concatenate([np.cumsum(row) for row in rows])
 
     def on_device(self):
-        edges = Edges(self.end, self.sender, self.time, self.removed, self.weight, self.flags)
+        digits, exponent = digits_of(self.cumulative)
+        edges = Edges(
+            bounds=self.end,
+            sender=self.sender,
+            time=self.time,
+            removed=self.removed,
+            weight=self.weight,
+            flags=self.flags,
+            digits=digits,
+            exponent=exponent,
+        )
         edges = Edges(*map(jnp.asarray, edges))
         viewers = Viewers(*map(jnp.asarray, (self.group_time, *np.moveaxis(self.pairs, 2, 0))))
         columns = (self.begin, self.end, self.node, self.group, self.hidden)
@@ -171,7 +187,7 @@ class World:
             time=self.time.astype(np.int64),
             removed=self.removed.astype(np.int64),
             weight=self.weight,
-            cumulative=np.zeros(0),
+            cumulative=self.cumulative,
             flags=self.flags,
         )
         return edges, rule
@@ -180,14 +196,15 @@ class World:
         edges, rule = self.on_host()
         found = []
         for i, fanout in enumerate(fanouts.tolist()):
-            begin, end = int(self.begin[i]), int(self.end[i])
+            first = begin = int(self.begin[i])
+            end = int(self.end[i])
             if begin < end:
                 group, all_traits = self.group[i], 0xFF
                 begin, end = visibility.time_bounds(
                     edges, rule, group, begin, end, True, all_traits
                 )
             row = visibility.Row(
-                begin, begin, end, int(self.node[i]), int(self.group[i]), int(self.hidden[i]), False
+                first, begin, end, int(self.node[i]), int(self.group[i]), int(self.hidden[i]), False
             )
             out, scratch = np.empty(fanout, np.int64), Scratch.of(int(max(self.end - self.begin)))
             count = pick(edges, rule, row, Draw(fanout, replace, self.start[i]), scratch, out)
@@ -208,6 +225,9 @@ LENGTHS = {
         ("uniform", False, 0.8),
         ("uniform", False, 0.02),
         ("uniform", True, 0.05),
+        ("weighted", False, 0.8),
+        ("weighted", False, 0.02),
+        ("weighted", True, 0.05),
         ("last_n", 0, 0.3),
         ("top_k", 0, 0.6),
     ],
@@ -215,13 +235,44 @@ LENGTHS = {
 def test_picks_are_the_host_s(kind, replace, share, lengths):
     """A share of 0.02 makes most long rows give up trying and be enumerated."""
     world = World(np.asarray(LENGTHS[lengths]), share, seed=3)
+    found, expected = picks_of_both(world, kind, replace=bool(replace))
+    assert found == expected
+    assert any(expected)
+
+
+WEIGHTS = {
+    "equal": lambda rng, n: np.full(n, 0.3),
+    "fractions": lambda rng, n: rng.random(n),
+    "mostly zeros": lambda rng, n: np.where(rng.random(n) < 0.1, rng.random(n), 0.0),
+    "one huge": lambda rng, n: np.where(rng.random(n) < 0.03, 1e12, rng.random(n)),
+    "all sizes": lambda rng, n: 10.0 ** rng.uniform(-44, 38, n),
+    "below the smallest normal": lambda rng, n: 10.0 ** rng.uniform(-45, -37, n),
+    "the largest": lambda rng, n: np.full(n, np.finfo(np.float32).max),
+}
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(("replace", "share"), [(False, 0.8), (False, 0.1), (True, 0.3)])
+def test_weights_of_any_size_are_drawn_as_the_host_draws_them(weights, replace, share):
+    """Rows lose their old edges: where those are heavy, little is left of the sums."""
+    lengths = np.asarray([*LENGTHS["short and empty"], *LENGTHS["long"], 1000])
+    world = World(lengths, share, seed=4, weights=WEIGHTS[weights])
+    found, expected = picks_of_both(world, "weighted", replace=replace)
+    assert found == expected
+    assert sum(map(len, expected)) > 5
+    assert all(world.weight[position] > 0 for row in expected for position in row)
+
+
+def picks_of_both(world, kind, *, replace):
     fanout = np.resize([1, 2, 3], len(world.node)).astype(np.int32)
+    longest = int(np.max(world.end - world.begin))
 
     @jax.jit
     def on_device(edges, viewers, row, start, fanout):
         rule = Rule(0b0011, True, 12)
         dated = jnp.ones(row.node.shape, bool)
-        row = time_bounds(edges, viewers, rule, row, dated, max(LENGTHS[lengths]))
+        first = row.begin
+        row = time_bounds(edges, viewers, rule, row, dated, longest)
         draw = picks.Draw(row.begin, row.end, fanout, start)
 
         def seen(position):
@@ -231,6 +282,9 @@ def test_picks_are_the_host_s(kind, replace, share, lengths):
             return picks.last_n(draw, seen, 3)
         if kind == "top_k":
             return picks.top_k(draw, seen, edges.weight, 3)
+        if kind == "weighted":
+            options = {"most": 3, "longest": longest, "replace": replace}
+            return mesh_weighted.weighted(draw, seen, edges, first, **options)
         return picks.uniform(draw, seen, 3, replace=replace)
 
     start = words.Word(
@@ -239,10 +293,8 @@ def test_picks_are_the_host_s(kind, replace, share, lengths):
     )
     made = on_device(*world.on_device(), start, jnp.asarray(fanout))
     found = [row[:n].tolist() for row, n in zip(*map(np.asarray, made), strict=True)]
-    pick = {"last_n": last_n, "top_k": top_k, "uniform": uniform}[kind].pick
-    expected = world.picks_on_host(pick, fanout, replace=bool(replace))
-    assert found == expected
-    assert any(expected)
+    pick = {"last_n": last_n, "top_k": top_k, "uniform": uniform, "weighted": weighted}[kind].pick
+    return found, world.picks_on_host(pick, fanout, replace=replace)
 
 
 def rows_one_by_one(known, met, first, room):
