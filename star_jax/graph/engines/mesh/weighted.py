@@ -75,7 +75,8 @@ def weighted(
     picks = (tries.position, tries.found, tries.slot)
     is_one = draw.end - draw.begin <= SMALL * most
     for mine, is_single in ((is_one, True), (~is_one, False)):
-        rows = draw._replace(end=jnp.where(mine, draw.end, draw.begin))
+        unfinished = mine & (picks[1] < draw.fanout)
+        rows = draw._replace(end=jnp.where(unfinished, draw.end, draw.begin))
         picks = _enumerate(rows, seen, edges, most, picks, is_single=is_single, replace=replace)
     return Picks(*picks[:2])
 
