@@ -152,7 +152,7 @@ class World:
         self.hidden = rng.integers(0, 3, num_rows).astype(np.int32)
         self.start = rng.integers(0, 2**64, num_rows, dtype=np.uint64)
         few = rng.integers(0, 4, total)  # Many are equal, and many are 0.
-        self.weight = (few if weights is None else weights(rng, total)).astype(np.float32)
+        self.weight = (few if weights is None else weights(rng, self.time)).astype(np.float32)
         rows = [
             self.weight[b:e].astype(np.float64) for b, e in zip(self.begin, self.end, strict=True)
         ]
@@ -241,13 +241,21 @@ def test_picks_are_the_host_s(kind, replace, share, lengths):
 
 
 WEIGHTS = {
-    "equal": lambda rng, n: np.full(n, 0.3),
-    "fractions": lambda rng, n: rng.random(n),
-    "mostly zeros": lambda rng, n: np.where(rng.random(n) < 0.1, rng.random(n), 0.0),
-    "one huge": lambda rng, n: np.where(rng.random(n) < 0.03, 1e12, rng.random(n)),
-    "all sizes": lambda rng, n: 10.0 ** rng.uniform(-44, 38, n),
-    "below the smallest normal": lambda rng, n: 10.0 ** rng.uniform(-45, -37, n),
-    "the largest": lambda rng, n: np.full(n, np.finfo(np.float32).max),
+    "equal": lambda rng, time: np.full(len(time), 0.3),
+    "fractions": lambda rng, time: rng.random(len(time)),
+    "mostly zeros": lambda rng, time: np.where(
+        rng.random(len(time)) < 0.1, rng.random(len(time)), 0.0
+    ),
+    "one huge": lambda rng, time: np.where(
+        rng.random(len(time)) < 0.03, 1e12, rng.random(len(time))
+    ),
+    "all sizes": lambda rng, time: 10.0 ** rng.uniform(-44, 38, len(time)),
+    "below the smallest normal": lambda rng, time: 10.0 ** rng.uniform(-45, -37, len(time)),
+    "the smallest": lambda rng, time: np.full(
+        len(time), 2.0**-149
+    ),  # Sums of a few thousand units.
+    "the largest": lambda rng, time: np.full(len(time), np.finfo(np.float32).max),
+    "heavy when old": lambda rng, time: np.where(time < 15, 3e4, 1.0) + rng.random(len(time)),
 }
 
 
@@ -255,12 +263,34 @@ WEIGHTS = {
 @pytest.mark.parametrize(("replace", "share"), [(False, 0.8), (False, 0.1), (True, 0.3)])
 def test_weights_of_any_size_are_drawn_as_the_host_draws_them(weights, replace, share):
     """Rows lose their old edges: where those are heavy, little is left of the sums."""
-    lengths = np.asarray([*LENGTHS["short and empty"], *LENGTHS["long"], 1000])
+    lengths = np.asarray([*LENGTHS["short and empty"] * 4, *LENGTHS["long"], 1000])
     world = World(lengths, share, seed=4, weights=WEIGHTS[weights])
     found, expected = picks_of_both(world, "weighted", replace=replace)
     assert found == expected
     assert sum(map(len, expected)) > 5
     assert all(world.weight[position] > 0 for row in expected for position in row)
+
+
+@pytest.mark.parametrize("weights", ["mostly zeros", "one huge", "all sizes"])
+def test_integers_become_the_edge_whose_sum_is_the_first_above(weights):
+    """Both integers at the border of every edge."""
+    world = World(np.asarray([40] * 20), 1.0, seed=5, weights=WEIGHTS[weights])
+    edges, _, row = world.on_device()
+    begin = row.begin + np.arange(20) % 5 * 3
+    zeros = jnp.zeros_like(begin)
+    draw = picks.Draw(begin, row.end, zeros, words.word(0))
+    sums = np.frexp(world.cumulative.reshape(20, 40))
+    upto = np.ldexp(sums[0], 31).astype(np.int64) >> np.minimum(sums[1][:, -1:] - sums[1], 31)
+    before = np.asarray([own[b - 1] if b else 0 for own, b in zip(upto, begin % 40, strict=True)])
+    total, place = mesh_weighted.sums_of(draw, edges, row.begin, 40)
+    np.testing.assert_array_equal(total, upto[:, -1] - before)
+    inside = upto - before[:, None]
+    drawn = np.clip(np.concatenate([inside - 1, inside], axis=1), 0, np.asarray(total)[:, None] - 1)
+    expected = [np.searchsorted(own, x, side="right") for own, x in zip(inside, drawn, strict=True)]
+    found = place(jnp.asarray(drawn, jnp.int32)) - np.asarray(row.begin)[:, None]
+    some = np.asarray(total) > 0
+    assert some.sum() > 10
+    np.testing.assert_array_equal(np.asarray(found)[some], np.asarray(expected)[some])
 
 
 def picks_of_both(world, kind, *, replace):

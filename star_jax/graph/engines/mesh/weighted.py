@@ -68,7 +68,7 @@ def weighted(
     """
     if SMALL * most > _LARGEST_BLOCK:
         raise ValueError(f"{most} neighbours by weight, needed at most {_LARGEST_BLOCK // SMALL}")
-    total, place = _sums(draw, edges, start, longest)
+    total, place = sums_of(draw, edges, start, longest)
     is_long = (draw.end - draw.begin > SMALL * draw.fanout) & (total >= LEAST_SUM)
     size = jnp.where(is_long, total, 0)
     tries = try_at_random(draw, seen, most, size, place, replace=replace)
@@ -81,10 +81,14 @@ def weighted(
     return Picks(*picks[:2])
 
 
-def _sums(
+def sums_of(
     draw: Draw, edges: Edges, start: Int32[Array, " Q"], longest: int
 ) -> tuple[Int32[Array, " Q"], Callable[[Int32[Array, "Q W"]], Int32[Array, "Q W"]]]:
-    """Of each row the sum of its weights, and what turns integers below it into positions."""
+    """The sum of the weights of each row, cut to 31 bits of all up to its end.
+
+    Returns:
+      The sums, and what turns integers below them into positions.
+    """
     digits, exponents = jnp.asarray(edges.digits), jnp.asarray(edges.exponent)
     last = jnp.maximum(draw.end - 1, 0)
     exponent = exponents[last].astype(jnp.int32)

@@ -3,9 +3,14 @@
 Weights are drawn by their running sums and not by alias tables, which hold for a whole row: an
 example sees the part of it before its own time, whose sums no later edge changes.
 
-An engine on devices has no float64. So what is drawn is an integer below a sum of 31 bits, and the
-sums are cut to as many bits of the last one that counts: no chance is off by more than one in so
-many. Every step is exact in float64 here, and in integers there.
+Engines on devices have no float64. So what is drawn is an integer of at most 31 bits, and sums are
+cut to as many bits of the largest: exactly in float64 here, and in integers there.
+
+- A row that is tried: an edge's chance is off by less than 2^-29; by less than 2^-19 where older
+  edges, which the example does not see, have most of the sum. Where it might be more, the row is
+  enumerated.
+- A row of n edges that is enumerated: by less than 2^-29 + n 2^-30. Weights below 2^-31 of the
+  largest that is left count as 0, until that one is picked.
 """
 
 import math
@@ -22,7 +27,7 @@ from star_jax.graph.samplers.search import first_at_least
 from star_jax.graph.samplers.visibility import Edges, Row, Rule, visible
 
 BITS = 31  # Of the sums that are drawn from.
-LEAST_SUM = 1 << 20  # Where a row's cut sum is below, it is enumerated: chances would be coarse.
+LEAST_SUM = 1 << 20  # A row whose cut sum is below is enumerated.
 LEAST_EXPONENT = -125  # Of the smallest normal float32; smaller weights are cut like it.
 _pick_uniform = uniform.pick
 
