@@ -7,7 +7,6 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from star_jax.graph.engines.mesh import numbering, picks, words
-from star_jax.graph.engines.mesh import weighted as mesh_weighted
 from star_jax.graph.engines.mesh.exchange import ask
 from star_jax.graph.engines.mesh.numbering import (
     Named,
@@ -15,20 +14,11 @@ from star_jax.graph.engines.mesh.numbering import (
     leaders_by_sort,
     number,
 )
-from star_jax.graph.engines.mesh.topology import AXES, Edges, digits_of
-from star_jax.graph.engines.mesh.visibility import Row as Rows
-from star_jax.graph.engines.mesh.visibility import (
-    Rule,
-    Viewers,
-    first_at_least,
-    time_bounds,
-    visible,
-)
-from star_jax.graph.samplers import draws, visibility
-from star_jax.graph.samplers.picks import last_n, top_k, uniform, weighted
-from star_jax.graph.samplers.picks.draw import Draw, Scratch
+from star_jax.graph.engines.mesh.topology import AXES
+from star_jax.graph.engines.mesh.visibility import first_at_least
+from star_jax.graph.samplers import draws
 from star_jax.parallel.mesh import MeshConfig, make_mesh
-from star_jax.shapes import NO_TIME
+from tests.graph.rows import LENGTHS, RowWorld, picks_of_both
 
 _BIG = 2**31 - 1
 
@@ -123,99 +113,13 @@ def test_places_in_sorted_rows_are_those_of_a_search(longest):
         values[slice(*row)].sort()
     bound = rng.integers(-1, 32, len(lengths))
     found = first_at_least(
-        *(jnp.asarray(part, jnp.int32) for part in (values, begin, end, bound)), longest
+        *(jnp.asarray(part, jnp.int32) for part in (values, begin, end, bound)), longest=longest
     )
     expected = [
         low + np.searchsorted(values[low:high], least)
         for low, high, least in zip(begin, end, bound, strict=True)
     ]
     np.testing.assert_array_equal(found, expected)
-
-
-class World:
-    """Rows of one relation, all edges of one shard, and who may see them."""
-
-    def __init__(self, lengths, share, seed, weights=None):
-        rng = np.random.default_rng(seed)
-        self.end = np.cumsum(lengths)
-        self.begin = self.end - lengths
-        total, num_rows = int(self.end[-1]), len(lengths)
-        time = [np.sort(rng.integers(0, 50, n)) for n in lengths]
-        self.time = np.concatenate(time).astype(np.int32)
-        self.flags = np.where(rng.random(total) < share, 1, 3).astype(np.uint8)
-        self.removed = np.where(rng.random(total) < 0.1, 30, _BIG).astype(np.int32)
-        self.sender = rng.integers(0, 9, total).astype(np.int32)
-        self.node = rng.integers(0, 9, num_rows).astype(np.int32)
-        self.group = rng.integers(0, 4, num_rows).astype(np.int32)
-        self.group_time = np.asarray([20, 30, 60, np.iinfo(np.int32).min], np.int32)
-        self.pairs = rng.integers(0, 9, (4, 5, 2)).astype(np.int32)
-        self.hidden = rng.integers(0, 3, num_rows).astype(np.int32)
-        self.start = rng.integers(0, 2**64, num_rows, dtype=np.uint64)
-        few = rng.integers(0, 4, total)  # Many are equal, and many are 0.
-        self.weight = (few if weights is None else weights(rng, self.time)).astype(np.float32)
-        rows = [
-            self.weight[b:e].astype(np.float64) for b, e in zip(self.begin, self.end, strict=True)
-        ]
-        self.cumulative = np.concatenate([np.cumsum(row) for row in rows])
-
-    def on_device(self):
-        digits, exponent = digits_of(self.cumulative)
-        edges = Edges(
-            bounds=self.end,
-            sender=self.sender,
-            time=self.time,
-            removed=self.removed,
-            weight=self.weight,
-            flags=self.flags,
-            digits=digits,
-            exponent=exponent,
-        )
-        edges = Edges(*map(jnp.asarray, edges))
-        viewers = Viewers(*map(jnp.asarray, (self.group_time, *np.moveaxis(self.pairs, 2, 0))))
-        columns = (self.begin, self.end, self.node, self.group, self.hidden)
-        return edges, viewers, Rows(*(jnp.asarray(c, jnp.int32) for c in columns))
-
-    def on_host(self):
-        """The same arrays as `samplers.visibility` has them."""
-        times = self.group_time.astype(np.int64)
-        times[times == np.iinfo(np.int32).min] = NO_TIME
-        pairs = np.sort(self.pairs[..., 0].astype(np.int64) << 32 | self.pairs[..., 1], axis=1)
-        rule = visibility.Rule(times, True, 12, 0b0011, np.arange(5) * 5, pairs.reshape(-1))
-        edges = visibility.Edges(
-            bounds=np.zeros((1, 1), np.int64),
-            sender=self.sender,
-            time=self.time.astype(np.int64),
-            removed=self.removed.astype(np.int64),
-            weight=self.weight,
-            cumulative=self.cumulative,
-            flags=self.flags,
-        )
-        return edges, rule
-
-    def picks_on_host(self, pick, fanouts, *, replace):
-        edges, rule = self.on_host()
-        found = []
-        for i, fanout in enumerate(fanouts.tolist()):
-            first = begin = int(self.begin[i])
-            end = int(self.end[i])
-            if begin < end:
-                group, all_traits = self.group[i], 0xFF
-                begin, end = visibility.time_bounds(
-                    edges, rule, group, begin, end, True, all_traits
-                )
-            row = visibility.Row(
-                first, begin, end, int(self.node[i]), int(self.group[i]), int(self.hidden[i]), False
-            )
-            out, scratch = np.empty(fanout, np.int64), Scratch.of(int(max(self.end - self.begin)))
-            count = pick(edges, rule, row, Draw(fanout, replace, self.start[i]), scratch, out)
-            found.append(out[:count].tolist())
-        return found
-
-
-LENGTHS = {
-    "short and empty": [0, 1, 3, 5, 8, 12, 0, 2] * 6,
-    "long": [30, 70, 110, 200, 55] * 8,
-}
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
@@ -234,97 +138,10 @@ LENGTHS = {
 )
 def test_picks_are_the_host_s(kind, replace, share, lengths):
     """A share of 0.02 makes most long rows give up trying and be enumerated."""
-    world = World(np.asarray(LENGTHS[lengths]), share, seed=3)
+    world = RowWorld(np.asarray(LENGTHS[lengths]), share, seed=3)
     found, expected = picks_of_both(world, kind, replace=bool(replace))
     assert found == expected
     assert any(expected)
-
-
-WEIGHTS = {
-    "equal": lambda rng, time: np.full(len(time), 0.3),
-    "fractions": lambda rng, time: rng.random(len(time)),
-    "mostly zeros": lambda rng, time: np.where(
-        rng.random(len(time)) < 0.1, rng.random(len(time)), 0.0
-    ),
-    "one huge": lambda rng, time: np.where(
-        rng.random(len(time)) < 0.03, 1e12, rng.random(len(time))
-    ),
-    "all sizes": lambda rng, time: 10.0 ** rng.uniform(-44, 38, len(time)),
-    "below the smallest normal": lambda rng, time: 10.0 ** rng.uniform(-45, -37, len(time)),
-    "the smallest": lambda rng, time: np.full(
-        len(time), 2.0**-149
-    ),  # Sums of a few thousand units.
-    "the largest": lambda rng, time: np.full(len(time), np.finfo(np.float32).max),
-    "heavy when old": lambda rng, time: np.where(time < 15, 3e4, 1.0) + rng.random(len(time)),
-}
-
-
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize(("replace", "share"), [(False, 0.8), (False, 0.1), (True, 0.3)])
-def test_weights_of_any_size_are_drawn_as_the_host_draws_them(weights, replace, share):
-    """Rows lose their old edges: where those are heavy, little is left of the sums."""
-    lengths = np.asarray([*LENGTHS["short and empty"] * 4, *LENGTHS["long"], 1000])
-    world = World(lengths, share, seed=4, weights=WEIGHTS[weights])
-    found, expected = picks_of_both(world, "weighted", replace=replace)
-    assert found == expected
-    assert sum(map(len, expected)) > 5
-    assert all(world.weight[position] > 0 for row in expected for position in row)
-
-
-@pytest.mark.parametrize("weights", ["mostly zeros", "one huge", "all sizes"])
-def test_integers_become_the_edge_whose_sum_is_the_first_above(weights):
-    """Both integers at the border of every edge."""
-    world = World(np.asarray([40] * 20), 1.0, seed=5, weights=WEIGHTS[weights])
-    edges, _, row = world.on_device()
-    begin = row.begin + np.arange(20) % 5 * 3
-    zeros = jnp.zeros_like(begin)
-    draw = picks.Draw(begin, row.end, zeros, words.word(0))
-    sums = np.frexp(world.cumulative.reshape(20, 40))
-    upto = np.ldexp(sums[0], 31).astype(np.int64) >> np.minimum(sums[1][:, -1:] - sums[1], 31)
-    before = np.asarray([own[b - 1] if b else 0 for own, b in zip(upto, begin % 40, strict=True)])
-    total, place = mesh_weighted.sums_of(draw, edges, row.begin, 40)
-    np.testing.assert_array_equal(total, upto[:, -1] - before)
-    inside = upto - before[:, None]
-    drawn = np.clip(np.concatenate([inside - 1, inside], axis=1), 0, np.asarray(total)[:, None] - 1)
-    expected = [np.searchsorted(own, x, side="right") for own, x in zip(inside, drawn, strict=True)]
-    found = place(jnp.asarray(drawn, jnp.int32)) - np.asarray(row.begin)[:, None]
-    some = np.asarray(total) > 0
-    assert some.sum() > 10
-    np.testing.assert_array_equal(np.asarray(found)[some], np.asarray(expected)[some])
-
-
-def picks_of_both(world, kind, *, replace):
-    fanout = np.resize([1, 2, 3], len(world.node)).astype(np.int32)
-    longest = int(np.max(world.end - world.begin))
-
-    @jax.jit
-    def on_device(edges, viewers, row, start, fanout):
-        rule = Rule(0b0011, True, 12)
-        dated = jnp.ones(row.node.shape, bool)
-        first = row.begin
-        row = time_bounds(edges, viewers, rule, row, dated, longest)
-        draw = picks.Draw(row.begin, row.end, fanout, start)
-
-        def seen(position):
-            return visible(edges, viewers, rule, row, position)
-
-        if kind == "last_n":
-            return picks.last_n(draw, seen, 3)
-        if kind == "top_k":
-            return picks.top_k(draw, seen, edges.weight, 3)
-        if kind == "weighted":
-            options = {"most": 3, "longest": longest, "replace": replace}
-            return mesh_weighted.weighted(draw, seen, edges, first, **options)
-        return picks.uniform(draw, seen, 3, replace=replace)
-
-    start = words.Word(
-        jnp.asarray((world.start >> np.uint64(32)).astype(np.uint32)),
-        jnp.asarray(world.start.astype(np.uint32)),
-    )
-    made = on_device(*world.on_device(), start, jnp.asarray(fanout))
-    found = [row[:n].tolist() for row, n in zip(*map(np.asarray, made), strict=True)]
-    pick = {"last_n": last_n, "top_k": top_k, "uniform": uniform, "weighted": weighted}[kind].pick
-    return found, world.picks_on_host(pick, fanout, replace=replace)
 
 
 def rows_one_by_one(known, met, first, room):
