@@ -30,7 +30,7 @@ WEIGHTS = {
 @pytest.mark.parametrize(("replace", "share"), [(False, 0.8), (False, 0.1), (True, 0.3)])
 def test_weights_of_any_size_are_drawn_as_the_host_draws_them(weights, replace, share):
     """Rows lose their old edges: where those are heavy, little is left of the sums."""
-    lengths = np.asarray([*LENGTHS["short and empty"] * 4, *LENGTHS["long"], 1000])
+    lengths = np.asarray([*LENGTHS["short and empty"] * 20, *LENGTHS["long"], 1000])
     world = RowWorld(lengths, share, seed=4, weights=WEIGHTS[weights])
     found, expected = picks_of_both(world, "weighted", replace=replace)
     assert found == expected
