@@ -77,6 +77,8 @@ def draw_arrays(
         removed=jnp.zeros(0, jnp.int32),
         weight=jnp.ones(total, jnp.float32),
         flags=columns.flags,
+        digits=jnp.zeros(0, jnp.int32),
+        exponent=jnp.zeros(0, jnp.int16),
     )
     nodes = {
         name: _features(next(keys), node.count, tuple(node.categorical.values()), name in texts)

@@ -98,6 +98,8 @@ def graph_shapes(
             removed=like(edges if removed else 0),
             weight=like(edges, dtype=jnp.float32),
             flags=like(edges, dtype=jnp.uint8),
+            digits=like(0),
+            exponent=like(0, dtype=jnp.int16),
         ),
         nodes,
     )
@@ -279,4 +281,5 @@ def places_of(schema: GraphSchema, num_shards: int, share: float) -> Places:
         age_unit=SPAN / 1000,
         longest=int(ROOM * max(degrees(schema, share).values())),
         most_texts=1,
+        weighted=(),
     )

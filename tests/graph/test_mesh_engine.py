@@ -73,8 +73,18 @@ def check_equal(host, mesh, text_error):
         (2, (4,), {"sampler": SamplerConfig(kind="last_n")}, "int8"),
         (2, (3, 2), {"sampler": SamplerConfig(kind="top_k")}, "float32"),
         (4, (3,), {"sampler": SamplerConfig(replace=True), "use_time": False}, "float32"),
+        (4, (4,), {"sampler": SamplerConfig(kind="weighted")}, "float32"),
+        (1, (3,), {"sampler": SamplerConfig(kind="weighted", replace=True, max_age=30)}, "float32"),
     ],
-    ids=["overflow", "eight devices", "last_n", "top_k", "split rule"],
+    ids=[
+        "overflow",
+        "eight devices",
+        "last_n",
+        "top_k",
+        "split rule",
+        "weighted",
+        "weighted, replace",
+    ],
 )
 def test_samples_are_the_host_s_on_any_mesh(store, devices, fanout, options, precision):
     """Entries of texts go up to 80 and differ by 1 between texts, so that int8 tells them apart."""
@@ -91,6 +101,29 @@ def test_samples_are_the_host_s_on_any_mesh(store, devices, fanout, options, pre
         assert (cut > 0) == ("shrink" in options)
         neighbours += sum(int(table.mask.sum()) for hop in host.hops for table in hop.values())
     assert neighbours > 60 * devices
+
+
+@pytest.mark.parametrize("types", [("member", "job"), ()], ids=["some", "none"])
+def test_types_without_unequal_weights_are_drawn_evenly_by_both(world, types, tmp_path):
+    """The engine keeps sums only if some type has them."""
+    edges = {
+        key: [
+            dataclasses.replace(edge, weight=edge.weight if types and key == APPLY else 1.0)
+            for edge in each
+        ]
+        for key, each in world.edges.items()
+    }
+    store = dataclasses.replace(world, edges=edges).build(tmp_path)
+    assert tuple(name for name, each in store.adjacency.items() if len(each.cumulative)) == types
+    rng = np.random.default_rng(4)
+    mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
+    assert bool(MeshEngine(store, mesh).arrays.edges.digits.size) == bool(types)
+    batches = [seeds_of(store, rng)._replace(seed_text_row=None) for _ in range(2)]
+    question = question_of(store, batches, (3, 2), sampler=SamplerConfig(kind="weighted"))
+    for host, found, host_cut, cut in drawn_by_both(store, mesh, question, batches, 7):
+        check_equal(host, found, 0.0)
+        assert cut == host_cut
+        assert host.hops[1]["member__has__skill"].mask.any()
 
 
 def test_what_an_exchange_has_no_room_for_is_left_out_and_counted(store):
@@ -146,9 +179,9 @@ def test_what_the_engine_cannot_do_is_named(store):
     alien = batch._replace(seed_text_row=np.full(SEEDS, 999, np.int32))
     with pytest.raises(ValueError, match="is given text 999, which is no text of it"):
         engine.prepare(question, alien, 0)
-    weighted = dataclasses.replace(question, sampler=SamplerConfig(kind="weighted"))
-    request, _ = engine.prepare(weighted, batch, 0)
-    with pytest.raises(ValueError, match=r"sampler\.kind 'weighted' .*needed one of uniform"):
+    ranked = dataclasses.replace(question, sampler=SamplerConfig(kind="ppr"))
+    request, _ = engine.prepare(ranked, batch, 0)
+    with pytest.raises(ValueError, match=r"sampler\.kind 'ppr' .*needed one of uniform, weighted"):
         engine.subgraphs(engine.arrays, jax.tree.map(lambda leaf: leaf[None], request))
 
 

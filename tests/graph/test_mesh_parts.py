@@ -14,20 +14,11 @@ from star_jax.graph.engines.mesh.numbering import (
     leaders_by_sort,
     number,
 )
-from star_jax.graph.engines.mesh.topology import AXES, Edges
-from star_jax.graph.engines.mesh.visibility import Row as Rows
-from star_jax.graph.engines.mesh.visibility import (
-    Rule,
-    Viewers,
-    first_at_least,
-    time_bounds,
-    visible,
-)
-from star_jax.graph.samplers import draws, visibility
-from star_jax.graph.samplers.picks import last_n, top_k, uniform
-from star_jax.graph.samplers.picks.draw import Draw, Scratch
+from star_jax.graph.engines.mesh.topology import AXES
+from star_jax.graph.engines.mesh.visibility import first_at_least
+from star_jax.graph.samplers import draws
 from star_jax.parallel.mesh import MeshConfig, make_mesh
-from star_jax.shapes import NO_TIME
+from tests.graph.rows import LENGTHS, RowWorld, picks_of_both
 
 _BIG = 2**31 - 1
 
@@ -122,83 +113,13 @@ def test_places_in_sorted_rows_are_those_of_a_search(longest):
         values[slice(*row)].sort()
     bound = rng.integers(-1, 32, len(lengths))
     found = first_at_least(
-        *(jnp.asarray(part, jnp.int32) for part in (values, begin, end, bound)), longest
+        *(jnp.asarray(part, jnp.int32) for part in (values, begin, end, bound)), longest=longest
     )
     expected = [
         low + np.searchsorted(values[low:high], least)
         for low, high, least in zip(begin, end, bound, strict=True)
     ]
     np.testing.assert_array_equal(found, expected)
-
-
-class World:
-    """Rows of one relation, all edges of one shard, and who may see them."""
-
-    def __init__(self, lengths, share, seed):
-        rng = np.random.default_rng(seed)
-        self.end = np.cumsum(lengths)
-        self.begin = self.end - lengths
-        total, num_rows = int(self.end[-1]), len(lengths)
-        time = [np.sort(rng.integers(0, 50, n)) for n in lengths]
-        self.time = np.concatenate(time).astype(np.int32)
-        self.flags = np.where(rng.random(total) < share, 1, 3).astype(np.uint8)
-        self.removed = np.where(rng.random(total) < 0.1, 30, _BIG).astype(np.int32)
-        self.sender = rng.integers(0, 9, total).astype(np.int32)
-        self.node = rng.integers(0, 9, num_rows).astype(np.int32)
-        self.group = rng.integers(0, 4, num_rows).astype(np.int32)
-        self.group_time = np.asarray([20, 30, 60, np.iinfo(np.int32).min], np.int32)
-        self.pairs = rng.integers(0, 9, (4, 5, 2)).astype(np.int32)
-        self.hidden = rng.integers(0, 3, num_rows).astype(np.int32)
-        self.start = rng.integers(0, 2**64, num_rows, dtype=np.uint64)
-        self.weight = rng.integers(-1, 4, total).astype(np.float32)  # Many are equal.
-
-    def on_device(self):
-        edges = Edges(self.end, self.sender, self.time, self.removed, self.weight, self.flags)
-        edges = Edges(*map(jnp.asarray, edges))
-        viewers = Viewers(*map(jnp.asarray, (self.group_time, *np.moveaxis(self.pairs, 2, 0))))
-        columns = (self.begin, self.end, self.node, self.group, self.hidden)
-        return edges, viewers, Rows(*(jnp.asarray(c, jnp.int32) for c in columns))
-
-    def on_host(self):
-        """The same arrays as `samplers.visibility` has them."""
-        times = self.group_time.astype(np.int64)
-        times[times == np.iinfo(np.int32).min] = NO_TIME
-        pairs = np.sort(self.pairs[..., 0].astype(np.int64) << 32 | self.pairs[..., 1], axis=1)
-        rule = visibility.Rule(times, True, 12, 0b0011, np.arange(5) * 5, pairs.reshape(-1))
-        edges = visibility.Edges(
-            bounds=np.zeros((1, 1), np.int64),
-            sender=self.sender,
-            time=self.time.astype(np.int64),
-            removed=self.removed.astype(np.int64),
-            weight=self.weight,
-            cumulative=np.zeros(0),
-            flags=self.flags,
-        )
-        return edges, rule
-
-    def picks_on_host(self, pick, fanouts, *, replace):
-        edges, rule = self.on_host()
-        found = []
-        for i, fanout in enumerate(fanouts.tolist()):
-            begin, end = int(self.begin[i]), int(self.end[i])
-            if begin < end:
-                group, all_traits = self.group[i], 0xFF
-                begin, end = visibility.time_bounds(
-                    edges, rule, group, begin, end, True, all_traits
-                )
-            row = visibility.Row(
-                begin, begin, end, int(self.node[i]), int(self.group[i]), int(self.hidden[i]), False
-            )
-            out, scratch = np.empty(fanout, np.int64), Scratch.of(int(max(self.end - self.begin)))
-            count = pick(edges, rule, row, Draw(fanout, replace, self.start[i]), scratch, out)
-            found.append(out[:count].tolist())
-        return found
-
-
-LENGTHS = {
-    "short and empty": [0, 1, 3, 5, 8, 12, 0, 2] * 6,
-    "long": [30, 70, 110, 200, 55] * 8,
-}
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
@@ -208,39 +129,17 @@ LENGTHS = {
         ("uniform", False, 0.8),
         ("uniform", False, 0.02),
         ("uniform", True, 0.05),
+        ("weighted", False, 0.8),
+        ("weighted", False, 0.02),
+        ("weighted", True, 0.05),
         ("last_n", 0, 0.3),
         ("top_k", 0, 0.6),
     ],
 )
 def test_picks_are_the_host_s(kind, replace, share, lengths):
     """A share of 0.02 makes most long rows give up trying and be enumerated."""
-    world = World(np.asarray(LENGTHS[lengths]), share, seed=3)
-    fanout = np.resize([1, 2, 3], len(world.node)).astype(np.int32)
-
-    @jax.jit
-    def on_device(edges, viewers, row, start, fanout):
-        rule = Rule(0b0011, True, 12)
-        dated = jnp.ones(row.node.shape, bool)
-        row = time_bounds(edges, viewers, rule, row, dated, max(LENGTHS[lengths]))
-        draw = picks.Draw(row.begin, row.end, fanout, start)
-
-        def seen(position):
-            return visible(edges, viewers, rule, row, position)
-
-        if kind == "last_n":
-            return picks.last_n(draw, seen, 3)
-        if kind == "top_k":
-            return picks.top_k(draw, seen, edges.weight, 3)
-        return picks.uniform(draw, seen, 3, replace=replace)
-
-    start = words.Word(
-        jnp.asarray((world.start >> np.uint64(32)).astype(np.uint32)),
-        jnp.asarray(world.start.astype(np.uint32)),
-    )
-    made = on_device(*world.on_device(), start, jnp.asarray(fanout))
-    found = [row[:n].tolist() for row, n in zip(*map(np.asarray, made), strict=True)]
-    pick = {"last_n": last_n, "top_k": top_k, "uniform": uniform}[kind].pick
-    expected = world.picks_on_host(pick, fanout, replace=bool(replace))
+    world = RowWorld(np.asarray(LENGTHS[lengths]), share, seed=3)
+    found, expected = picks_of_both(world, kind, replace=bool(replace))
     assert found == expected
     assert any(expected)
 

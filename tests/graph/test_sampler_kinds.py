@@ -174,6 +174,27 @@ def test_picks_follow_the_weights_of_what_is_left(padding, hidden, replace):
     assert chisquare(observed, np.asarray(list(expected.values())) * len(found)).pvalue > _ALPHA
 
 
+@pytest.mark.parametrize(
+    ("weights", "begin", "fanout"),
+    [
+        ([1e30, 1e20, 4.0, 3.0, 2.0, 1.0], 0, 4),
+        ([1e30, *[1.0, 3.0] * 20], 1, 1),
+        ([1e9, *[1.0, 3.0] * 20], 0, 2),
+    ],
+    ids=["after heavy ones", "after heavy ones of the past", "after refusals"],
+)
+def test_light_edges_are_told_apart_beside_heavy_ones(weights, begin, fanout):
+    """Though no sum that counts the heavy ones has digits for their weights."""
+    found = picks(weights, fanout, replace=False, begin=begin)
+    heavy = sum(weight > 10 for weight in weights[begin:])
+    assert {each[:heavy] for each in found} == {tuple(range(heavy))}
+    light = range(begin + heavy, len(weights))
+    expected = sequences(weights, light, fanout - heavy, replace=False)
+    counts = Counter(each[heavy:] for each in found)
+    observed = np.asarray([counts[chosen] for chosen in expected])
+    assert chisquare(observed, np.asarray(list(expected.values())) * len(found)).pvalue > _ALPHA
+
+
 def test_weights_of_zero_are_never_drawn_and_a_short_row_is_taken_whole():
     assert {tuple(sorted(each)) for each in picks(WEIGHTS, 6, replace=False, num=50)} == {
         (0, 1, 3, 4, 5)

@@ -35,9 +35,9 @@ def test_a_step_that_samples_is_a_step_on_the_host_s_samples(market, tmp_path, c
 
 def test_an_engine_without_a_sampler_is_refused_at_once():
     with pytest.raises(
-        ValueError, match=r"sampler\.kind 'weighted' with engine.kind=mesh, needed one"
+        ValueError, match=r"sampler\.kind 'ppr_walks' with engine.kind=mesh, needed one"
     ):
-        tiny_graph.config(engine=MESH, sampler=SamplerConfig(kind="weighted"))
+        tiny_graph.config(engine=MESH, sampler=SamplerConfig(kind="ppr_walks"))
     with pytest.raises(ValueError, match=r"slack 0\.5 must be >= 1"):
         EngineConfig(kind="mesh", slack=0.5)
 

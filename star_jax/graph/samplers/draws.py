@@ -42,11 +42,3 @@ def below(start: np.uint64, slot: int, n: int) -> tuple[int, int]:
         low = product & _LOW
         if low >= size or low >= (np.uint64(1 << 32) - size) % size:
             return np.int64(product >> _32), slot
-
-
-@kernel
-@no_type_check
-def fraction(start: np.uint64, slot: int) -> tuple[float, int]:
-    """A number in [0, 1) of 53 random bits, and the next slot."""
-    slot += 1
-    return (mix(start + np.uint64(slot) * GOLDEN) >> np.uint64(11)) * 2.0**-53, slot

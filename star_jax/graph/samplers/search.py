@@ -1,9 +1,9 @@
-"""Compiled searches in sorted and in unsorted integers."""
+"""Compiled searches in sorted and in unsorted numbers."""
 
 from typing import NamedTuple, no_type_check
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 from star_jax.graph.samplers.compiled import array_kernel, kernel
 from star_jax.graph.samplers.draws import mix
@@ -28,24 +28,11 @@ class EdgeKeys(NamedTuple):
 
 @kernel
 @no_type_check
-def first_at_least(values: Int[np.ndarray, " M"], begin: int, end: int, bound: int) -> int:
+def first_at_least(values: Num[np.ndarray, " M"], begin: int, end: int, bound: float) -> int:
     """First position in begin:end whose value is not below `bound`; `end` if there is none."""
     while begin < end:
         middle = (begin + end) >> 1
         if values[middle] < bound:
-            begin = middle + 1
-        else:
-            end = middle
-    return begin
-
-
-@kernel
-@no_type_check
-def first_above(values: Float[np.ndarray, " M"], begin: int, end: int, bound: float) -> int:
-    """First position in begin:end whose value is above `bound`; `end` if there is none."""
-    while begin < end:
-        middle = (begin + end) >> 1
-        if values[middle] <= bound:
             begin = middle + 1
         else:
             end = middle

@@ -30,7 +30,7 @@ from star_jax.graph.samplers.search import places_in_runs
 from star_jax.graph.schema import GraphSchema
 from star_jax.graph.store import GraphStore
 
-_KINDS = ("uniform", "top_k", "last_n", "full")
+_KINDS = ("uniform", "weighted", "top_k", "last_n", "full")
 
 
 class MeshArrays(NamedTuple):

@@ -19,6 +19,7 @@ from star_jax.graph.engines.mesh.exchange import ask
 from star_jax.graph.engines.mesh.numbering import Named, number
 from star_jax.graph.engines.mesh.topology import NO_TIME32, Edges, Places
 from star_jax.graph.engines.mesh.visibility import Row, Rule, Viewers, time_bounds, visible
+from star_jax.graph.engines.mesh.weighted import weighted
 from star_jax.graph.engines.mesh.words import Word, stream
 from star_jax.graph.samplers.layout import Layout, Table
 from star_jax.graph.samplers.sampler import SamplerConfig
@@ -199,6 +200,7 @@ def _pick(
         group=question.group,
         hidden=relations.hidden[of],
     )
+    first = row.begin
     row = time_bounds(edges, viewers, walk.rule, row, relations.dated[of], walk.places.longest)
     salt = Word(relations.salt_high[of], relations.salt_low[of])
     start = stream(Word(*key), salt, question.node)
@@ -211,6 +213,8 @@ def _pick(
         picked = picks.last_n(draw, seen, most)
     elif walk.sampler.kind == "top_k":
         picked = picks.top_k(draw, seen, jnp.asarray(edges.weight), most)
+    elif walk.sampler.kind == "weighted" and walk.places.weighted:
+        picked = _weighted(walk, edges, draw, seen, first, relations.weighted[of], most)
     else:
         picked = picks.uniform(draw, seen, most, replace=walk.sampler.replace)
     real = jnp.arange(most)[None] < picked.found[:, None]
@@ -220,6 +224,40 @@ def _pick(
         weight=edges.weight[position],
         age=_age(edges, position, viewers.time[row.group], walk.places.age_unit),
         real=real,
+    )
+
+
+def _weighted(
+    walk: Walk,
+    edges: Edges,
+    draw: picks.Draw,
+    seen: picks.Seen,
+    first: Int32[Array, " Q"],
+    is_weighted: Bool[Array, " Q"],
+    most: int,
+) -> picks.Picks:
+    """By weight; uniform where all weights are equal, as the host has it."""
+    replace = walk.sampler.replace
+
+    def rows(mine: Bool[Array, " Q"]) -> picks.Draw:
+        return draw._replace(end=jnp.where(mine, draw.end, draw.begin))
+
+    by_weight = weighted(
+        rows(is_weighted),
+        seen,
+        edges,
+        first,
+        most=most,
+        longest=walk.places.longest,
+        replace=replace,
+    )
+    if len(walk.places.weighted) == len(walk.places.types):
+        return by_weight
+    even = picks.uniform(rows(~is_weighted), seen, most, replace=replace)
+    return jax.tree.map(
+        lambda one, other: jnp.where(is_weighted.reshape(-1, *[1] * (one.ndim - 1)), one, other),
+        by_weight,
+        even,
     )
 
 
@@ -239,6 +277,7 @@ class _Relations(NamedTuple):
     stride: Int32[Array, " R"]
     hidden: Int32[Array, " R"]
     dated: Bool[Array, " R"]
+    weighted: Bool[Array, " R"]
     salt_high: UInt32[Array, " R"]
     salt_low: UInt32[Array, " R"]
 
@@ -259,6 +298,7 @@ class _Relations(NamedTuple):
             stride=integers([place.stride for place in places]),
             hidden=integers([walk.hidden.get(key, 0) for key in keys]),
             dated=jnp.asarray([edges[key].kind == "interaction" for key in keys]),
+            weighted=jnp.asarray([edges[key].receiver in walk.places.weighted for key in keys]),
             salt_high=jnp.asarray((salts >> np.uint64(32)).astype(np.uint32)),
             salt_low=jnp.asarray(salts.astype(np.uint32)),
         )

@@ -31,7 +31,9 @@ class Picks(NamedTuple):
     found: Int32[Array, " Q"]
 
 
-class _Tries(NamedTuple):
+class Tries(NamedTuple):
+    """Picks on the way."""
+
     position: Int32[Array, "Q K"]
     found: Int32[Array, " Q"]
     slot: Int32[Array, " Q"]  # The last one that was asked.
@@ -87,7 +89,11 @@ def uniform(draw: Draw, seen: Seen, most: int, *, replace: bool) -> Picks:
     """
     size = draw.end - draw.begin
     is_long = size > SMALL * draw.fanout
-    tries = _try(draw, seen, most, is_long, replace=replace)
+
+    def place(offset: Int32[Array, "Q W"]) -> Int32[Array, "Q W"]:
+        return draw.begin[:, None] + offset
+
+    tries = try_at_random(draw, seen, most, jnp.where(is_long, size, 0), place, replace=replace)
     done = is_long & (tries.found == draw.fanout)
     slot = jnp.where(is_long, tries.slot, 0)
     rest = draw._replace(end=jnp.where(done, draw.begin, draw.end))
@@ -98,31 +104,48 @@ def uniform(draw: Draw, seen: Seen, most: int, *, replace: bool) -> Picks:
     )
 
 
-def _try(draw: Draw, seen: Seen, most: int, is_long: Bool[Array, " Q"], *, replace: bool) -> _Tries:
-    """Draws until rows are full or were refused too often; so many slots at a time."""
-    size = jnp.maximum(draw.end - draw.begin, 1)
+def try_at_random(
+    draw: Draw,
+    seen: Seen,
+    most: int,
+    size: Int32[Array, " Q"],
+    place: Callable[[Int32[Array, "Q W"]], Int32[Array, "Q W"]],
+    *,
+    replace: bool,
+) -> Tries:
+    """Draws until rows are full or were refused too often; so many slots at a time.
+
+    Args:
+      draw: Rows.
+      seen: What may be picked.
+      most: The largest fanout.
+      size: Integers below it are drawn for each row; 0: none.
+      place: From such integers to positions.
+      replace: Whether a position may be picked again.
+    """
+    wanted, size = size > 0, jnp.maximum(size, 1)
     limit = 8 * draw.fanout + 64
     # Repeats refuse at most a quarter of the draws: with twice as many one round mostly does.
     at_once = most + 2 if replace else 2 * most + 2
 
-    def active(tries: _Tries) -> Bool[Array, " Q"]:
-        return is_long & (tries.found < draw.fanout) & (tries.drawn < limit)
+    def active(tries: Tries) -> Bool[Array, " Q"]:
+        return wanted & (tries.found < draw.fanout) & (tries.drawn < limit)
 
-    def step(tries: _Tries) -> _Tries:
+    def step(tries: Tries) -> Tries:
         slot = tries.slot[:, None] + 1 + jnp.arange(at_once)[None]
         start = words.Word(*(half[:, None] for half in draw.start))
         offset, drawn = words.scaled(words.draw(start, slot), size[:, None])
         number = tries.drawn[:, None] + jnp.cumsum(drawn, axis=1)
         drawn &= (number <= limit[:, None]) & active(tries)[:, None]
-        position = draw.begin[:, None] + offset
+        position = place(offset)
         good = drawn & seen(position)
         if not replace:
-            good &= ~_known(tries.position, tries.found, position) & ~_repeats(position, drawn)
+            good &= ~known(tries.position, tries.found, position) & ~_repeats(position, drawn)
         picks, found = _append(tries.position, tries.found, position, good, draw.fanout)
         last = jnp.max(jnp.where(drawn, slot, 0), axis=1)  # That of the last try allowed.
         next_slot = jnp.where(number[:, -1] >= limit, last, slot[:, -1])
         still = active(tries)
-        return _Tries(
+        return Tries(
             picks,
             found,
             jnp.where(still, next_slot, tries.slot),
@@ -131,7 +154,7 @@ def _try(draw: Draw, seen: Seen, most: int, is_long: Bool[Array, " Q"], *, repla
 
     zeros = jnp.zeros_like(size)
     empty = jnp.zeros((size.shape[0], most), jnp.int32)
-    start = _Tries(empty, zeros, zeros, zeros)
+    start = Tries(empty, zeros, zeros, zeros)
     return jax.lax.while_loop(lambda tries: jnp.any(active(tries)), step, start)
 
 
@@ -142,24 +165,24 @@ def _enumerate(
 
     The first block of a row, which is all of a short one, is read once; the loops are for the rest.
     """
-    shown = seen(_block(draw, jnp.int32(0), most))
+    shown = seen(block(draw, jnp.int32(0), most))
 
     def count(state: tuple[Array, Array]) -> tuple[Array, Array]:
         number, visible = state
-        return number + 1, visible + jnp.sum(seen(_block(draw, number, most)), axis=1)
+        return number + 1, visible + jnp.sum(seen(block(draw, number, most)), axis=1)
 
     start = (jnp.int32(1), jnp.sum(shown, axis=1))
-    visible = jax.lax.while_loop(lambda state: _has_block(draw, state[0], most), count, start)[1]
+    visible = jax.lax.while_loop(lambda state: has_block(draw, state[0], most), count, start)[1]
     rank, found = _ranks(draw, visible, slot, most, replace=replace)
 
     def look_up(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         number, before, picks = state
-        shown = seen(_block(draw, number, most))
+        shown = seen(block(draw, number, most))
         met = _positions(draw, number, shown, rank - before[:, None])
         return number + 1, before + jnp.sum(shown, axis=1), jnp.where(met < 0, picks, met)
 
     start = (jnp.int32(1), jnp.sum(shown, axis=1), _positions(draw, jnp.int32(0), shown, rank))
-    picks = jax.lax.while_loop(lambda state: _has_block(draw, state[0], most), look_up, start)[2]
+    picks = jax.lax.while_loop(lambda state: has_block(draw, state[0], most), look_up, start)[2]
     return Picks(picks, found)
 
 
@@ -212,7 +235,8 @@ def shuffled_ranks(target: Int32[Array, "Q K"]) -> Int32[Array, "Q K"]:
     return jnp.where(swapped < 0, target, _at(moved, swapped, own))
 
 
-def _block(draw: Draw, number: Int32[Array, ""], most: int) -> Int32[Array, "Q W"]:
+def block(draw: Draw, number: Int32[Array, ""], most: int) -> Int32[Array, "Q W"]:
+    """Some positions of each row; the last ones may be beyond it."""
     window = SMALL * most
     return (draw.begin + number * window)[:, None] + jnp.arange(window)[None]
 
@@ -222,7 +246,8 @@ def _block_from_end(draw: Draw, number: Int32[Array, ""], most: int) -> Int32[Ar
     return (draw.end - 1 - number * window)[:, None] - jnp.arange(window)[None]
 
 
-def _has_block(draw: Draw, number: Int32[Array, ""], most: int) -> Bool[Array, ""]:
+def has_block(draw: Draw, number: Int32[Array, ""], most: int) -> Bool[Array, ""]:
+    """Whether a block has positions of any row."""
     return jnp.any(draw.begin + number * SMALL * most < draw.end)
 
 
@@ -254,9 +279,10 @@ def _at(
     return jnp.sum(jnp.where(place[:, None] == index[:, :, None], values[:, None], 0), axis=2)
 
 
-def _known(
+def known(
     picks: Int32[Array, "Q K"], found: Int32[Array, " Q"], position: Int32[Array, "Q W"]
 ) -> Bool[Array, "Q W"]:
+    """Whether positions are among the picks."""
     counts = jnp.arange(picks.shape[1])[None] < found[:, None]
     return jnp.any((picks[:, None] == position[:, :, None]) & counts[:, None], axis=2)
 

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, Float64, Int16, Int32, UInt8
 
 from star_jax.config import InputError
 from star_jax.graph.batches import HostOrDevice, padded
+from star_jax.graph.samplers.picks.weighted import BITS
 from star_jax.graph.schema import GraphSchema
 from star_jax.graph.store import NOT_REMOVED, Adjacency, GraphStore, span_of
 from star_jax.parallel.mesh import DATA, FSDP
@@ -24,6 +25,7 @@ AXES = (DATA, FSDP)
 NO_TIME32 = int(np.iinfo(np.int32).min)
 _NEVER32 = int(np.iinfo(np.int32).max)
 _MOST = int(np.iinfo(np.int32).max)
+_SUMS = ("digits", "exponent")
 
 
 class Edges(NamedTuple):
@@ -35,6 +37,9 @@ class Edges(NamedTuple):
     removed: Int32[HostOrDevice, " removable"]  # As in `Adjacency`: M, or none.
     weight: Float32[HostOrDevice, " M"]
     flags: UInt8[HostOrDevice, " M"]
+    # `Adjacency.cumulative` as 0.digits times 2^exponent, cut to 31 bits; none if no type has it.
+    digits: Int32[HostOrDevice, " M_weighted"]
+    exponent: Int16[HostOrDevice, " M_weighted"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Places:
       clock: Of all times.
       age_unit: Of the ages of edges.
       longest: The most edges that a node has of one relation.
+      weighted: Node types with edges into them that are not equally likely to be drawn by weight.
       most_texts: The most versions that the texts of a node have.
     """
 
@@ -78,6 +84,7 @@ class Places:
     age_unit: float
     longest: int
     most_texts: int
+    weighted: tuple[str, ...]
 
     def of(self, node_type: str) -> TypePlace:
         """Where a type stands."""
@@ -99,6 +106,7 @@ def place_edges(store: GraphStore, mesh: Mesh) -> tuple[Edges, Places]:
         age_unit=store.meta.age_unit,
         longest=max(store.meta.max_degree.values(), default=0),
         most_texts=max((int(counts.max(initial=0)) for counts in texts), default=0),
+        weighted=tuple(name for name, each in store.adjacency.items() if len(each.cumulative)),
     )
     num_edges = max(_num_edges(store, shard, num_shards) for shard in range(num_shards))
     if num_edges > _MOST:
@@ -106,9 +114,6 @@ def place_edges(store: GraphStore, mesh: Mesh) -> tuple[Edges, Places]:
             f"a shard of the graph holds {num_edges} edges, needed at most {_MOST}: take more than "
             f"{num_shards} devices"
         )
-    has_removed = any(len(adjacency.removed) for adjacency in store.adjacency.values())
-    room = max(num_edges, 1)
-    num_removed = room if has_removed else 0
     num_bounds = sum(
         place.stride * local_count(store.num_nodes[name], num_shards)
         for name, place in places.types
@@ -116,9 +121,10 @@ def place_edges(store: GraphStore, mesh: Mesh) -> tuple[Edges, Places]:
 
     def shard(number: int) -> Edges:
         made = _shard(store, places, number)
-        widths = (num_bounds, *([max(num_edges, 1)] * 2), num_removed, *([max(num_edges, 1)] * 2))
+        widths = dict.fromkeys(Edges._fields, max(num_edges, 1)) | {"bounds": num_bounds}
+        widths |= dict.fromkeys(_left_out(store), 0)
         return Edges(
-            *(padded(np.asarray(part), width) for part, width in zip(made, widths, strict=True))
+            **{name: padded(np.asarray(getattr(made, name)), n) for name, n in widths.items()}
         )
 
     return spread(shard, mesh), places
@@ -190,8 +196,7 @@ def _num_edges(store: GraphStore, shard: int, num_shards: int) -> int:
 
 def _shard(store: GraphStore, places: Places, number: int) -> Edges:
     bounds: list[np.ndarray] = []
-    parts: list[list[np.ndarray]] = [[] for _ in Edges._fields[1:]]
-    has_removed = any(len(adjacency.removed) for adjacency in store.adjacency.values())
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in Edges._fields[1:]}
     start = 0
     for name, place in places.types:
         adjacency = store.adjacency[name]
@@ -203,24 +208,42 @@ def _shard(store: GraphStore, places: Places, number: int) -> Edges:
         rest = np.full((room - len(local), place.stride), start + int(sizes.sum()))
         bounds.append(np.concatenate([local, rest]).reshape(-1))
         positions = np.repeat(own[:, 0] - first, sizes) + start + np.arange(int(sizes.sum()))
-        for part, values in zip(parts, _columns(adjacency, positions, places), strict=True):
-            part.append(values)
+        for field, values in _columns(adjacency, positions, places).items():
+            parts[field].append(values)
         start += int(sizes.sum())
-    joined = [np.concatenate(part) for part in parts]
-    if not has_removed:
-        joined[2] = np.zeros(0, np.int32)
-    return Edges(np.concatenate(bounds).astype(np.int32), *joined)
+    joined = {field: np.concatenate(part) for field, part in parts.items()}
+    joined |= {field: joined[field][:0] for field in _left_out(store)}
+    return Edges(bounds=np.concatenate(bounds).astype(np.int32), **joined)
 
 
-def _columns(adjacency: Adjacency, positions: np.ndarray, places: Places) -> tuple[np.ndarray, ...]:
+def _left_out(store: GraphStore) -> list[str]:
+    """Columns that would say the same of all edges."""
+    every = store.adjacency.values()
+    found = [] if any(len(each.removed) for each in every) else ["removed"]
+    return found if any(len(each.cumulative) for each in every) else [*found, *_SUMS]
+
+
+def _columns(adjacency: Adjacency, positions: np.ndarray, places: Places) -> dict[str, np.ndarray]:
     removed = np.full(len(positions), _NEVER32, np.int32)
     if len(adjacency.removed):
         times = adjacency.removed[positions]
         removed = np.where(times == NOT_REMOVED, removed, places.clock(times)).astype(np.int32)
-    return (
-        adjacency.sender[positions].astype(np.int32),
-        places.clock(adjacency.time[positions]),
-        removed,
-        adjacency.weight[positions].astype(np.float32),
-        adjacency.flags[positions].astype(np.uint8),
-    )
+    sums = np.zeros(len(positions))
+    if len(adjacency.cumulative):
+        sums = adjacency.cumulative[positions]
+    return {
+        "sender": adjacency.sender[positions].astype(np.int32),
+        "time": places.clock(adjacency.time[positions]),
+        "removed": removed,
+        "weight": adjacency.weight[positions].astype(np.float32),
+        "flags": adjacency.flags[positions].astype(np.uint8),
+        **dict(zip(_SUMS, digits_of(sums), strict=True)),
+    }
+
+
+def digits_of(
+    sums: Float64[np.ndarray, " M"],
+) -> tuple[Int32[np.ndarray, " M"], Int16[np.ndarray, " M"]]:
+    """Numbers of 0 or more as `Edges.digits` and `Edges.exponent`."""
+    part, exponent = np.frexp(sums)
+    return np.ldexp(part, BITS).astype(np.int32), exponent.astype(np.int16)

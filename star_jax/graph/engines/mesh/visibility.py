@@ -1,5 +1,6 @@
 """Which edges of a row an example may see: `samplers/visibility.py` inside the compiled program."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -89,20 +90,36 @@ def first_at_least(
     bound: Int32[Array, " Q"],
     longest: int,
 ) -> Int32[Array, " Q"]:
-    """As `search.first_at_least`, for all rows at once; none is longer than `longest`.
+    """As `search.first_at_least`, for all rows at once; none is longer than `longest`."""
+    values = jnp.asarray(values)
+    return first_not(lambda position: values[position] < bound[:, None], begin, end, longest)
+
+
+def first_not(
+    is_before: Callable[[Int32[Array, "Q P"]], Bool[Array, "Q P"]],
+    begin: Int32[Array, " Q"],
+    end: Int32[Array, " Q"],
+    longest: int,
+) -> Int32[Array, " Q"]:
+    """First position in begin:end of each row that is not before what is sought, or `end`.
 
     Rows are cut in four instead of two, and all as often: a GPU waits longer for the host to ask
     whether any is left than for the steps themselves.
+
+    Args:
+      is_before: Whether positions are; of a row the first ones. Asked of position 0 beside them.
+      begin: Of rows.
+      end: Of rows.
+      longest: No row is longer.
     """
-    values = jnp.asarray(values)
 
     def narrow(_: Int32[Array, ""], row: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = row
         part = (high - low + _PARTS - 1) // _PARTS
         probe = low[:, None] + part[:, None] * jnp.arange(_PARTS)[None]
         inside = probe < high[:, None]
-        below = inside & (values[jnp.where(inside, probe, 0)] < bound[:, None])
-        parts = jnp.sum(below, axis=1)  # The answer is behind the last of these.
+        before = inside & is_before(jnp.where(inside, probe, 0))
+        parts = jnp.sum(before, axis=1)  # The answer is behind the last of these.
         return (
             jnp.where(parts > 0, low + (parts - 1) * part + 1, low),
             jnp.where(parts > 0, jnp.minimum(high, low + parts * part), low),

@@ -38,12 +38,12 @@ def mix(x: Word) -> Word:
 def stream(key: Word, salt: Word, node: Int32[Array, "*_"]) -> Word:
     """Start of the draws of one node and relation."""
     salted = mix(Word(key.high ^ salt.high, key.low ^ salt.low))
-    return mix(_plus(salted, _step(node)))
+    return mix(plus(salted, _step(node)))
 
 
 def draw(start: Word, slot: Int32[Array, "*_"]) -> UInt32[Array, "*_"]:
     """The random bits of a slot."""
-    return mix(_plus(start, _step(slot))).high
+    return mix(plus(start, _step(slot))).high
 
 
 def scaled(
@@ -87,6 +87,43 @@ def each_below(
     return jax.lax.while_loop(lambda state: ~jnp.all(state[2]), step, first)[1]
 
 
+def plus(a: Word, b: Word) -> Word:
+    """Modulo 2^64."""
+    low = a.low + b.low
+    return Word(a.high + b.high + (low < b.low).astype(jnp.uint32), low)
+
+
+def below(a: Word, b: Word) -> Bool[Array, "*_"]:
+    """Whether a < b."""
+    return (a.high < b.high) | ((a.high == b.high) & (a.low < b.low))
+
+
+def num_bits(x: Word) -> Int32[Array, "*_"]:
+    """Without leading zeros."""
+    zeros = jnp.where(x.high > 0, jax.lax.clz(x.high), 32 + jax.lax.clz(x.low))
+    return 64 - zeros.astype(jnp.int32)
+
+
+def shifted_left(x: UInt32[Array, "*_"], shift: Int32[Array, "*_"]) -> Word:
+    """By 0 to 31 bits."""
+    by = shift.astype(jnp.uint32)
+    return Word(x >> 1 >> (31 - by), x << by)
+
+
+def shifted_right(x: Word, shift: Int32[Array, "*_"]) -> UInt32[Array, "*_"]:
+    """By 0 to 31 bits; the lower half of what is left."""
+    by = shift.astype(jnp.uint32)
+    return x.high << 1 << (31 - by) | x.low >> by
+
+
+def running_sums(values: UInt32[Array, "Q W"]) -> Word:
+    """Of each row, of at most 2^15 values."""
+    high, low = (
+        jnp.cumsum(part, axis=1, dtype=jnp.uint32) for part in (values >> 16, values & 0xFFFF)
+    )
+    return plus(Word(high >> 16, high << 16), Word(jnp.zeros_like(low), low))
+
+
 def _step(count: Int32[Array, "*_"]) -> Word:
     count = count.astype(jnp.uint32)
     return _times(Word(jnp.zeros_like(count), count), _GOLDEN)
@@ -96,11 +133,6 @@ def _fold(x: Word, shift: int) -> Word:
     """Exclusive or of x and x >> shift, for shifts below 32."""
     carried = x.high << (32 - shift) | x.low >> shift
     return Word(x.high ^ x.high >> shift, x.low ^ carried)
-
-
-def _plus(a: Word, b: Word) -> Word:
-    low = a.low + b.low
-    return Word(a.high + b.high + (low < b.low).astype(jnp.uint32), low)
 
 
 def _times(x: Word, factor: int) -> Word:
