@@ -38,7 +38,8 @@ class Seen(NamedTuple):
     @property
     def lost(self) -> int:
         """Steps that were saved and are gone, or not gone on from."""
-        return max(self.seen, self.before) - self.after + (self.resumed not in (-1, self.before))
+        gone = max(self.seen, self.before) - self.after
+        return max(gone, 0) + (self.resumed not in (-1, self.before))
 
 
 class Noting(regression.Batches):
@@ -102,11 +103,14 @@ def kill_one(folder: Path, job: regression.Job, rng: random.Random) -> Seen:
         artefacts.verify(path)
     resumed = int(note.read_text(encoding="utf-8") or -1) if note.is_file() else -1
     after = newest(folder)
-    return Seen(before, resumed, seen, after, amid(folder, before, after), len(left))
+    began = resumed >= 0 or before < 0
+    return Seen(before, resumed, seen, after, amid(folder, before, after, began), len(left))
 
 
-def amid(folder: Path, before: int, after: int) -> str:
-    """What the run was doing."""
+def amid(folder: Path, before: int, after: int, began: bool) -> str:
+    """What the run was doing; one that has not begun has not swept what an earlier one left."""
+    if not began:
+        return "its start"
     hidden = [path.name for path in (folder / "checkpoints").glob(".step-*")]
     if any(name.endswith(".partial") for name in hidden):
         return "a save"
