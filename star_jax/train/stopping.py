@@ -2,6 +2,8 @@
 
 A scheduler that takes a machine back sends SIGTERM and, some time later, SIGKILL; a terminal's
 Ctrl-C is SIGINT. Both ask training to stop. The second one ends the process as it would without us.
+A validation that runs, or is due after the step, is finished too: what is saved is then the same
+state that an undisturbed run saves.
 """
 
 import signal
