@@ -125,7 +125,8 @@ launch() {
 
   install_locked requirements.lock
   install_beside requirements.lock -r "$ROOT/$requirements"
-  run "$VENV/bin/star" run "$config" --workdir "$workdir" ${rest[@]+"${rest[@]}"}
+  # In the shell's place: a scheduler's SIGTERM must reach the training, which saves its step.
+  run exec "$VENV/bin/star" run "$config" --workdir "$workdir" ${rest[@]+"${rest[@]}"}
 }
 
 # add_flag VARIABLE FLAG: appends to what the caller has already set.

@@ -209,8 +209,12 @@ def _read(folder: Path) -> Manifest:
         raise InputError(f"{folder} is not a complete artefact; {_remedy(folder.name)}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Manifest(content["kind"], content["meta"], content["files"])
-    except (ValueError, KeyError, TypeError) as error:
+        files = {
+            name: {"bytes": file["bytes"], "sha256": file["sha256"]}
+            for name, file in content["files"].items()
+        }
+        return Manifest(content["kind"], content["meta"], files)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is not readable ({error}); remove {folder} and make it anew"
         ) from error

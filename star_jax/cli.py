@@ -19,6 +19,7 @@ from rich.logging import RichHandler
 
 from star_jax import __version__
 from star_jax.config import InputError, fields, load_config, override
+from star_jax.train.stopping import Stopped
 
 
 class Command(NamedTuple):
@@ -115,6 +116,8 @@ examples:
 
 CONFIG is a Python file whose get_config() returns the config. Given the config of a whole run,
 a single command takes its own part of it. Exit code 2: what was given is wrong, in one line.
+Training that gets SIGTERM or Ctrl-C ends its step, saves it and exits with 143 or 130; the same
+command goes on from there. A second signal ends it at once.
 """
 
 
@@ -132,6 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError, FloatingPointError) as error:  # The last: training diverged.
         print(f"star: error: {_one_line(error)}", file=sys.stderr)
         return _ended(2)
+    except Stopped as stopped:
+        print(f"star: {_one_line(stopped)}; the same command goes on from there", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("star: interrupted; the same command goes on from here", file=sys.stderr)
         return _ended(130)
@@ -370,7 +376,7 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}"

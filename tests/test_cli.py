@@ -2,6 +2,7 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -11,6 +12,7 @@ import pytest
 
 from star_jax import __version__, cli
 from star_jax.config import InputError
+from star_jax.train.stopping import Stopped
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,21 @@ def test_wrong_arguments_end_in_one_line(calls, config_file, capsys, args, messa
     assert err.startswith(f"star: error: {message}")
     assert err.count("\n") == 1
     assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=lambda v: str(v)
+)
+def test_a_stopped_training_says_what_it_saved(calls, config_file, capsys, signum, code):
+    def run(config: JobConfig, workdir: Path) -> None:
+        raise Stopped(signum, 7, workdir / "step-7")
+
+    vars(sys.modules["star_jax.jobs.evaluate"])["run"] = run
+    assert cli.main(["evaluate", config_file(), "--workdir", "w"]) == code
+    assert capsys.readouterr().err == (
+        f"star: stopped by {signum.name} after step 7; w/step-7 holds it; "
+        "the same command goes on from there\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from star_jax.text.random_base import TOKENIZER
 from tests.consent_search import search
 from tests.jobs import graph_runs
 from tests.pipeline.tables import mini
+from tests.train import stored
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """
@@ -136,6 +138,34 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_numbers(undisturbed, tmp
 
     again = _star_run(config, killed)
     assert again.stderr.count("unchanged, skipped") == len(STAGES)
+
+
+@pytest.mark.slow
+def test_a_run_stopped_in_training_begins_no_other_stage_and_goes_on(undisturbed, tmp_path):
+    config, whole, stopped = undisturbed.config, undisturbed.workdir, tmp_path / "stopped"
+    command = [sys.executable, "-m", "star_jax", "run", config, "--workdir", stopped]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    log = stopped / "text" / "metrics.jsonl"
+    while not (log.is_file() and '"train"' in log.read_text(encoding="utf-8")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 143, said
+    assert "stopped by SIGTERM after step" in said.splitlines()[-1]
+    assert {path.name for path in stopped.iterdir()} <= {
+        "tables",
+        "text_tokens",
+        "text",
+        "compiled",
+    }
+    assert not (stopped / "text" / "manifest.json").exists()
+
+    done = _python("-m", "star_jax", "train-text", config, "--workdir", stopped)
+    assert done.returncode == 0, done.stderr
+    ends = [stored.newest(folder / "text" / "checkpoints") for folder in (stopped, whole)]
+    assert stored.digest(ends[0]) == stored.digest(ends[1])
 
 
 @pytest.mark.slow

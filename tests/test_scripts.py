@@ -80,6 +80,7 @@ def test_dry_run_prints_and_does_nothing(clone, tmp_path, script, expected):
     lines = done.stdout.splitlines()
     for pattern in [*expected, "--require-hashes -r .*/requirements.lock", "-m venv .*/.venv"]:
         assert re.search(pattern, done.stdout), pattern
+    assert lines[-1].startswith("exec ")  # A signal for the script is one for the run.
     assert lines[-1].endswith("recommended.py --workdir my\\ runs --a.b 1\\ 2 ")
     assert not (clone / ".venv").exists()
     assert not (tmp_path / "my runs").exists()

@@ -207,12 +207,7 @@ def _train(
     model = model_config.build(packed=config.pack_length is not None)
     mesh = make_mesh(config.mesh)
     trainable, frozen = initial(model_config, model, config.seed, mesh)
-
-    def begin() -> None:
-        note_begun(folder / JOB, config, data.inputs)
-        artefacts.write_text(folder / MODEL, to_json(model_config))
-
-    processes.write_once(begin, "begun")
+    processes.write_once(lambda: _begin(config, folder, data, model_config), "begun")
     checkpointer = Checkpointer(
         folder / CHECKPOINTS,
         config=config,
@@ -264,6 +259,13 @@ def _train(
         reporter=Reporter(folder),
     )
     return trained.best, plan, int(trained.state.step)
+
+
+def _begin(
+    config: TextTrainConfig, folder: Path, data: Data, model_config: TextModelConfig
+) -> None:
+    note_begun(folder / JOB, config, data.inputs)
+    artefacts.write_text(folder / MODEL, to_json(model_config))
 
 
 def _validation(

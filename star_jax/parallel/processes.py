@@ -24,6 +24,7 @@ AUTO = "auto"
 _HEARTBEAT_S = 15  # A process that is silent for so long is dead.
 _NAMED_S = 40  # After the first error, for the runtime to say which one it is.
 _JOIN_S = 300
+_ASK_EVERY = 10
 
 _log = logging.getLogger(__name__)
 
@@ -113,6 +114,18 @@ def agreed(value: float) -> float:
         return value
     halves = np.array([value], np.float64).view(np.uint32)
     return float(np.asarray(multihost_utils.broadcast_one_to_all(halves)).view(np.float64)[0])
+
+
+def settled(step: int, value: float) -> float:
+    """The greatest value that any process has, which they ask at every tenth step; else 0.
+
+    Alone, the value. All call it at the same steps.
+    """
+    if jax.process_count() == 1:
+        return value
+    if step % _ASK_EVERY:
+        return 0.0
+    return float(multihost_utils.process_allgather(np.float32(value)).max())
 
 
 def fetched(array: jax.Array) -> Shaped[np.ndarray, "..."]:

@@ -105,14 +105,14 @@ class Checkpointer:
             "inputs": self._inputs,
             "config": json.loads(to_json(self._config)),
         }
-        path = _path(self.folder, step)
+        path = step_path(self.folder, step)
         if processes.is_first():
             with artefacts.writing(path, _KIND) as partial:
                 _save_arrays(partial, state)
                 (partial / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
             kept = {*self.steps()[-self._keep :]} | ({best.step} if best else set())
             for old in set(self.steps()) - kept:
-                artefacts.remove(_path(self.folder, old))
+                artefacts.remove(step_path(self.folder, old))
         else:
             _save_arrays(artefacts.partial_of(path), state)
         processes.wait("checkpoint saved")
@@ -129,7 +129,7 @@ class Checkpointer:
           InputError: A file does not have the bytes it was written with, or the run was begun
             with another config, other inputs or other frozen parameters.
         """
-        path = _path(self.folder, step)
+        path = step_path(self.folder, step)
         record = _read_record(path, self._frozen_digest)
         check_same(json.dumps(record["config"]), self._config, path)
         changed = difference(json.dumps(record["inputs"]), json.dumps(self._inputs))
@@ -172,7 +172,7 @@ def load_trained(
     Raises:
       InputError: There is no such checkpoint, a file changed, or the frozen parameters differ.
     """
-    path = _path(folder, step)
+    path = step_path(folder, step)
     _read_record(path, frozen_digest)
     model = {name: tree for name, tree in like._asdict().items() if jax.tree.leaves(tree)}
     shapes = {"model": jax.tree.map(_shape, model)}
@@ -181,6 +181,11 @@ def load_trained(
     with context:
         loaded = ocp.load_checkpointables(str(path.absolute() / _ARRAYS), shapes)
     return like._replace(**loaded["model"])
+
+
+def step_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` updates is."""
+    return folder / f"step-{step:08d}"
 
 
 def tree_digest(tree: PyTree) -> str:
@@ -210,10 +215,6 @@ def _parts(state: TrainState) -> dict[str, dict[str, PyTree]]:
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-
-
-def _path(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:08d}"
 
 
 def _read_record(path: Path, frozen_digest: str | None) -> dict[str, Any]:

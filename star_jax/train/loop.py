@@ -15,18 +15,18 @@ from jax.tree_util import keystr
 
 from star_jax.parallel import processes
 from star_jax.shapes import PyTree
-from star_jax.train.checkpoints import Best, Checkpointer
+from star_jax.train.checkpoints import Best, Checkpointer, step_path
 from star_jax.train.gradients import Metrics
 from star_jax.train.meter import Arithmetic, Counts, Meter
 from star_jax.train.plan import Plan, Timing, stale
 from star_jax.train.reporter import Progress, Reporter
 from star_jax.train.state import TrainState
 from star_jax.train.step import Step
+from star_jax.train.stopping import stopping
 
 __all__ = ["Arithmetic", "Batches", "Counts", "Trained", "Validate", "measure", "train"]
 
 _MEASURED_STEPS = 4
-_ASK_EVERY = 10  # Steps.
 _GUARDED = ("loss", "gradient_norm")  # What must be finite.
 
 _log = logging.getLogger(__name__)
@@ -88,35 +88,34 @@ def train(
     Raises:
       FloatingPointError: A loss or a gradient norm is not finite. Its batch is saved, the state
         after it is not.
+      Stopped: A signal asked for it. The state after the step that ran is saved.
     """
-    state, best = _resume(checkpointer, state, batches)
-    done = int(state.step)
-    reporter.resume(done)
-    if best is None:
-        best = _validate(validate, state, reporter, best)
-        checkpointer.save(state, batches.get_state(), best)
-    progress = Progress(name, float(plan.num_steps), unit)
-    progress.skip(float(done))
-    reports = _Reports(reporter, progress, Meter(unit, peak_flops), count, unit)
-    saved_at = time.monotonic()
-
-    while done < plan.num_steps and not stale(plan, done, best.step):
-        batch, waited_s = _next(batches)
-        learning_rate = rate(done)
-        state, metrics = step(state, frozen, step.place(batch), learning_rate)
-        done += 1
-        reports.begun(_Begun(done, batch, metrics, learning_rate, waited_s))
-        validating = done % plan.validate_every == 0 or done == plan.num_steps
-        if validating or _due(done, time.monotonic() - saved_at > plan.checkpoint_s):
-            reports.finish()  # Before anything is saved: this step must be finite.
-            with reports.pausing():
-                if validating:
-                    best = _validate(validate, state, reporter, best)
-                checkpointer.save(state, batches.get_state(), best)
-            saved_at = time.monotonic()
+    with stopping(processes.settled) as stop:
+        state, best = _begin(state, batches, validate, checkpointer, reporter)
+        done = int(state.step)
+        progress = Progress(name, float(plan.num_steps), unit)
+        progress.skip(float(done))
+        reports = _Reports(reporter, progress, Meter(unit, peak_flops), count, unit)
+        saved, saved_at = done, time.monotonic()
+        while not (_over(plan, done, best) or (stop.settled(done) and saved == done)):
+            batch, waited_s = _next(batches)
+            learning_rate = rate(done)
+            state, metrics = step(state, frozen, step.place(batch), learning_rate)
+            done += 1
+            reports.begun(_Begun(done, batch, metrics, learning_rate, waited_s))
+            validating = done % plan.validate_every == 0 or done == plan.num_steps
+            late = processes.settled(done, float(time.monotonic() - saved_at > plan.checkpoint_s))
+            if validating or late or stop.settled(done):
+                reports.finish()  # Before anything is saved: this step must be finite.
+                with reports.pausing():
+                    if validating:
+                        best = _validate(validate, state, reporter, best)
+                    checkpointer.save(state, batches.get_state(), best)
+                saved, saved_at = done, time.monotonic()
+    reporter.close()
+    stop.check(done, step_path(checkpointer.folder, done))
     if done < plan.num_steps:
         _log.info("stopped at step %d: no validation was better than that of %d", done, best.step)
-    reporter.close()
     return Trained(state, best)
 
 
@@ -144,22 +143,28 @@ def measure(
     return Timing(sum(seconds) / len(seconds), end - begun, end - start)
 
 
-def _resume(
-    checkpointer: Checkpointer, state: TrainState, batches: Batches
-) -> tuple[TrainState, Best | None]:
-    """Goes to the newest checkpoint, where there is one."""
+def _begin(
+    state: TrainState,
+    batches: Batches,
+    validate: Validate,
+    checkpointer: Checkpointer,
+    reporter: Reporter,
+) -> tuple[TrainState, Best]:
+    """Goes to the newest checkpoint; where there is none, the first one is made."""
     restored = checkpointer.restore_last(state)
-    if restored is None:
-        return state, None
-    batches.set_state(restored.position)
-    return restored.state, restored.best
+    if restored is not None:
+        state = restored.state
+        batches.set_state(restored.position)
+    reporter.resume(int(state.step))
+    if restored is not None and restored.best is not None:
+        return state, restored.best
+    best = _validate(validate, state, reporter, None)
+    checkpointer.save(state, batches.get_state(), best)
+    return state, best
 
 
-def _due(done: int, mine: bool) -> bool:
-    """Whether it is time to save, by the clock of the first process, which others ask rarely."""
-    if jax.process_count() == 1:
-        return mine
-    return done % _ASK_EVERY == 0 and bool(processes.agreed(float(mine)))
+def _over(plan: Plan, done: int, best: Best) -> bool:
+    return done >= plan.num_steps or stale(plan, done, best.step)
 
 
 def _next(batches: Batches) -> tuple[Any, float]:

@@ -15,6 +15,7 @@ import pytest
 from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.jobs.run import Stage, run_stages
+from star_jax.train.stopping import Stopped
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,20 @@ def test_an_interrupted_stage_goes_on(jobs, tmp_path):
     jobs.stop_second = False
     assert jobs.run(TwoConfig(), tmp_path) == ["second goes on"]
     assert jobs.run(TwoConfig(), tmp_path) == []
+
+
+def test_a_stopped_training_ends_the_run(jobs, tmp_path):
+    def train(config, workdir):
+        (workdir / "model" / "step").write_text("1", encoding="utf-8")
+        raise Stopped(signal.SIGTERM, 3, workdir / "model")
+
+    first, second = jobs.stages(TwoConfig())
+    model = Stage("train", train, StageConfig(), "model", "model", (), True)
+    with pytest.raises(Stopped, match="stopped by SIGTERM after step 3"):
+        run_stages([first, model, second], tmp_path)
+    assert jobs.ran == ["first"]
+    record = json.loads((tmp_path / "model" / artefacts.STAGE).read_text(encoding="utf-8"))
+    assert record["state"] == "running"
 
 
 def test_a_stage_that_never_began_leaves_nothing(jobs, tmp_path):

@@ -77,12 +77,15 @@ def one_device():
     return make_mesh(MeshConfig(data=1), jax.devices()[:1])
 
 
-def _validate(state):
+def distance(state):
+    """To the solution; what validation maximises."""
     return {"score": -float(jnp.sum(jnp.square(state.trainable["layer"]["kernel"] - 0.5)))}
 
 
-def run(folder: Path, job: Job, *, batches=None, save_hook=None, validate=None) -> Trained:
-    """Trains; validation is the distance to the solution."""
+def run(
+    folder: Path, job: Job, *, batches=None, save_hook=None, validate=None, checkpoint_s=1e9
+) -> Trained:
+    """Trains and validates."""
     mesh, optimizer = one_device(), make_optimizer(job.optimizer)
     state = create_state(params(), optimizer, seed=0, mesh=mesh, rules=FSDP_RULES)
     checkpointer = Checkpointer(
@@ -102,8 +105,8 @@ def run(folder: Path, job: Job, *, batches=None, save_hook=None, validate=None) 
         unit="rows",
         rate=lambda step: learning_rate(job.optimizer, step, num_steps=job.num_steps, warmup=2),
         peak_flops=1e6,
-        plan=Plan(job.num_steps, 4, 4.0, 1e9, job.patience, None),
-        validate=validate or _validate,
+        plan=Plan(job.num_steps, 4, 4.0, checkpoint_s, job.patience, None),
+        validate=validate or distance,
         checkpointer=checkpointer,
         reporter=Reporter(folder),
     )

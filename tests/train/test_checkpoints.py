@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.parallel import pieces
 from star_jax.parallel.mesh import MeshConfig, make_mesh
@@ -82,20 +83,56 @@ def test_keeps_the_last_and_the_best(tmp_path):
     assert keeper.steps() == [2, 4]
 
 
-def test_every_flipped_byte_is_refused_by_name(tmp_path):
+def flipped(content, at, bit=1):
+    return content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :]
+
+
+def test_a_flipped_byte_of_any_file_is_refused_by_name(tmp_path):
+    """The first byte, the last one, and one between."""
     keeper = checkpointer(tmp_path)
     keeper.save(state_at(1), {}, None)
-    files = [p for p in (tmp_path / "step-00000001").rglob("*") if p.is_file() and p.stat().st_size]
-    assert len(files) > 5
+    folder = tmp_path / "step-00000001"
+    files = {path for path in folder.rglob("*") if path.is_file() and path.stat().st_size}
+    files.remove(folder / "manifest.json")
+    names = {path.relative_to(folder).parts[0] for path in files}
+    assert names == {"arrays", "record.json"}
+    assert {path.parent.name for path in files} >= {"arrays", "model", "optimizer", "d"}
     for path in files:
-        if path.name == "manifest.json":
-            continue
         content = path.read_bytes()
-        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        with pytest.raises(InputError, match=path.name):
-            keeper.restore_last(state_at(0))
+        for at in {0, len(content) // 2, len(content) - 1}:
+            path.write_bytes(flipped(content, at))
+            with pytest.raises(InputError, match=f"^{path} does not have the sha256"):
+                keeper.restore_last(state_at(0))
         path.write_bytes(content)
     keeper.restore_last(state_at(0))
+
+
+def refusal(folder):
+    try:
+        artefacts.verify(folder)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("bit", [1, 128])  # Another character; none at all.
+def test_a_flipped_byte_of_the_manifest_is_refused_or_changes_nothing(tmp_path, bit):
+    checkpointer(tmp_path).save(state_at(1), {}, None)
+    folder = tmp_path / "step-00000001"
+    path, refused = folder / "manifest.json", 0
+    content = path.read_bytes()
+    files = json.loads(content)["files"]
+    places = range(0, len(content), 5)  # Some of every key and every digest.
+    for at in places:
+        path.write_bytes(flipped(content, at, bit))
+        said = refusal(folder)
+        refused += bool(said)
+        assert (
+            said.startswith(str(folder))
+            if said
+            else json.loads(path.read_bytes())["files"] == files
+        )
+    assert refused > len(places) / 2
 
 
 def test_another_config_is_refused_with_the_difference(tmp_path):
