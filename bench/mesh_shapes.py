@@ -53,6 +53,7 @@ def graph_shapes(
     *,
     edges: int,
     removed: bool,
+    weighted: bool,
     texts: dict[str, int],
     text_width: int,
 ) -> MeshArrays:
@@ -63,6 +64,7 @@ def graph_shapes(
       mesh: The devices.
       edges: Of a shard, reverses included.
       removed: Whether any edge was.
+      weighted: Whether edges can be drawn by unequal weights.
       texts: Versions of a shard by node type; types without any have none.
       text_width: Of the vectors.
     """
@@ -98,8 +100,8 @@ def graph_shapes(
             removed=like(edges if removed else 0),
             weight=like(edges, dtype=jnp.float32),
             flags=like(edges, dtype=jnp.uint8),
-            digits=like(0),
-            exponent=like(0, dtype=jnp.int16),
+            digits=like(edges if weighted else 0),
+            exponent=like(edges if weighted else 0, dtype=jnp.int16),
         ),
         nodes,
     )
@@ -136,6 +138,7 @@ def paper_arrays(schema: GraphSchema, share: float, mesh: Mesh) -> MeshArrays:
         mesh,
         edges=int(UNEVEN * num_edges / mesh.size),
         removed=False,
+        weighted=False,
         texts={name: local_count(schema.nodes[name].count, mesh.size) for name in TEXT_TYPES},
         text_width=TEXT_WIDTH,
     )

@@ -27,6 +27,7 @@ def test_shapes_are_those_of_an_engine_and_its_requests(tmp_path):
         mesh,
         edges=engine.arrays.edges.sender.shape[0] // 4,
         removed=True,
+        weighted=True,
         texts={name: nodes[name].text_time.shape[0] // 4 for name in store.text_vectors},
         text_width=store.text_size("job"),
     )
