@@ -65,7 +65,7 @@ class Joined:
 def join(config: Joined) -> None:
     """Meets the others; before anything asks JAX for its devices.
 
-    A process that ends without `leave`, or is silent for 15 s, ends all others.
+    A process that ends before its job does, or is silent for 15 s, ends all others.
 
     Raises:
       InputError: They did not all come within five minutes, or nothing says where they are.

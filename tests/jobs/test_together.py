@@ -118,6 +118,19 @@ def test_a_dead_process_ends_the_others_and_is_named(folder, started, victim):
     assert ("heartbeats):\n1\n" if victim else "leader task") in log, log
 
 
+def test_a_signal_to_one_process_stops_all_at_one_checkpoint(folder, started):
+    endless = training(plan="num_steps=100_000, validate_epochs=1000.0")
+    processes = started(folder, 2, "train-text", endless)
+    wait_for_steps(folder, processes)
+    processes[1].terminate()
+    assert [process.wait(timeout=120) for process in processes] == [143, 143]
+    steps = [path.name for path in (folder / "text" / "checkpoints").iterdir()]
+    for index in range(2):
+        log = (folder / f"{index}.log").read_text()
+        assert f"{max(steps)} holds it; the same command goes on from there" in log
+    assert int(max(steps).removeprefix("step-")) % 10 == 0
+
+
 def test_what_is_wrong_ends_all_processes_at_once(folder, started):
     """Each says what it is, unless it is ended for want of the first one before."""
     (folder / "text").mkdir()
