@@ -21,8 +21,8 @@ from jaxtyping import Shaped
 from star_jax.config import InputError
 
 AUTO = "auto"
-_HEARTBEAT_S = 15  # A process that is silent for so long is dead.
-_NAMED_S = 40  # After the first error, for the runtime to say which one it is.
+_HEARTBEAT_S = 30  # A process that is silent for so long is dead.
+_NAMED_S = 45  # After the first error, for the runtime to say which one it is.
 _JOIN_S = 300
 _ASK_EVERY = 10
 
@@ -65,7 +65,7 @@ class Joined:
 def join(config: Joined) -> None:
     """Meets the others; before anything asks JAX for its devices.
 
-    A process that ends before its job does, or is silent for 15 s, ends all others.
+    A process that ends before its job does, or is silent for 30 s, ends all others.
 
     Raises:
       InputError: They did not all come within five minutes, or nothing says where they are.
