@@ -2,6 +2,7 @@
 
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -101,9 +102,7 @@ def test_evaluate_speaks_while_a_model_scores(spoken, monkeypatch):
     rows = np.arange(20, dtype=np.int32) % 3
     vectors = np.ones((3, 2), np.float32)
     by_text = object.__new__(text_scoring.PairLogits)
-    monkeypatch.setattr(
-        by_text, "_logits", lambda variables, *vectors: np.zeros(4, np.float32), raising=False
-    )
+    monkeypatch.setattr(by_text, "_logits", lambda variables, *vectors: jnp.zeros(4), raising=False)
     by_text({}, vectors, vectors, text_scoring.PairRows(rows, rows, rows))
     assert len(spoken("scoring by text", "pairs")) == 4
     by_graph = object.__new__(graph_embedding.PairDecoder)

@@ -17,6 +17,17 @@ from tests.train import regression
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+@pytest.fixture(autouse=True)
+def handled():
+    """Whoever starts the tests may ignore Ctrl-C, as a shell does for what it puts aside."""
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
 def rows(folder):
     """What was reported, without times."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
