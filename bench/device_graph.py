@@ -103,8 +103,9 @@ def _bounds(
     key: Key[Array, ""], mean: Float32[Array, " r"], first: int, count: int
 ) -> Int32[Array, "N r_plus_1"]:
     """Normal where Poisson is as good as that, for its speed."""
-    rough = mean + jnp.sqrt(mean) * jax.random.normal(key, (count, mean.size))
-    exact = _poisson(key, jnp.minimum(mean, 30.0), count)
+    keys = jax.random.split(key)
+    rough = mean + jnp.sqrt(mean) * jax.random.normal(keys[0], (count, mean.size))
+    exact = _poisson(keys[1], jnp.minimum(mean, 30.0), count)
     degree = jnp.where(mean > 30, jnp.maximum(jnp.round(rough), 0), exact).astype(jnp.int32)
     stops = first + jnp.cumsum(degree.reshape(-1)).reshape(degree.shape)
     return jnp.concatenate([stops[:, :1] - degree[:, :1], stops], axis=1)

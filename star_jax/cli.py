@@ -142,23 +142,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("star: interrupted; the same command goes on from here", file=sys.stderr)
         return _ended(130)
     except Exception:
-        if _joined():
-            traceback.print_exc()
-            sys.modules["star_jax.parallel.processes"].await_verdict()
-            _ended(1)
+        if processes := _together():
+            traceback.print_exc()  # Now: the verdict may end this process.
+            processes.await_verdict()
+            processes.leave(1)
         raise
 
 
-def _joined() -> bool:
-    """Whether this process is one of several; without importing what no command needed yet."""
+def _together() -> Any:
+    """The module `processes` where this is one of several; only commands that join import it."""
     processes = sys.modules.get("star_jax.parallel.processes")
-    return processes is not None and processes.joined()
+    return processes if processes is not None and processes.joined() else None
 
 
 def _ended(code: int) -> int:
     """The exit code; a process of several ends here, or it would wait for the others."""
-    if _joined():
-        sys.modules["star_jax.parallel.processes"].leave(code)
+    if processes := _together():
+        processes.leave(code)
     return code
 
 
@@ -183,8 +183,8 @@ def _run(argv: list[str]) -> int:
     _join(args)
     job = importlib.import_module(f"star_jax.jobs.{COMMANDS[args.command].module}")
     job.run(_part(config, get_type_hints(job.run)["config"], args), args.workdir)
-    if _joined():  # None ends before the others: the first one holds them together.
-        sys.modules["star_jax.parallel.processes"].wait("done")
+    if processes := _together():
+        processes.wait("done")  # None ends before the others: the first one holds them together.
     if args.command in ("report", "run"):
         _print_results(args.workdir)
     return 0

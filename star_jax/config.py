@@ -24,8 +24,6 @@ from pydantic import TypeAdapter, ValidationError
 C = TypeVar("C")
 
 _NUM_SEEDS = 2**31  # JAX cuts longer ones short without a word.
-
-
 _MESH = "mesh."  # Paths of fields that say where a job runs.
 
 
@@ -148,7 +146,8 @@ def difference(a_json: str, b_json: str) -> list[str]:
 def check_same(saved_json: str, config: object, where: Path | str) -> None:
     """Stops a run that would go on with another config than the one it began with.
 
-    The mesh may differ: on which devices a run goes on is not what it computes.
+    The mesh may differ: a run can go on where there are other devices. What is defined by their
+    number goes on by the new one: negatives within a device, steps of devices that compute apart.
 
     Raises:
       InputError: With the difference.

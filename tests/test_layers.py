@@ -156,7 +156,9 @@ def test_the_field_test_sees_the_configs():
     assert seen == {field.name for field in dataclasses.fields(RunConfig)}
 
 
-@pytest.mark.parametrize("module", ["star_jax.cli", "star_jax.jobs.run"])
+@pytest.mark.parametrize(
+    "module", ["star_jax.cli", "star_jax.jobs.import_tables", "star_jax.jobs.run"]
+)
 def test_neither_tensorflow_nor_torch_is_imported(module):
     run = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", f"import {module}"],
@@ -168,5 +170,7 @@ def test_neither_tensorflow_nor_torch_is_imported(module):
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in run.stderr.splitlines()}
     assert "star_jax" in imported
     assert not imported & {"tensorflow", "torch"}
+    if module != "star_jax.jobs.run":
+        assert not imported & {"jax", "flax"}, "slow to start"
     if module == "star_jax.cli":
         assert not imported & {"jax", "flax", "numba", "pandas", "transformers"}, "slow to start"

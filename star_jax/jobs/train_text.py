@@ -256,7 +256,7 @@ def _train(
         plan=plan,
         validate=validate,
         checkpointer=checkpointer,
-        reporter=Reporter(folder),
+        reporter=Reporter(folder, writes=processes.is_first()),
     )
     return trained.best, plan, int(trained.state.step)
 

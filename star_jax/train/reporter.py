@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from star_jax import artefacts
-from star_jax.parallel import processes
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -87,14 +86,16 @@ class Progress:
 
 
 class Reporter:
-    """Metrics of one run; a resumed run goes on in the same files.
+    """Metrics of one run; a resumed run goes on in the same files."""
 
-    Of several processes the first alone writes.
-    """
+    def __init__(self, folder: Path, *, writes: bool = True) -> None:
+        """Opens a folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._writes = processes.is_first()
+        Args:
+          folder: Of the training.
+          writes: Of several processes the first alone does.
+        """
+        self.folder, self._writes = folder, writes
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / METRICS
         self._board: SummaryWriter | None = None

@@ -36,29 +36,21 @@ class Stopped(BaseException):
 
 
 class Stop:
-    """Which signal asked to stop, if one did."""
-
-    signum: int | None = None
+    """Which signal asked to stop: the one noted here, and the one that all processes heed."""
 
     def __init__(self, settle: Settle) -> None:
+        self.noted = self._heeded = 0  # 0: none.
         self._settle = settle
-        self._settled: int | None = None
-
-    @property
-    def asked(self) -> bool:
-        """Whether one did, so far."""
-        return self.signum is not None
 
     def settled(self, step: int) -> bool:
         """Whether all processes stop after a step: some time after one of them was asked."""
-        if signum := int(self._settle(step, float(self.signum or 0))):
-            self._settled = signum
-        return self._settled is not None
+        self._heeded = self._heeded or int(self._settle(step, float(self.noted)))
+        return self._heeded > 0
 
     def check(self, step: int, checkpoint: Path) -> None:
         """Ends a training that was asked to stop and has saved what it did; see `Stopped`."""
-        if self.settled(step) and self._settled is not None:
-            raise Stopped(self._settled, step, checkpoint)
+        if self.settled(step):
+            raise Stopped(self._heeded, step, checkpoint)
 
 
 @contextmanager
@@ -76,8 +68,8 @@ def stopping(settle: Settle = lambda _, value: value) -> Iterator[Stop]:
 
     def handle(signum: int, frame: FrameType | None) -> None:
         del frame
-        if stop.signum is None:
-            stop.signum = signum
+        if not stop.noted:
+            stop.noted = signum
         else:
             signal.signal(signum, former[signum])
             signal.raise_signal(signum)

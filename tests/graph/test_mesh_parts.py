@@ -47,12 +47,14 @@ def test_integers_below_a_bound_are_the_host_s_with_their_refusals():
         jnp.asarray((start >> np.uint64(32)).astype(np.uint32)),
         jnp.asarray(start.astype(np.uint32)),
     )
-    value = words.each_below(word, jnp.full(size, 7, jnp.int32), jnp.asarray(n, jnp.int32))
+    start_slot = jnp.full(size, 7, jnp.int32)
+    value, slot = words.each_below(word, start_slot, jnp.asarray(n, jnp.int32))
     slots = np.full(size, 7)
     for column in range(n.shape[1]):
         one_by_one = [draws.below(*each) for each in zip(start, slots, n[:, column], strict=True)]
         drawn, slots = np.transpose(one_by_one)
         np.testing.assert_array_equal(value[:, column], drawn)
+        np.testing.assert_array_equal(slot[:, column], slots)
     assert len(np.unique(slots)) > 4  # Refusals, several in a row of them.
 
 

@@ -205,7 +205,7 @@ def _ranks(
     shuffled = some & (replace | (visible > draw.fanout))
     wanted = shuffled[:, None] & (step < draw.fanout[:, None])
     size = visible[:, None] if replace else visible[:, None] - step
-    offset = words.each_below(draw.start, slot, jnp.where(wanted, size, 1))
+    offset, _ = words.each_below(draw.start, slot, jnp.where(wanted, size, 1))
     if replace:
         return jnp.where(wanted, offset, step), jnp.where(some, draw.fanout, 0)
     rank = jnp.where(wanted, shuffled_ranks(jnp.where(wanted, step + offset, -1)), step)
@@ -263,9 +263,8 @@ def _append(
     place = jnp.where(good, found[:, None] + jnp.cumsum(good, axis=1) - 1, -1)
     step = jnp.arange(picks.shape[1])[None]
     is_new = (step >= found[:, None]) & (step < total[:, None])
-    return jnp.where(
-        is_new, _at(position, jnp.broadcast_to(step, picks.shape), place), picks
-    ), jnp.minimum(total, fanout)
+    added = _at(position, jnp.broadcast_to(step, picks.shape), place)
+    return jnp.where(is_new, added, picks), jnp.minimum(total, fanout)
 
 
 def _at(

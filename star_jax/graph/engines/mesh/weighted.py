@@ -25,7 +25,6 @@ from star_jax.graph.engines.mesh.visibility import first_not
 from star_jax.graph.samplers.picks.uniform import SMALL
 from star_jax.graph.samplers.picks.weighted import BITS, LEAST_SUM
 
-_AT_ONCE = 8  # Slots: a third of the integers is refused at worst.
 _FRACTION_BITS = 23  # Of a float32.
 _LARGEST_BLOCK = 1 << 16
 
@@ -170,7 +169,7 @@ def _enumerate(
 
 
 def _one_more(draw: Draw, going: _Going, fold: Callable[..., Any], *, replace: bool) -> _Going:
-    """The next pick of every row that lacks one; the next integers, where all are refused."""
+    """The next pick of every row that lacks one."""
     width = going.first.shape[1]
     none = jnp.zeros_like(going.found)
     largest = fold(
@@ -185,7 +184,7 @@ def _one_more(draw: Draw, going: _Going, fold: Callable[..., Any], *, replace: b
     total = fold(add, zero, going)
     shift = jnp.maximum(words.num_bits(total) - BITS, 0)
     size = words.shifted_right(total, shift).astype(jnp.int32)
-    drawn, is_drawn, slot = _below(draw.start, going.slot, size)
+    drawn, slot = (x[:, 0] for x in words.each_below(draw.start, going.slot, size[:, None]))
     bound = words.shifted_left((drawn + 1).astype(jnp.uint32), shift)
 
     def look(
@@ -200,30 +199,16 @@ def _one_more(draw: Draw, going: _Going, fold: Callable[..., Any], *, replace: b
 
     column = fold(look, (zero, none), going)[1]
     left = going.left & (largest > 0)
-    active = left & (going.found < draw.fanout)
-    picked = active & is_drawn
+    picked = left & (going.found < draw.fanout)
     place = picked[:, None] & (jnp.arange(going.position.shape[1])[None] == going.found[:, None])
     taken = picked[:, None] & (jnp.arange(width)[None] == column[:, None])
     return _Going(
         jnp.where(place, (draw.begin + column)[:, None], going.position),
         going.found + picked,
-        jnp.where(active, slot, going.slot),
+        jnp.where(picked, slot, going.slot),
         left,
         going.first if replace else jnp.where(taken, 0, going.first),
     )
-
-
-def _below(
-    start: words.Word, slot: Int32[Array, " Q"], size: Int32[Array, " Q"]
-) -> tuple[Int32[Array, " Q"], Bool[Array, " Q"], Int32[Array, " Q"]]:
-    """Integers below sizes, whether any was not refused, and the last slots that were asked."""
-    ahead = jnp.arange(1, _AT_ONCE + 1)[None]
-    start = words.Word(*(half[:, None] for half in start))
-    value, is_taken = words.scaled(words.draw(start, slot[:, None] + ahead), size[:, None])
-    which = jnp.argmax(is_taken, axis=1)
-    is_drawn = jnp.any(is_taken, axis=1)
-    value = jnp.take_along_axis(value, which[:, None], axis=1)[:, 0]
-    return value, is_drawn, slot + jnp.where(is_drawn, which + 1, _AT_ONCE)
 
 
 def _bits(

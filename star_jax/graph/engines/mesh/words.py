@@ -61,13 +61,16 @@ def scaled(
 
 def each_below(
     start: Word, slot: Int32[Array, " Q"], n: Int32[Array, "Q K"]
-) -> Int32[Array, "Q K"]:
+) -> tuple[Int32[Array, "Q K"], Int32[Array, "Q K"]]:
     """Exactly uniform integers below each n >= 1, drawn one after the other from a row's slots.
 
     Args:
       start: Of the rows.
       slot: The last one that was asked.
-      n: Bounds; 1 takes whatever its slot gives.
+      n: Bounds; 0 and 1 take whatever their slot gives.
+
+    Returns:
+      The integers, and the slots they came from.
     """
     start = Word(*(half[:, None] for half in start))
     ahead = jnp.arange(1, n.shape[1] + 1)[None]
@@ -84,7 +87,8 @@ def each_below(
 
     none = jnp.zeros_like(n)
     first = (none, *draw_all(none))
-    return jax.lax.while_loop(lambda state: ~jnp.all(state[2]), step, first)[1]
+    refusals, value, _ = jax.lax.while_loop(lambda state: ~jnp.all(state[2]), step, first)
+    return value, slot[:, None] + ahead + refusals
 
 
 def plus(a: Word, b: Word) -> Word:
