@@ -95,7 +95,7 @@ COMMANDS = {
     ),
 }
 
-_TOGETHER = ("train-text", "export-text")  # What several processes do together.
+_TOGETHER = ("train-text", "export-text", "train-graph")  # What several processes do together.
 
 _BRANCH = {  # What `star branch` does, with its options: all of them are paths but the owner.
     "init": ("--workdir --owner --output", "write the signals of all that was imported"),

@@ -19,9 +19,12 @@ from star_jax.graph.engines.drawing import in_step
 from star_jax.graph.engines.protocol import GraphEngine, ProgramEngine
 from star_jax.graph.model import GraphBatch, GraphModel, init_model
 from star_jax.graph.store import GraphStore
+from star_jax.parallel import processes
 from star_jax.parallel.mesh import make_mesh
+from star_jax.parallel.rules import own_parts
 from star_jax.pipeline.graph_adaptive import AdaptiveBatches, AdaptiveValidation, GraphValidate
 from star_jax.pipeline.graph_conflicts import with_conflicts
+from star_jax.pipeline.graph_data import GraphData
 from star_jax.pipeline.graph_engines import make_engine
 from star_jax.pipeline.graph_model import (
     CHECKPOINTS,
@@ -37,7 +40,6 @@ from star_jax.pipeline.graph_text import joined, open_text, with_text
 from star_jax.pipeline.graph_text_validation import EncodedTexts
 from star_jax.pipeline.graph_tokens import count_texts
 from star_jax.pipeline.graph_training import (
-    GraphData,
     GraphTrainConfig,
     conflicts_of,
     describe,
@@ -74,8 +76,12 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
         return
     store = open_training_store(workdir, features, config.text_encoder)
     file = describe(config, workdir, store, meta)
-    note_begun(folder / JOB, config, inputs)
-    artefacts.write_text(folder / MODEL, to_json(file))
+
+    def begin() -> None:
+        note_begun(folder / JOB, config, inputs)
+        artefacts.write_text(folder / MODEL, to_json(file))
+
+    processes.write_once(begin, "begun")
     trained, plan, num_parameters = _train(config, workdir, file, store, meta)
     summary = {
         "tasks": [task.name for task in file.tasks],
@@ -87,7 +93,7 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
         "num_parameters": num_parameters,
         "embedding_size": config.model.encoder.dim,
     }
-    artefacts.seal(folder, KIND, summary)
+    processes.write_once(lambda: artefacts.seal(folder, KIND, summary), "sealed")
 
 
 def _train(
@@ -139,7 +145,7 @@ def _train(
             frozen_digest=parts.frozen_digest,
             inputs=file.inputs,
         ),
-        reporter=Reporter(folder),
+        reporter=Reporter(folder, writes=processes.is_first()),
     )
     return trained, plan, num_parameters
 
@@ -175,6 +181,8 @@ def _parts(
         texts = EncodedTexts(config.text_encoder, text, workdir, mesh, seed=config.seed)
         params, loss = joined(params, text.trainable), with_text(loss, text)
         frozen, digest = text.frozen, text.digest
+    # The lengths of texts decide shapes: where these are encoded, every process sees all of them.
+    own = own_parts(mesh) if texts is None else None
     optimizer, rules = make_graph_optimizer(config, model), graph_rules(config)
     state = create_state(
         params, optimizer, seed=config.seed, mesh=mesh, rules=rules, statistics=statistics
@@ -188,13 +196,15 @@ def _parts(
         prepare=in_step(engine) if in_program else None,
         stateful=True,
         exchange=config.exchange,
+        own_rows=own is not None,
     )
-    data = GraphData(config, workdir, file, store, meta, mesh.size, engine, texts)
+    data = GraphData(config, workdir, file, store, meta, mesh.size, engine, texts, own)
     return _Parts(model, state, frozen, digest, engine, step, data)
 
 
 def _count(batch: GraphBatch, engine: GraphEngine) -> Counts:
-    counts = count_pairs(batch)._replace(seconds=engine.take_seconds())
+    num_makers = processes.count() if batch.texts is None else 1
+    counts = count_pairs(batch, num_makers)._replace(seconds=engine.take_seconds())
     if batch.texts is None:
         return counts
     return counts._replace(figures={**counts.figures, **count_texts(batch)})

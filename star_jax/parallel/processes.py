@@ -90,6 +90,11 @@ def joined() -> bool:
     return jax.distributed.is_initialized()
 
 
+def count() -> int:
+    """How many processes run the job."""
+    return jax.process_count()
+
+
 def is_first() -> bool:
     """Whether this process writes what is written once; alone it is."""
     return jax.process_index() == 0

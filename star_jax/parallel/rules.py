@@ -107,6 +107,41 @@ def put(tree: PyTree, where: PyTree) -> PyTree:
     return jax.tree.map(place, tree, where)
 
 
+def own_parts(mesh: Mesh) -> list[int]:
+    """Which parts of a batch this process makes, of those that `batch_shardings` gives devices."""
+    owners = [device.process_index for device in mesh.devices.flat]
+    return [part for part, owner in enumerate(owners) if owner == jax.process_index()]
+
+
+def put_own(batch: PyTree, mesh: Mesh, *, axis: int | PyTree = 0) -> PyTree:
+    """Host arrays with the rows of this process alone to global arrays, split as a whole batch is.
+
+    Args:
+      batch: Rows of `own_parts`, one part after the other.
+      mesh: The devices.
+      axis: As in `batch_shardings`.
+    """
+    parts = own_parts(mesh)
+    if len(parts) == mesh.size:
+        return put(batch, batch_shardings(batch, mesh, axis=axis))
+
+    def place(own: np.ndarray, axis: int) -> jax.Array:
+        size, rest = divmod(own.shape[axis], len(parts))
+        assert not rest
+        shape = (*own.shape[:axis], size * mesh.size, *own.shape[axis + 1 :])
+        where = NamedSharding(mesh, PartitionSpec(*[None] * axis, (DATA, FSDP)))
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            begin = size * parts.index((index[axis].start or 0) // size)
+            return own[(slice(None),) * axis + (slice(begin, begin + size),)]
+
+        return jax.make_array_from_callback(shape, where, part)
+
+    axes = jax.tree.map(lambda _: axis, batch) if isinstance(axis, int) else axis
+    return jax.tree.map(place, batch, axes)
+
+
 def _largest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     size = mesh.shape[FSDP]
     dimensions = [d for d in range(len(shape)) if shape[d] % size == 0]

@@ -120,6 +120,7 @@ class BatchMaker:
         streams: Mapping[str, TaskStream],
         budgets: Mapping[str, RoleBudgets],
         shards: int,
+        own: Sequence[int] | None = None,
     ) -> None:
         """Joins the tasks.
 
@@ -127,8 +128,10 @@ class BatchMaker:
           streams: By task.
           budgets: By task.
           shards: Devices; each has samples of its own, so that no index crosses devices.
+          own: Of them, those whose samples are made; None: all.
         """
         self._streams, self._budgets, self._shards = streams, budgets, shards
+        self._own = range(shards) if own is None else own
         self._warned = False
 
     def __call__(self, step: int) -> GraphBatch:
@@ -137,7 +140,7 @@ class BatchMaker:
         for name, stream in self._streams.items():
             made = [
                 stream.batch(int(step), self._budgets[name], shard, self._shards)
-                for shard in range(self._shards)
+                for shard in self._own
             ]
             num_cut += sum(cut for _, cut in made)
             tasks[name] = jax.tree.map(POOL.stack, *(b for b, _ in made))
@@ -252,11 +255,15 @@ def stacked(
     return maker
 
 
-def count_pairs(batch: GraphBatch) -> Counts:
+def count_pairs(batch: GraphBatch, num_makers: int = 1) -> Counts:
     """Real and padded pairs of a host batch.
 
     Its figures, where it was sampled on the host: `neighbours`, and their share of the slots,
     `neighbour_fill`.
+
+    Args:
+      batch: Of this process.
+      num_makers: Processes that each made so many rows; the others' are taken to be like these.
     """
     drawn = [
         subgraph
@@ -268,5 +275,9 @@ def count_pairs(batch: GraphBatch) -> Counts:
     figures = {}
     if masks:
         neighbours, slots = sum(int(np.sum(m)) for m in masks), sum(np.size(m) for m in masks)
-        figures = {"neighbours": float(neighbours), "neighbour_fill": neighbours / max(slots, 1)}
-    return Counts(int(np.sum(batch.mask)), int(np.size(batch.mask)), figures=figures)
+        figures = {
+            "neighbours": float(num_makers * neighbours),
+            "neighbour_fill": neighbours / max(slots, 1),
+        }
+    real, rows = int(np.sum(batch.mask)), int(np.size(batch.mask))
+    return Counts(num_makers * real, num_makers * rows, figures=figures)

@@ -7,7 +7,6 @@ from typing import Literal
 
 from star_jax.config import InputError
 from star_jax.graph.conflicts import Conflicts, make_conflicts
-from star_jax.graph.engines.protocol import GraphEngine
 from star_jax.graph.identities import ROW_MULTIPLE, TABLES
 from star_jax.graph.model import (
     GraphModel,
@@ -23,9 +22,8 @@ from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.store import GraphMeta, GraphStore
 from star_jax.parallel.mesh import MeshConfig
 from star_jax.parallel.rules import FSDP_RULES, Rules, with_tables
-from star_jax.pipeline.graph_adaptive import GraphValidate
 from star_jax.pipeline.graph_engines import EngineConfig, why_refused
-from star_jax.pipeline.graph_loader import Groups, Sampling
+from star_jax.pipeline.graph_loader import Sampling
 from star_jax.pipeline.graph_model import (
     GraphModelFile,
     inputs_of,
@@ -34,19 +32,9 @@ from star_jax.pipeline.graph_model import (
     node_heads,
     text_input,
 )
-from star_jax.pipeline.graph_streams import (
-    BatchMaker,
-    TaskStream,
-    make_batches,
-    make_streams,
-    stacked,
-)
 from star_jax.pipeline.graph_text import TREE, GraphTextConfig
-from star_jax.pipeline.graph_text_validation import EncodedTexts
-from star_jax.pipeline.graph_validation import GraphValidation
 from star_jax.pipeline.tables.read import TablesMeta, read_pairs
 from star_jax.train.exchange import ExchangeConfig
-from star_jax.train.loop import Batches
 from star_jax.train.optimizers import OptimizerConfig, make_optimizer
 from star_jax.train.plan import PlanConfig
 from star_jax.train.rows import make_row_optimizer
@@ -215,7 +203,7 @@ def describe(
     tasks = _trainable_tasks(workdir, tuple(wanted))
     if config.gradient_conflicts and len(tasks) < 2:
         raise InputError("gradient_conflicts compares tasks, needed two with training pairs")
-    sampling = _sampling(config, store.meta, tasks, config.fanouts.largest)
+    sampling = sampling_of(config, store.meta, tasks, config.fanouts.largest)
     heads = node_heads(config.model, store, tasks)
     return GraphModelFile(
         model=config.model,
@@ -227,83 +215,6 @@ def describe(
         inputs=inputs_of(workdir, text_input(config.model.features.text, config.text_encoder)),
         text_encoder=config.text_encoder,
     )
-
-
-class GraphData:
-    """Batches and validation, both with as many neighbours per node and hop as asked for."""
-
-    def __init__(
-        self,
-        config: GraphTrainConfig,
-        workdir: Path,
-        file: GraphModelFile,
-        store: GraphStore,
-        meta: TablesMeta,
-        shards: int,
-        engine: GraphEngine,
-        texts: EncodedTexts | None = None,
-    ) -> None:
-        self._texts = texts
-        self._config, self._workdir, self._file = config, workdir, file
-        self._store, self._meta, self._shards, self._engine = store, meta, shards, engine
-        self._groups = {
-            task.name: Groups(read_pairs(workdir / "tables", task.name, "train"))
-            for task in file.tasks
-        }
-
-    def batches(self, size: int) -> Batches:
-        """Endless batches of all tasks; the examples and their order do not depend on the size."""
-        streams = self._streams(size)
-        budgets = {name: stream.budgets() for name, stream in streams.items()}
-        maker = BatchMaker(streams, budgets, self._shards)
-        if self._texts is None:
-            one, alike = maker, lambda steps: [maker(step) for step in steps]
-        else:
-            one = self._texts.batches(maker)
-            alike = one.alike
-        exchange = self._config.exchange
-        return make_batches(one if exchange is None else stacked(alike, exchange.every))
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Steps whose batches hold every group of the largest task once."""
-        streams = self._streams(self._config.fanouts.largest)
-        batches = max(stream.steps_per_epoch for stream in streams.values()) / self._shards
-        return batches / self._config.batches_per_step
-
-    def validation(self, size: int) -> GraphValidate:
-        """Validation on the same pairs whatever the size."""
-        config, file = self._config, self._sized(size)
-        validation = GraphValidation(
-            file.build(),
-            self._store,
-            file,
-            self._workdir / "tables",
-            max_pairs=config.validation_pairs,
-            seed=config.seed,
-            resolve=None if self._texts is None else self._texts.current,
-        )
-        return validation if self._texts is None else self._texts.validation(validation)
-
-    def _streams(self, size: int) -> dict[str, TaskStream]:
-        config = self._config
-        return make_streams(
-            self._sized(size),
-            self._groups,
-            self._store,
-            hides={name: tuple(task.edge_types) for name, task in self._meta.tasks.items()},
-            num_negatives=config.num_negatives if config.negatives == "uniform" else None,
-            know_links=config.model.decoder.kind == "softmax",
-            correct=config.popularity_correction,
-            batch_size=config.batch_size / self._shards,
-            size_power=config.size_power,
-            seed=config.seed,
-            engine=self._engine,
-        )
-
-    def _sized(self, size: int) -> GraphModelFile:
-        sampling = _sampling(self._config, self._store.meta, self._file.tasks, size)
-        return dataclasses.replace(self._file, sampling=sampling)
 
 
 def make_model_loss(config: GraphTrainConfig, model: GraphModel, meta: TablesMeta) -> StatefulLoss:
@@ -351,7 +262,7 @@ def graph_rules(config: GraphTrainConfig) -> Rules:
     return with_tables(FSDP_RULES, TABLES)
 
 
-def _sampling(
+def sampling_of(
     config: GraphTrainConfig, meta: GraphMeta, tasks: tuple[LinkTask, ...], size: int
 ) -> Sampling:
     """How neighbours are drawn, with at most `size` per node and hop."""

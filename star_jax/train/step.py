@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
-from star_jax.parallel.rules import batch_shardings, put, replicated
+from star_jax.parallel.rules import batch_shardings, put, put_own, replicated
 from star_jax.shapes import PyTree
 from star_jax.train.exchange import ExchangeConfig, exchanging
 from star_jax.train.gradients import Advance, Masked, Metrics, StatefulLossFn, updating
@@ -37,8 +37,10 @@ class Step:
         mesh: Mesh,
         row_axes: RowAxes,
         prepare: Prepare | None,
+        own_rows: bool,
     ) -> None:
         self._mesh = mesh
+        self._own_rows = own_rows
         self._row_axes = row_axes
         where = jax.tree.map(lambda leaf: leaf.sharding, state)
 
@@ -71,6 +73,8 @@ class Step:
 
     def place(self, batch: PyTree) -> PyTree:
         """Host batch to the devices: rows split over the mesh, microbatches and chunks not."""
+        if self._own_rows:
+            return put_own(batch, self._mesh, axis=self._row_axes(batch))
         return put(batch, batch_shardings(batch, self._mesh, axis=self._row_axes(batch)))
 
     def __call__(
@@ -108,6 +112,7 @@ def make_step(
     prepare: Prepare | None = None,
     stateful: bool = False,
     exchange: ExchangeConfig | None = None,
+    own_rows: bool = False,
 ) -> Step:
     """Compiles an update whose result lies where `state` lies.
 
@@ -125,6 +130,7 @@ def make_step(
       stateful: The loss is a `StatefulLossFn` and `state.statistics` are its running values.
       exchange: Given, devices compute apart and meet once a step, which has `exchange.every`
         batches stacked as microbatches are; `accumulate` stays 1.
+      own_rows: Host batches have the rows of `own_parts` alone, where there are several processes.
     """
     loss: Any = loss_fn if stateful else _without_statistics(loss_fn)  # pyright: ignore[reportArgumentType] # as `stateful` says
     axis = 0 if accumulate == 1 and exchange is None else 1
@@ -139,6 +145,7 @@ def make_step(
         mesh=mesh,
         row_axes=row_axes or (lambda _: axis),
         prepare=prepare,
+        own_rows=own_rows,
     )
 
 

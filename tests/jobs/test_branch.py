@@ -15,8 +15,9 @@ from star_jax.graph.model import init_model
 from star_jax.graph.store import GraphStore
 from star_jax.jobs import branch, build_graph
 from star_jax.jobs.build_graph import GraphBuildConfig
+from star_jax.pipeline.graph_data import GraphData
 from star_jax.pipeline.graph_model import open_store
-from star_jax.pipeline.graph_training import GraphData, describe
+from star_jax.pipeline.graph_training import describe
 from star_jax.pipeline.signals import Signal, Signals, read_signals, write_signals
 from star_jax.pipeline.tables.read import read_meta
 from tests.graph.test_append import town

@@ -13,8 +13,9 @@ from star_jax.graph.heads import NodeClasses, NodeTask, classification_loss, hel
 from star_jax.graph.model import init_model
 from star_jax.jobs import train_graph
 from star_jax.pipeline.graph_classes import classify
+from star_jax.pipeline.graph_data import GraphData
 from star_jax.pipeline.graph_model import open_store
-from star_jax.pipeline.graph_training import GraphData, describe
+from star_jax.pipeline.graph_training import describe
 from star_jax.pipeline.tables.read import read_meta
 from tests.jobs import graph_runs, tiny_graph
 

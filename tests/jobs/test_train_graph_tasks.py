@@ -13,8 +13,9 @@ from star_jax.graph.conflicts import make_conflicts
 from star_jax.graph.engines.host import HostEngine
 from star_jax.graph.model import init_model, make_loss
 from star_jax.jobs import train_graph
+from star_jax.pipeline.graph_data import GraphData
 from star_jax.pipeline.graph_model import open_store, read_model_file
-from star_jax.pipeline.graph_training import GraphData, describe
+from star_jax.pipeline.graph_training import describe
 from star_jax.pipeline.tables.read import read_meta
 from tests.jobs import graph_runs, tiny_graph
 

@@ -24,13 +24,32 @@ def get_config():
 """
 
 
+GRAPH_TRAINING = """
+import dataclasses
+
+from star_jax.parallel.mesh import MeshConfig
+from star_jax.pipeline.graph_engines import EngineConfig
+from tests.jobs import tiny_graph
+
+def get_config():
+    config = tiny_graph.config(
+        num_steps=4,
+        mesh=MeshConfig(fsdp=2),
+        engine=EngineConfig(kind="{engine}", slack=8.0),
+        tasks=("apply",),
+    )
+    model = dataclasses.replace(config.model, features=tiny_graph.BY_ROWS)
+    return dataclasses.replace(config, model=model)
+"""
+
+
 def training(*, fsdp=1, plan):
     """The file of a config."""
     return TRAINING.format(fsdp=fsdp, plan=plan)
 
 
-def start(folder, count, command, config_text):
-    """Starts processes of one CPU device each; their output is in `folder/INDEX.log`."""
+def start(folder, count, command, config_text, *, devices=1):
+    """Starts processes of so many CPU devices each; their output is in `folder/INDEX.log`."""
     config = folder / "config.py"
     config.write_text(config_text)
     with socket.socket() as probe:
@@ -47,7 +66,7 @@ def start(folder, count, command, config_text):
                 subprocess.Popen(
                     [sys.executable, "-m", "star_jax", *arguments],
                     cwd=ROOT,
-                    env=os.environ | {"PYTHONPATH": str(ROOT)},
+                    env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices)},
                     stdout=log,
                     stderr=log,
                 )
@@ -55,9 +74,10 @@ def start(folder, count, command, config_text):
     return begun
 
 
-def finish(folder, count, command, config_text):
+def finish(folder, count, command, config_text, *, devices=1):
     """Their logs, when all have ended well."""
-    codes = [process.wait(timeout=300) for process in start(folder, count, command, config_text)]
+    processes = start(folder, count, command, config_text, devices=devices)
+    codes = [process.wait(timeout=300) for process in processes]
     logs = [(folder / f"{index}.log").read_text() for index in range(count)]
     assert codes == [0] * count, "\n".join(logs)
     return logs

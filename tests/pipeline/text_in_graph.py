@@ -13,10 +13,11 @@ from star_jax.jobs import export_text
 from star_jax.jobs.export_text import TextExportConfig
 from star_jax.jobs.train_graph import GraphTrainConfig
 from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.pipeline.graph_data import GraphData
 from star_jax.pipeline.graph_model import open_training_store
 from star_jax.pipeline.graph_text import GraphTextConfig, open_text
 from star_jax.pipeline.graph_text_validation import EncodedTexts
-from star_jax.pipeline.graph_training import GraphData, describe, make_model_loss
+from star_jax.pipeline.graph_training import describe, make_model_loss
 from star_jax.pipeline.tables.read import read_meta
 from tests.jobs import tiny_graph, trained_text
 from tests.text import fixtures
