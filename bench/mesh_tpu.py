@@ -18,17 +18,15 @@ Exit code 1: a step does not fit its chips.
 
 import json
 import os
-import re
 import resource
 import subprocess
 import sys
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 
 from bench.drawn_graph import RELATIONS
 from bench.mesh_shapes import (
@@ -46,27 +44,25 @@ from star_jax.graph.engines.mesh.engine import MeshProgram
 from star_jax.graph.model import init_model, make_loss
 from star_jax.parallel.mesh import make_mesh
 from star_jax.pipeline.graph_training import graph_rules, make_graph_optimizer
+from star_jax.pipeline.planning.machines import GIB, parse_topology, planned_devices
+from star_jax.pipeline.planning.prediction import EFFICIENCY, HEADROOM
+from star_jax.pipeline.planning.programs import Program, Traffic, analyse, largest
 from star_jax.shapes import PyTree
 from star_jax.train.state import shapes_of_state
 from star_jax.train.step import make_step
 
-HBM_GIB = {"v5e": 16, "v5p": 95, "v6e": 32}  # By data sheet.
-_SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "s32": 4, "u32": 4, "f32": 4}
-_VIEWS = ("parameter", "bitcast", "get-tuple-element", "tuple", "while", "conditional")
-_COLLECTIVES = "all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute"
+PAPER_PER_S = 9200  # Training instances.
 
 
 class Compiled(NamedTuple):
     """What the compiler says of a step, per chip."""
 
     fanouts: str
+    pairs: int  # Of all chips.
     graph_bytes: int
     parameters: int
     rows: dict[str, int]  # By role.
-    argument_bytes: int
-    temp_bytes: int
-    flops: float
-    collectives: dict[str, tuple[int, int]]  # Kind -> how many, and their bytes.
+    program: Program
     largest: list[tuple[int, str]]  # Bytes and operation of the largest arrays that are made.
     lower_s: float
     compile_s: float
@@ -75,7 +71,7 @@ class Compiled(NamedTuple):
 
 def compile_step(topology: str, share: float, total: tuple[int, ...]) -> Compiled:
     """Lowers and compiles the whole update."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    devices = planned_devices(parse_topology(topology))
     config = train_config(total, len(devices))
     mesh = make_mesh(config.mesh, devices)
     schema = paper_schema(share)
@@ -102,20 +98,16 @@ def compile_step(topology: str, share: float, total: tuple[int, ...]) -> Compile
     middle = time.monotonic()
     compiled = lowered.compile()
     end = time.monotonic()
-    memory, cost, program = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
-    assert memory is not None
-    assert cost is not None
-    assert program is not None
+    program, text = analyse(compiled), compiled.as_text()
+    assert text is not None
     return Compiled(
         fanouts=", ".join(map(str, total)),
+        pairs=config.batch_size,
         graph_bytes=sum(_bytes(leaf) for leaf in jax.tree.leaves(arrays)) // mesh.size,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
         rows={role: sum(map(sum, dict(each.rows).values())) for role, each in budgets.items()},
-        argument_bytes=memory.argument_size_in_bytes,
-        temp_bytes=memory.temp_size_in_bytes,
-        flops=float(cost["flops"]),
-        collectives=collectives(program),
-        largest=largest(program),
+        program=program,
+        largest=largest(text),
         lower_s=middle - start,
         compile_s=end - middle,
         host_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
@@ -126,69 +118,56 @@ def _bytes(leaf: PyTree) -> int:
     return int(np.prod(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
 
 
-def collectives(program: str) -> dict[str, tuple[int, int]]:
-    """Kind -> how many a compiled program has, and the bytes that they give one chip."""
-    found: dict[str, tuple[int, int]] = {}
-    for result, kind in re.findall(rf"= (.*?) ({_COLLECTIVES})(?:-start)?\(", program):
-        count, total = found.get(kind, (0, 0))
-        found[kind] = (count + 1, total + _result_bytes(result))
-    return found
-
-
-def largest(program: str, count: int = 6) -> list[tuple[int, str]]:
-    """Bytes, shape, operation and source of the largest arrays, fused ones and views left out."""
-    found: dict[str, int] = {}
-    fused = False
-    for line in program.splitlines():
-        if line.endswith("{"):
-            fused = "fused_computation" in line
-        made = re.search(r"= ([^(]\S*) ([\w-]+)\(", line)
-        if fused or made is None or made[2] in _VIEWS:
-            continue
-        source = re.search(r'op_name="([^"]*)"', line)
-        name = f"{made[1].split('{')[0]} {made[2]} {source[1] if source else ''}"
-        found[name] = _result_bytes(made[1].split("{")[0])
-    ranked = sorted(((size, name) for name, size in found.items()), reverse=True)
-    return ranked[:count]
-
-
-def _result_bytes(result: str) -> int:
-    parts = re.findall(r"(\w+)\[([\d,]*)\]", result)
-    return sum(
-        _SIZES.get(dtype, 4) * int(np.prod([int(n) for n in shape.split(",") if n]))
-        for dtype, shape in parts
-    )
-
-
 def report(topology: str, found: list[Compiled]) -> list[str]:
     """Prints the tables; returns what does not fit."""
-    limit, wrong = HBM_GIB[topology.split(":")[0]], []
-    print(
-        "| fan-outs | rows of a chip, sender + receiver | graph, GiB | all arguments, GiB ", end=""
-    )
-    print(
-        "| temporary, GiB | of a chip's memory | GFLOP a chip | lower, s | compile, s | host, GiB |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    chip, wrong = parse_topology(topology).chip, []
+    print("| fan-outs | pairs a step | rows of a chip, sender + receiver | graph, GiB ", end="")
+    print("| all arguments, GiB | temporary, GiB | of a chip's memory | GFLOP a chip ", end="")
+    print("| lower, s | compile, s | host, GiB |\n|---|---|---|---|---|---|---|---|---|---|---|")
     for each in found:
-        used = (each.argument_bytes + each.temp_bytes) / 2**30
-        cells = [each.fanouts, f"{each.rows['sender']:,} + {each.rows['receiver']:,}"]
-        sizes = (each.graph_bytes, each.argument_bytes, each.temp_bytes)
-        cells += [f"{size / 2**30:.2f}" for size in sizes]
-        cells += [f"{used / limit:.0%}", f"{each.flops / 1e9:.1f}"]
-        cells += [f"{each.lower_s:.0f}", f"{each.compile_s:.0f}", f"{each.host_bytes / 2**30:.1f}"]
+        program = each.program
+        cells = [each.fanouts, f"{each.pairs:,}"]
+        cells += [f"{each.rows['sender']:,} + {each.rows['receiver']:,}"]
+        sizes = (each.graph_bytes, program.argument_bytes, program.temporary_bytes)
+        cells += [f"{size / GIB:.2f}" for size in sizes]
+        cells += [f"{program.peak_bytes / chip.memory:.0%}", f"{program.flops / 1e9:.1f}"]
+        cells += [f"{each.lower_s:.0f}", f"{each.compile_s:.0f}", f"{each.host_bytes / GIB:.1f}"]
         print(f"| {' | '.join(cells)} |")
-        if used > limit:
-            wrong.append(f"fan-outs {each.fanouts}: {used:.1f} GiB, a chip has {limit}")
-    print("\n| fan-outs | collective | number | MiB a chip |\n|---|---|---|---|")
+        if program.peak_bytes > HEADROOM * chip.memory:
+            wrong.append(f"fan-outs {each.fanouts}: {program.peak_bytes / GIB:.1f} GiB a chip")
+    print("\n| fan-outs | collective | number | MB to a chip |\n|---|---|---|---|")
     for each in found:
-        for kind, (count, size) in sorted(each.collectives.items()):
-            print(f"| {each.fanouts} | {kind} | {count} | {size / 2**20:.1f} |")
+        for kind, traffic in each.program.collectives.items():
+            print(f"| {each.fanouts} | {kind} | {traffic.number} | {traffic.bytes / 1e6:.1f} |")
+    _print_bounds(topology, found)
     print("\n| fan-outs | largest arrays that the step makes | MiB |\n|---|---|---|")
     for each in found:
         for size, name in each.largest:
-            print(f"| {each.fanouts} | `{name.strip()}` | {size / 2**20:.0f} |")
+            print(f"| {each.fanouts} | `{name}` | {size / 2**20:.0f} |")
     return wrong
+
+
+def _print_bounds(topology: str, found: list[Compiled]) -> None:
+    """What data sheets allow: no step is faster, and how much slower one is only a chip says."""
+    chip = parse_topology(topology).chip
+    print("\n| fan-outs | arithmetic, ms | links, ms | memory, ms | instances/s at most ", end="")
+    print("| paper, 36 V100 |\n|---|---|---|---|---|---|")
+    for each in found:
+        program = each.program
+        seconds = [
+            program.flops / (EFFICIENCY * chip.flops),
+            program.link_bytes / chip.link_rate,
+            program.memory_traffic / chip.memory_rate,
+        ]
+        cells = [f"{1e3 * value:.3f}" for value in seconds]
+        cells.append(f"{each.pairs / max(seconds):,.0f}")
+        print(f"| {each.fanouts} | {' | '.join(cells)} | {PAPER_PER_S:,} |")
+
+
+def _read(stored: dict[str, Any]) -> Compiled:
+    program = stored.pop("program")
+    program["collectives"] = {kind: Traffic(*each) for kind, each in program["collectives"].items()}
+    return Compiled(**stored, program=Program(**program))
 
 
 def main() -> int:
@@ -196,14 +175,15 @@ def main() -> int:
     topology, share, *fanouts = sys.argv[1:]
     if os.environ.get("ONE_STEP"):
         total = tuple(int(n) for n in fanouts[0].split(","))
-        print(json.dumps(compile_step(topology, float(share), total)._asdict()))
+        made = compile_step(topology, float(share), total)
+        print(json.dumps(made._asdict() | {"program": made.program._asdict()}))
         return 0
     found = []
     for each in fanouts:
         command = [sys.executable, __file__, topology, share, each]
         environment = os.environ | {"ONE_STEP": "1"}
         made = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-        found.append(Compiled(**json.loads(made.stdout.splitlines()[-1])))
+        found.append(_read(json.loads(made.stdout.splitlines()[-1])))
     schema = paper_schema(float(share))
     nodes = sum(node.count for node in schema.nodes.values())
     edges = sum(1e6 * RELATIONS[key] * float(share) for key in RELATIONS)

@@ -12,113 +12,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 from rich.console import Console
 from rich.logging import RichHandler
 
 from star_jax import __version__
+from star_jax.commands import BRANCH, COMMANDS, EPILOG, PLAN, TOGETHER
 from star_jax.config import InputError, fields, load_config, override
 from star_jax.train.stopping import Stopped
-
-
-class Command(NamedTuple):
-    """One subcommand: the job module that does it and what it says about itself."""
-
-    module: str
-    reads: str
-    writes: str
-    help: str
-
-
-COMMANDS = {
-    "import": Command(
-        "import_tables", "your tables", "tables/", "check the input tables and bring them in"
-    ),
-    "train-text": Command(
-        "train_text",
-        "tables/, and hard_negatives/ if asked for",
-        "text/",
-        "train the text towers and scorer",
-    ),
-    "export-text": Command(
-        "export_text", "tables/ text/", "text_embeddings/", "write a vector for every text"
-    ),
-    "export-model": Command(
-        "export_model",
-        "tables/ text/",
-        "model_export/",
-        "write the text model for PEFT, transformers, sentence-transformers; verified",
-    ),
-    "mine-negatives": Command(
-        "mine_negatives",
-        "tables/ text/ text_embeddings/",
-        "hard_negatives/",
-        "find hard negatives for another training",
-    ),
-    "build-graph": Command("build_graph", "tables/", "graph/", "build the memory-mapped graph"),
-    "append-edges": Command(
-        "append_edges",
-        "graph/, and what is new in the form of tables/",
-        "graph/",
-        "add edges, nodes and texts to the graph: its next version",
-    ),
-    "audit-leaks": Command(
-        "audit_leaks",
-        "tables/ graph/ text_embeddings/",
-        "leaks/",
-        "plant what training may not see; fail if it reaches a loss",
-    ),
-    "train-graph": Command(
-        "train_graph",
-        "tables/ graph/ text_embeddings/",
-        "graph_model/",
-        "train the graph encoder and decoders",
-    ),
-    "export-graph": Command(
-        "export_graph",
-        "tables/ graph/ text_embeddings/ graph_model/",
-        "graph_embeddings/",
-        "write a vector for every node",
-    ),
-    "evaluate": Command(
-        "evaluate", "all of the above", "evaluation/", "score the fixed pairs with every model"
-    ),
-    "report": Command(
-        "report", "evaluation/", "report/", "write metrics.json and a page with figures"
-    ),
-    "run": Command(
-        "run",
-        "your tables",
-        "all of the above",
-        "all stages in order: unchanged ones are skipped, an interrupted one is resumed",
-    ),
-}
-
-_TOGETHER = ("train-text", "export-text", "train-graph")  # What several processes do together.
-
-_BRANCH = {  # What `star branch` does, with its options: all of them are paths but the owner.
-    "init": ("--workdir --owner --output", "write the signals of all that was imported"),
-    "diff": ("A B", "print which signals B adds, removes and changes"),
-    "merge": ("BASE A B --output", "write the union of two branches, or name their conflicts"),
-    "ablate": ("SIGNALS --output", "write the signals without each of them, into a folder"),
-    "cost": ("SIGNALS CONFIG --workdir", "print bytes, parameters and edges of each signal"),
-}
-
-_EPILOG = """\
-examples:
-  star run configs/run/quickstart.py --workdir runs/market
-  star run configs/run/quickstart.py --workdir runs/mine --tables.source data/mine
-  star train-text configs/text/tiny.py --workdir runs/market --plan.num_steps 20
-
-  star COMMAND --help          what a command reads and writes
-  star COMMAND CONFIG --help   every field of that config with its value
-
-CONFIG is a Python file whose get_config() returns the config. Given the config of a whole run,
-a single command takes its own part of it. Exit code 2: what was given is wrong, in one line.
-Training that gets SIGTERM or Ctrl-C ends its step, saves it and exits with 143 or 130; the same
-command goes on from there. A second signal ends it at once.
-"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -166,6 +68,8 @@ def _run(argv: list[str]) -> int:
     parser = _parser()
     if argv[:1] == ["branch"]:
         return _run_branch(*parser.parse_known_args(argv))
+    if argv[:1] == ["plan"]:
+        return _run_plan(*parser.parse_known_args(argv))
     wants_help = any(arg in ("-h", "--help") for arg in argv[2:])
     known = [arg for i, arg in enumerate(argv) if i < 2 or arg not in ("-h", "--help")]
     args, overrides = parser.parse_known_args(known)
@@ -192,7 +96,7 @@ def _run(argv: list[str]) -> int:
 
 def _join(args: argparse.Namespace) -> None:
     """Meets the other processes, if there are any; the first one speaks for all."""
-    if args.command not in _TOGETHER:
+    if args.command not in TOGETHER:
         return
     given = {name: getattr(args, name) for name in ("num_processes", "process_id")}
     if args.coordinator is None:
@@ -220,6 +124,33 @@ def _run_branch(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _run_plan(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Prints the plan; 1 where something does not fit."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # The machine that is planned for is not here.
+    config = override(load_config(args.config), overrides)
+    _log_to_terminal()
+    job = importlib.import_module("star_jax.jobs.plan")
+    fits = job.run(config, args.topology, print, workdir=args.workdir, num_pairs=args.num_pairs)
+    return 0 if fits else 1
+
+
+def _add_plan(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "plan",
+        usage="star plan CONFIG --topology T [--workdir DIR] [--num-pairs N] [--a.b value ...]",
+        description=f"{PLAN[0].upper()}{PLAN[1:]}.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="Python file with get_config()")
+    parser.add_argument(
+        "--topology", required=True, help="chips to plan for: v5e:4x4, v5p:4x4x4, v6e:8x8"
+    )
+    parser.add_argument(
+        "--workdir", metavar="DIR", type=Path, help="whose tables; else texts are the longest"
+    )
+    parser.add_argument("--num-pairs", metavar="N", type=int, help="training pairs, without tables")
+
+
 def _add_branch(subparsers: Any) -> None:
     about = "signal manifests: what a branch builds its graph from"
     parser = subparsers.add_parser(
@@ -228,7 +159,7 @@ def _add_branch(subparsers: Any) -> None:
     actions = parser.add_subparsers(
         dest="action", prog="star branch", metavar="ACTION", required=True
     )
-    for name, (options, about) in _BRANCH.items():
+    for name, (options, about) in BRANCH.items():
         sub = actions.add_parser(name, help=about, description=f"{about}.", allow_abbrev=False)
         for option in options.split():
             kind = str if option == "--owner" else Path
@@ -240,13 +171,14 @@ def _add_branch(subparsers: Any) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     helps = {name: command.help for name, command in COMMANDS.items()}
+    helps["plan"] = PLAN
     helps["branch"] = "compare, merge, ablate and weigh the signals of a graph"
     listed = "\n".join(f"  {name:<16}{text}" for name, text in helps.items())
     parser = _Parser(
         prog="star",
         description="Text and graph embeddings of a two-sided marketplace, from tables to report.",
         usage="star COMMAND CONFIG --workdir DIR [--a.b value ...]",
-        epilog=f"commands:\n{listed}\n\n{_EPILOG}",
+        epilog=f"commands:\n{listed}\n\n{EPILOG}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -255,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="command", prog="star", metavar="COMMAND", required=True, help="one of those below"
     )
     _add_branch(subparsers)
+    _add_plan(subparsers)
     for name, command in COMMANDS.items():
         sub = subparsers.add_parser(
             name,
@@ -268,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
             "config", metavar="CONFIG", type=Path, help="Python file with get_config()"
         )
         sub.add_argument("--workdir", metavar="DIR", type=Path, help="folder of all artefacts")
-        if name in _TOGETHER:
+        if name in TOGETHER:
             _add_processes(sub)
         sub.add_argument_group(
             "overrides",

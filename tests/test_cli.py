@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from star_jax import __version__, cli
+from star_jax.commands import COMMANDS
 from star_jax.config import InputError
 from star_jax.train.stopping import Stopped
 
@@ -205,7 +206,7 @@ def test_help_names_every_command_and_what_it_writes():
     run = subprocess.run(
         [sys.executable, "-m", "star_jax", "--help"], capture_output=True, text=True, check=True
     )
-    assert all(f"\n  {name} " in run.stdout for name in cli.COMMANDS)
+    assert all(f"\n  {name} " in run.stdout for name in COMMANDS)
     assert all(len(line) <= 100 for line in run.stdout.splitlines())
     with pytest.raises(SystemExit) as stop:
         cli.main(["train-text", "--help"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from star_jax.cli import COMMANDS
+from star_jax.commands import COMMANDS
 from star_jax.config import difference, fields, from_json, load_config, to_json
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ LAYERS = (
     ("losses", "parallel", "embeddings", "evaluation"),
     ("text", "graph", "train", "serving"),
     ("pipeline",),
-    ("jobs",),
+    ("jobs", "commands"),
     ("cli",),
     ("__main__",),
 )

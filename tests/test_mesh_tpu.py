@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from bench import mesh_shapes, mesh_tpu
+from bench import mesh_shapes
 from star_jax.graph.engines.mesh.engine import MeshEngine
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import batch_shardings, put
@@ -46,14 +46,3 @@ def test_shares_of_degrees_are_poisson_s(mean):
     expected = [1 - sum(chance[: i + 1]) for i in range(6)]
     np.testing.assert_allclose(mesh_shapes.poisson_above(mean, 6), expected, atol=1e-12)
     assert mesh_shapes.poisson_above(1e6, 3).tolist() == [1.0] * 3
-
-
-def test_collectives_are_counted_with_their_bytes():
-    program = """
-  %a = (s32[4,2]{1,0}, u8[3]{0}) all-to-all(%x, %y), replica_groups={}
-  %b = f32[5]{0:T(128)} all-gather-start(%z)
-  %c = f32[5]{0} all-gather-done(%b)
-  %d = s32[4,2]{1,0} all-to-all(%x)
-"""
-    found = mesh_tpu.collectives(program)
-    assert found == {"all-to-all": (2, 67), "all-gather": (1, 20)}

@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Int
 
 from star_jax.pipeline.layouts import Layout, num_slots
-from star_jax.pipeline.text_records import TextRecords
+from star_jax.pipeline.text_records import Records
 from star_jax.text.packing import Tokens
 
 
 def put_texts(
-    records: TextRecords,
+    records: Records,
     texts: Int[np.ndarray, " U"],
     placed: Int[np.ndarray, " U"],
     layout: Layout,
@@ -42,7 +42,7 @@ def put_texts(
 
 
 def pad_tokens(
-    records: TextRecords,
+    records: Records,
     texts: Int[np.ndarray, " U"],
     slots_of: Int[np.ndarray, " U"],
     num_rows: int,

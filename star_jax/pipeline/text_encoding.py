@@ -26,6 +26,7 @@ from star_jax.text.packing import Tokens
 OnBatch = Callable[[int, int], None]
 """Called after each batch with its numbers of texts and of real tokens."""
 
+ACCELERATOR_TOKENS = 16_384  # Of a batch, on one device.
 _AHEAD_BATCHES = 4
 
 
@@ -45,6 +46,11 @@ class _Batch(NamedTuple):
     chosen: Int[np.ndarray, " _"]  # Rows of the part's vectors.
     num_tokens: int
     texts: Tokens  # On the device.
+
+
+def make_encode(model: BiEncoder) -> jax.stages.Wrapped:
+    """(variables, texts) -> their vectors, compiled once per shape."""
+    return jax.jit(lambda variables, texts: encode(model, variables, texts, None))
 
 
 class BulkEncoder:
@@ -75,9 +81,9 @@ class BulkEncoder:
             whose caches hold so many, 16384 on an accelerator.
         """
         self._records, self._mesh, self._lengths = records, mesh, lengths
-        by_default = 1024 if mesh.devices.flat[0].platform == "cpu" else 16_384
+        by_default = 1024 if mesh.devices.flat[0].platform == "cpu" else ACCELERATOR_TOKENS
         self._batch_tokens = batch_tokens or by_default
-        self._encode = jax.jit(lambda variables, texts: encode(model, variables, texts, None))
+        self._encode = make_encode(model)
         self.embedding_size = model.tower.embedding_size
         self.counts = EncodingCounts()
 

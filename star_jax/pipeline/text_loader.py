@@ -21,7 +21,7 @@ from star_jax.pipeline.layouts import (
 )
 from star_jax.pipeline.text_arrays import put_texts
 from star_jax.pipeline.text_pairs import PairRecords
-from star_jax.pipeline.text_records import TextRecords
+from star_jax.pipeline.text_records import Records
 from star_jax.text.bi_encoder import TextBatch
 from star_jax.train.loop import Counts
 
@@ -89,7 +89,7 @@ class BatchBuilder:
     def __init__(
         self,
         pairs: PairRecords,
-        records: TextRecords,
+        records: Records,
         shape: BatchShape,
         *,
         known: KnownPairs,

@@ -13,7 +13,7 @@ from star_jax.config import from_json
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES, shardings
 from star_jax.shapes import PyTree
-from star_jax.text.attention_choice import BackendChoice
+from star_jax.text.attention_choice import BackendChoice, Machine
 from star_jax.text.bi_encoder import (
     BiEncoder,
     Mode,
@@ -24,6 +24,7 @@ from star_jax.text.bi_encoder import (
 )
 from star_jax.text.lora import COLLECTION, LoraConfig, init_lora
 from star_jax.text.objective import ObjectiveConfig
+from star_jax.text.quantise import quantise
 from star_jax.text.scorer import ScorerConfig
 from star_jax.text.tower import TowerConfig, load_params, param_shapes
 from star_jax.train.checkpoints import TrainedParameters, load_trained, tree_digest
@@ -43,10 +44,12 @@ class TextModelConfig:
     scorer: ScorerConfig
     objective: ObjectiveConfig
 
-    def build(self, *, packed: bool = False) -> BiEncoder:
+    def build(self, *, packed: bool = False, machine: Machine | None = None) -> BiEncoder:
         """The model; there are adapters only in mode `lora`, packed rows where it says so."""
         lora = self.lora if self.mode == "lora" else None
-        return build_bi_encoder(self.tower, self.scorer, self.objective, lora, packed=packed)
+        return build_bi_encoder(
+            self.tower, self.scorer, self.objective, lora, packed=packed, machine=machine
+        )
 
 
 class Split(NamedTuple):
@@ -73,6 +76,25 @@ def initial(config: TextModelConfig, model: BiEncoder, seed: int, mesh: Mesh) ->
         tower = replace(tower, param_dtype="float32")
     variables = init_variables(model, tower, jax.random.key(seed), mesh)
     return Split(*trainable_split(variables, config.mode))
+
+
+def initial_shapes(config: TextModelConfig, model: BiEncoder) -> Split:
+    """As `initial`, of shapes: the base's weights are not read, and nothing is placed."""
+
+    def variables() -> PyTree:
+        key, shapes = jax.random.key(0), param_shapes(model.tower)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        params = {"encoder": zeros.pop("encoder")}
+        if config.mode != "full":
+            dtype = jnp.dtype(config.tower.param_dtype)
+            params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+            params = params if config.tower.base_quantisation == "none" else quantise(params)
+        found = {"params": params, "scorer": init_scorer(model, key), **zeros}  # Learned pooling.
+        if config.mode == "lora":
+            found[COLLECTION] = init_lora(key, params, config.lora)
+        return found
+
+    return Split(*jax.eval_shape(lambda: trainable_split(variables(), config.mode)))
 
 
 def read_config(folder: Path) -> TextModelConfig:
@@ -103,7 +125,7 @@ def open_trained(
     if config.mode != "full":
         frozen["params"] = load_params(config.tower, model.tower, mesh)
     digest = tree_digest(frozen)
-    like = _like(_trainable_shapes(config, model), mesh)
+    like = _like(initial_shapes(config, model).trainable, mesh)
     trainable = load_trained(
         folder / CHECKPOINTS, meta["best_step"], like, frozen_digest=digest
     ).trainable
@@ -118,24 +140,9 @@ def open_scorer(folder: Path) -> tuple[BiEncoder, PyTree]:
     config = read_config(folder)
     model = config.build()
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    like = _like(_trainable_shapes(config, model), mesh)
+    like = _like(initial_shapes(config, model).trainable, mesh)
     trained = load_trained(folder / CHECKPOINTS, meta["best_step"], like, frozen_digest=None)
     return model, {"scorer": trained.trainable["scorer"]}
-
-
-def _trainable_shapes(config: TextModelConfig, model: BiEncoder) -> PyTree:
-    return jax.eval_shape(lambda: _trainable_of_random(config, model))
-
-
-def _trainable_of_random(config: TextModelConfig, model: BiEncoder) -> PyTree:
-    key = jax.random.key(0)
-    shapes = param_shapes(model.tower)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    params = {"encoder": zeros.pop("encoder")}
-    variables = {"params": params, "scorer": init_scorer(model, key), **zeros}  # Learned pooling.
-    if config.mode == "lora":
-        variables[COLLECTION] = init_lora(key, params, config.lora)
-    return trainable_split(variables, config.mode)[0]
 
 
 def _like(trainable: PyTree, mesh: Mesh) -> TrainedParameters:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -30,6 +30,35 @@ _CHUNK_TEXTS = 4096  # Tokenised at a time.
 _LAYOUT = 4  # Of the files; an artefact of another one is made anew.
 
 _log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Records(Protocol):
+    """Texts as token ids, and what is known of each."""
+
+    @property
+    def lengths(self) -> Int32[np.ndarray, " R"]:
+        """Tokens of each."""
+        ...
+
+    @property
+    def prompts(self) -> Int32[np.ndarray, " R"]:
+        """Of which so many are its prompt."""
+        ...
+
+    @property
+    def kinds(self) -> Int32[np.ndarray, " R"]:
+        """Their numbers."""
+        ...
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills rows."""
+        ...
+
+    def read(self, records: Sequence[int]) -> list[Int32[np.ndarray, " L"]]:
+        """Token ids of records, in the order asked for."""
+        ...
 
 
 class TextRecords:

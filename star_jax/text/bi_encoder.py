@@ -14,6 +14,7 @@ from star_jax.config import InputError
 from star_jax.losses.contrastive import Component, Rows
 from star_jax.losses.grad_cache import encode_chunks
 from star_jax.shapes import PyTree
+from star_jax.text.attention_choice import Machine
 from star_jax.text.lora import COLLECTION, LoraConfig, adapted, init_lora
 from star_jax.text.objective import ObjectiveConfig, Vectors, pair_loss
 from star_jax.text.packing import Tokens, kind_of_token
@@ -93,6 +94,7 @@ def build_bi_encoder(
     lora: LoraConfig | None,
     *,
     packed: bool = False,
+    machine: Machine | None = None,
 ) -> BiEncoder:
     """The model that its configs describe; reads the base's config.json only.
 
@@ -102,11 +104,12 @@ def build_bi_encoder(
       objective: Of training.
       lora: None without adapters.
       packed: Whether rows may hold several texts, which not every attention back end can do.
+      machine: As in `build_tower`.
 
     Raises:
       InputError: As `build_tower`, or the largest width of the objective is not the base's.
     """
-    built = build_tower(tower, packed=packed)
+    built = build_tower(tower, packed=packed, machine=machine)
     if objective.widths and max(objective.widths) != built.embedding_size:
         raise InputError(
             f"objective.widths {objective.widths}: the largest must be {built.embedding_size}, the "

@@ -17,7 +17,13 @@ from star_jax.parallel.rules import FSDP_RULES, put, shardings
 from star_jax.shapes import PyTree
 from star_jax.text import hub, prompts, random_base, weights
 from star_jax.text.attention import Backend, Visibility
-from star_jax.text.attention_choice import BackendChoice, Case, choose_backend, this_machine
+from star_jax.text.attention_choice import (
+    BackendChoice,
+    Case,
+    Machine,
+    choose_backend,
+    this_machine,
+)
 from star_jax.text.bert import BertEncoder
 from star_jax.text.families import (
     BertShape,
@@ -180,12 +186,15 @@ def read_base(config: TowerConfig) -> Base:
     return Base(folder, shape, pooling, config.prompts or family.prompts, limits)
 
 
-def build_tower(config: TowerConfig, *, packed: bool = False) -> TextTower:
+def build_tower(
+    config: TowerConfig, *, packed: bool = False, machine: Machine | None = None
+) -> TextTower:
     """The tower that a config describes; reads the base's config.json only.
 
     Args:
-      config: With `attention_backend` for this machine.
+      config: With `attention_backend` for the machine.
       packed: Whether it is given rows of several texts.
+      machine: Where it will run; None: here.
 
     Raises:
       InputError: The base cannot be had, a choice does not fit it, or the attention's back end
@@ -198,7 +207,7 @@ def build_tower(config: TowerConfig, *, packed: bool = False) -> TextTower:
         pooling=base.pooling,
         compute_dtype=config.compute_dtype,
         remat=config.remat,
-        attention_backend=choose_backend(config.attention_backend, case, this_machine()),
+        attention_backend=choose_backend(config.attention_backend, case, machine or this_machine()),
     )
 
 

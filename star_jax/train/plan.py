@@ -149,9 +149,14 @@ def _budget(config: PlanConfig) -> float | None:
     return config.budget_s if config.num_steps is None else None
 
 
+def num_steps(config: PlanConfig, steps_per_epoch: float) -> int:
+    """What is asked for, before a budget shortens it."""
+    return config.num_steps or max(1, math.ceil(config.num_epochs * steps_per_epoch))
+
+
 def _make(config: PlanConfig, steps_per_epoch: float, measure: Callable[[], Timing]) -> Plan:
     validate_every = max(1, round(config.validate_epochs * steps_per_epoch))
-    num_steps = config.num_steps or max(1, math.ceil(config.num_epochs * steps_per_epoch))
+    length = num_steps(config, steps_per_epoch)
     timing, budget_s = None, _budget(config)
     if budget_s is not None:
         timing = Timing(*map(processes.agreed, measure()))
@@ -161,10 +166,10 @@ def _make(config: PlanConfig, steps_per_epoch: float, measure: Callable[[], Timi
         per_step_s = timing.step_s + timing.validation_s / validate_every
         left_s = max(budget_s - timing.spent_s, _LEAST_SHARE * budget_s)
         left_s -= timing.validation_s  # One at the end.
-        num_steps = min(num_steps, max(1, int(left_s / per_step_s)))
+        length = min(length, max(1, int(left_s / per_step_s)))
     return Plan(
-        num_steps,
-        min(validate_every, num_steps),
+        length,
+        min(validate_every, length),
         steps_per_epoch,
         config.checkpoint_s,
         config.patience,

@@ -94,13 +94,13 @@ def test_learns_what_the_texts_say(trained):
 
 def test_packed_chunks_learn_in_one_compiled_shape(tmp_path, monkeypatch):
     """Gradient cache, packed rows, learned pooling and narrow widths, all in one run."""
-    steps, make_step = [], train_text.make_step
+    steps, make_step = [], train_text.make_text_step
 
     def noting(*args, **options):
         steps.append(make_step(*args, **options))
         return steps[-1]
 
-    monkeypatch.setattr(train_text, "make_step", noting)
+    monkeypatch.setattr(train_text, "make_text_step", noting)
     workdir = begin(tmp_path)
     config = tiny_text.config(
         num_steps=30,

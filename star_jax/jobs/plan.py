@@ -1,0 +1,187 @@
+"""`star plan`: whether a config fits machines that are not here, how long it takes, what it moves.
+
+Compiles the steps of the stages from shapes alone, for TPUs by their own compiler (`jax[tpu]`, no
+TPU needed). With `W`, reads `W/tables` and plans for its texts, tokenised into `W/text_tokens`
+where they are not yet; without, every text is as long as the limits allow.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from star_jax.config import InputError
+from star_jax.jobs.export_text import TextExportConfig
+from star_jax.parallel.mesh import make_mesh
+from star_jax.pipeline.planning import text
+from star_jax.pipeline.planning.machines import Topology, parse_topology, planned_devices
+from star_jax.pipeline.planning.prediction import EFFICIENCY, Planned, described, fits
+from star_jax.pipeline.planning.programs import analyse
+from star_jax.pipeline.tables.read import read_meta
+from star_jax.pipeline.text_encoding import ACCELERATOR_TOKENS
+from star_jax.pipeline.text_loader import BatchBuilder
+from star_jax.pipeline.text_model import TextModelConfig
+from star_jax.pipeline.text_training import TextTrainConfig, read_data
+from star_jax.text.bi_encoder import TextBatch
+from star_jax.text.flops import model_flops
+from star_jax.text.tower import read_base
+from star_jax.train.plan import num_steps
+
+_SERVED_TOKENS = (1024, 1500, 1800)
+_SERVED_PER_S = 200  # Queries, as in the paper (SPEC 13).
+
+
+class _Given:
+    """What a plan is made for."""
+
+    def __init__(self, topology: Topology, workdir: Path | None, num_pairs: int | None) -> None:
+        self.topology, self.workdir, self.num_pairs = topology, workdir, num_pairs
+        self.devices = planned_devices(topology)
+
+
+def run(
+    config: Any,
+    topology: str,
+    say: Callable[[str], None],
+    *,
+    workdir: Path | None = None,
+    num_pairs: int | None = None,
+) -> bool:
+    """Says the plan of every stage that a config has; returns whether all of them fit.
+
+    Args:
+      config: Of a whole run, or of `train-text`.
+      topology: Such as `v5e:4x4`, `v5p:4x4x4`, `v6e:8x8`.
+      say: Takes one line.
+      workdir: Whose data is planned for.
+      num_pairs: Training pairs, where no folder says how many.
+
+    Raises:
+      InputError: The topology is unknown, its compiler is missing, or the config has no stage that
+        can be planned.
+    """
+    given = _Given(parse_topology(topology), workdir, num_pairs)
+    trained, exported = _part(config, TextTrainConfig), _part(config, TextExportConfig)
+    if trained is None:
+        raise InputError(
+            f"{type(config).__name__} cannot be planned, needed the config of train-text or of a "
+            "whole run"
+        )
+    all_fit = True
+    for planned in _plans(trained, exported, given):
+        all_fit &= fits(planned, given.topology)
+        for line in described(planned, given.topology):
+            say(line)
+    for line in _serving(trained, given.topology):
+        say(line)
+    return all_fit
+
+
+def _plans(
+    trained: TextTrainConfig, exported: TextExportConfig | None, given: _Given
+) -> Iterator[Planned]:
+    """One stage after the other: each takes minutes to compile."""
+    yield _train_text(trained, given)
+    if exported is not None:
+        yield _export_text(trained, exported, given)
+
+
+def _part(config: Any, kind: type) -> Any:
+    """The config of one stage, or None."""
+    fields = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    return next((each for each in [config, *fields] if isinstance(each, kind)), None)
+
+
+def _train_text(config: TextTrainConfig, given: _Given) -> Planned:
+    mesh = make_mesh(config.mesh, given.devices)
+    batch, model_config, num_groups = _batch(config, given, mesh.size)
+    step = text.text_step(config, model_config, mesh, given.topology.machine, batch)
+    shape, counts = config.batch_shape(mesh.size), step.counts
+    assert counts.arithmetic is not None
+    steps = None
+    if num_groups is not None:
+        steps = num_steps(config.plan, num_groups / (shape.num_groups * shape.num_microbatches))
+    return Planned(
+        stage="train-text",
+        parts={
+            "base, frozen": step.frozen,
+            "trainable parameters": step.trainable,
+            "optimizer": step.optimizer,
+        },
+        program=analyse(step.lowered.compile()),
+        flops=counts.arithmetic.hardware / mesh.size,
+        unit="tokens",
+        units=counts.units,
+        steps=steps,
+        memory_traffic=None,
+        notes=(
+            *_choices(mesh.shape, step),
+            f"remat {config.tower.remat}, {config.batch_size} pairs an update, "
+            f"{config.microbatch_size} of them encoded at a time",
+            f"{counts.units:,} tokens an update, {counts.slots:,} with padding; texts "
+            + ("as long as the limits allow" if given.workdir is None else f"of {given.workdir}"),
+        ),
+        remedy="a larger mesh.fsdp, a smaller microbatch_size, or tower.remat=full",
+    )
+
+
+def _batch(
+    config: TextTrainConfig, given: _Given, num_devices: int
+) -> tuple[TextBatch, TextModelConfig, float | None]:
+    """A batch of the training, what it trains, and its groups where they are known."""
+    shape = config.batch_shape(num_devices)
+    if given.workdir is None:
+        pairs = given.num_pairs
+        num_groups = None if pairs is None else pairs / config.group_size
+        return text.longest_batch(config, num_devices), config.model_of(1.0), num_groups
+    task_name, task = next(iter(read_meta(given.workdir / "tables").tasks.items()))
+    data = read_data(config, given.workdir, task_name, task, {})
+    if not len(data.train.label):
+        raise InputError(f"{given.workdir / 'tables'}: no training pair has texts on both sides")
+    builder = BatchBuilder(data.train, data.records, shape, known=data.known, seed=config.seed)
+    groups = np.arange(shape.num_groups * shape.num_microbatches) % builder.num_groups
+    return builder(0, groups), config.model(task), builder.num_groups
+
+
+def _export_text(trained: TextTrainConfig, config: TextExportConfig, given: _Given) -> Planned:
+    mesh = make_mesh(config.mesh, given.devices)
+    tokens = config.batch_tokens or ACCELERATOR_TOKENS
+    longest = max(vars(read_base(trained.tower).limits).values())
+    step = text.text_export(
+        trained.model_of(1.0), mesh, given.topology.machine, tokens=tokens, length=longest
+    )
+    arithmetic = step.counts.arithmetic
+    assert arithmetic is not None
+    return Planned(
+        stage="export-text",
+        parts={"base and adapters": step.frozen},
+        program=analyse(step.lowered.compile()),
+        flops=arithmetic.hardware / mesh.size,
+        unit="tokens",
+        units=step.counts.units,
+        steps=None,
+        memory_traffic=None,
+        notes=(*_choices(mesh.shape, step), f"batches of texts of {longest} tokens"),
+        remedy="a larger mesh.fsdp, or a smaller batch_tokens",
+    )
+
+
+def _choices(mesh_shape: Any, step: text.TextStep) -> tuple[str, ...]:
+    axes = " x ".join(f"{name} {size}" for name, size in mesh_shape.items())
+    return (f"mesh {axes}, attention by {step.attention}",)
+
+
+def _serving(config: TextTrainConfig, topology: Topology) -> Iterator[str]:
+    """How many chips answer as many queries a second as the paper's (SPEC 13)."""
+    base = read_base(config.tower)
+    assert base.pooling.attention is not None
+    yield f"serve on {topology.kind}, one copy of the base a chip, forward passes alone"
+    for tokens in _SERVED_TOKENS:
+        flops = model_flops(base.shape, "frozen", np.array([tokens]), base.pooling.attention)
+        rate = EFFICIENCY * topology.chip.flops / flops
+        yield (
+            f"  {tokens} tokens: {flops / 1e12:.1f} TFLOP, {rate:.1f} texts/s a chip, "
+            f"{_SERVED_PER_S} a second need {-(-_SERVED_PER_S // rate):.0f} chips"
+        )

@@ -1,0 +1,218 @@
+"""What the compiler says of a program: its memory, its collectives, its largest arrays."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+
+_SIZES = {"pred": 1, "s8": 1, "u8": 1, "s4": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+_SIZES |= {"s64": 8, "u64": 8, "f64": 8}
+_WORD = 4  # Bytes of every other type.
+_COLLECTIVE = re.compile(
+    r"= (.*?) (ragged-all-to-all|all-to-all|all-gather|all-reduce|reduce-scatter|"
+    r"collective-permute)(-start)?\("
+)
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_NAME = r"%[\w.\-]+"
+_CALLED = re.compile(
+    rf"(?:to_apply|calls|condition|branch_computations)=\{{?({_NAME}(?:, {_NAME})*)"
+)
+_LOOP = re.compile(rf" while\(.*condition=({_NAME}), body=({_NAME})")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_LIMIT = re.compile(rf"ROOT .* compare\(({_NAME}), ({_NAME})\), direction=LT")
+_ELEMENT = r"{} = .*get-tuple-element\(.*index=(\d+)"
+_ADDED = rf"{{}} = \S+ add\({_NAME}, ({_NAME})\)"
+_GROUP = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\})")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_FUSED = re.compile("fused_computation|collective_fusion")
+_VIEWS = ("parameter", "bitcast", "get-tuple-element", "tuple", "while", "conditional")
+
+
+class Traffic(NamedTuple):
+    """One kind of collective in one run of a program, per chip."""
+
+    number: int
+    bytes: int  # That a chip is sent: of a ring, where it matters.
+
+
+class Program(NamedTuple):
+    """A compiled program on one chip.
+
+    Attributes:
+      argument_bytes: Of everything it is called with.
+      output_bytes: Of its results that do not take the place of arguments.
+      temporary_bytes: The most that it needs besides.
+      flops: By the compiler, which counts the body of a loop once.
+      memory_traffic: Bytes to and from memory, counted likewise.
+      collectives: Kind -> what travels, loops of known length counted as often as they run.
+      unknown_loops: Loops with collectives whose length the compiler does not say: counted once.
+    """
+
+    argument_bytes: int
+    output_bytes: int
+    temporary_bytes: int
+    flops: float
+    memory_traffic: float
+    collectives: dict[str, Traffic]
+    unknown_loops: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of a chip's memory."""
+        return self.argument_bytes + self.output_bytes + self.temporary_bytes
+
+    @property
+    def link_bytes(self) -> int:
+        """That a chip is given by others."""
+        return sum(traffic.bytes for traffic in self.collectives.values())
+
+
+def analyse(compiled: jax.stages.Compiled) -> Program:
+    """Reads the analyses and the text of a compiled program."""
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    assert memory is not None
+    assert cost is not None
+    assert text is not None
+    found, unknown = collectives(text)
+    return Program(
+        argument_bytes=memory.argument_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        flops=float(cost.get("flops", 0.0)),
+        memory_traffic=float(cost.get("bytes accessed", 0.0)),
+        collectives=found,
+        unknown_loops=unknown,
+    )
+
+
+def collectives(text: str) -> tuple[dict[str, Traffic], int]:
+    """Kind -> what travels in one run of a program, and loops with some of unknown length."""
+    bodies = dict(_computations(text))
+    entry = re.search(rf"^ENTRY ({_NAME})", text, re.MULTILINE)
+    found: list[_Met] = []
+    unknown = 0
+
+    def walk(name: str, times: int) -> None:
+        nonlocal unknown
+        for number, line in enumerate(bodies.get(name, ())):
+            if made := _COLLECTIVE.search(line):
+                carried = _CHANNEL.search(line) if _FUSED.search(name) else None
+                key = carried[1] if carried else f"{name} {number}"
+                found.append(_Met(made[2], key, times, _sent(made, line)))
+            if loop := _LOOP.search(line):
+                length, before = _length(line, bodies[loop[1]], bodies[loop[2]]), len(found)
+                walk(loop[2], times * (length or 1))
+                unknown += length is None and len(found) > before
+            else:
+                for called in _CALLED.findall(line):
+                    for each in called.split(", "):
+                        walk(each, times)
+
+    if entry is not None:
+        walk(entry[1], 1)
+    return _sums(found), unknown
+
+
+class _Met(NamedTuple):
+    """A collective on the way through a program."""
+
+    kind: str
+    key: str  # Equal for what is one: fusions carry its start, its steps and its end.
+    times: int
+    bytes: int
+
+
+def _sums(found: list[_Met]) -> dict[str, Traffic]:
+    fewest: dict[str, int] = {}  # Its steps may run in a loop that its start is not in.
+    for met in found:
+        fewest[met.key] = min(met.times, fewest.get(met.key, met.times))
+    carried = {met.key for met in found if met.key.isdecimal()}
+    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for met in found:
+        if met.key in carried:
+            carried.remove(met.key)
+        elif met.key.isdecimal():
+            continue
+        times = fewest[met.key] if met.key.isdecimal() else met.times
+        sums[met.kind][0] += times
+        sums[met.kind][1] += times * met.bytes
+    return {kind: Traffic(*each) for kind, each in sorted(sums.items())}
+
+
+def _length(line: str, condition: list[str], body: list[str]) -> int | None:
+    """How often a loop runs that counts from 0 by a constant; None where values decide."""
+    if trips := _TRIPS.search(line):
+        return int(trips[1])
+    compared = next(filter(None, map(_LIMIT.search, condition)), None)
+    if compared is None or (limit := _constant(compared[2], condition)) is None:
+        return None
+    place = next(filter(None, (re.search(_ELEMENT.format(compared[1]), c) for c in condition)))
+    result = next(c for c in body if c.startswith("  ROOT "))
+    counted = re.findall(_NAME, result[result.rindex("tuple(") :])[int(place[1])]
+    added = next(filter(None, (re.search(_ADDED.format(counted), c) for c in body)), None)
+    step = None if added is None else _constant(added[1], body)
+    return -(-limit // (step or 1))
+
+
+def _constant(name: str, lines: list[str]) -> int | None:
+    """Its value, where the lines make it."""
+    pattern = re.compile(rf"  {re.escape(name)} = \w+\[\]\S* constant\((\d+)\)")
+    return next((int(made[1]) for made in map(pattern.match, lines) if made), None)
+
+
+def _sent(made: re.Match[str], line: str) -> int:
+    """Bytes that a chip is sent by one collective."""
+    sizes = [array_bytes(shape[0]) for shape in re.finditer(_ARRAY, made[1])]
+    kind, starts = made[2], made[3] is not None
+    if starts and kind == "collective-permute":
+        sizes = sizes[1:2]  # What is sent, what is got, and two numbers.
+    elif starts and kind == "all-gather":
+        sizes = sizes[len(sizes) // 2 :]
+    size = sum(sizes)
+    if kind == "all-reduce":
+        return 2 * size
+    if kind == "reduce-scatter":
+        group = _GROUP.search(line)
+        members = 1 if group is None else int(group[1] or group[2].count(",") + 1)
+        return size * (members - 1)
+    return size
+
+
+def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Name and lines of each."""
+    name, lines = None, []
+    for line in text.splitlines():
+        if opened := re.match(r"(?:ENTRY )?(%[\w.\-]+) .*\{$", line):
+            name, lines = opened[1], []
+        elif line == "}" and name is not None:  # Attributes of several lines end in more.
+            yield name, lines
+            name = None
+        elif name is not None:
+            lines.append(line)
+
+
+def array_bytes(shapes: str) -> int:
+    """Bytes of the arrays that a piece of HLO names."""
+    return sum(
+        _SIZES.get(dtype, _WORD) * math.prod(int(n) for n in shape.split(",") if n)
+        for dtype, shape in _ARRAY.findall(shapes)
+    )
+
+
+def largest(text: str, count: int = 6) -> list[tuple[int, str]]:
+    """Bytes, shape, operation and source of the largest arrays, fused ones and views left out."""
+    found: dict[str, int] = {}
+    fused = False
+    for line in text.splitlines():
+        if line.endswith("{"):
+            fused = "fused_computation" in line
+        made = re.search(r"= ([^(]\S*) ([\w-]+)\(", line)
+        if fused or made is None or made[2] in _VIEWS:
+            continue
+        source = re.search(r'op_name="([^"]*)"', line)
+        name = f"{made[1].split('{')[0]} {made[2]} {source[1] if source else ''}"
+        found[name.strip()] = array_bytes(made[1].split("{")[0])
+    return sorted(((size, name) for name, size in found.items()), reverse=True)[:count]

@@ -1,0 +1,154 @@
+"""What a compiled program says of itself, and what a plan makes of it."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from star_jax.config import InputError
+from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.pipeline.planning import text
+from star_jax.pipeline.planning.machines import parse_topology
+from star_jax.pipeline.planning.prediction import Planned, described, fits, step_seconds
+from star_jax.pipeline.planning.programs import Program, Traffic, analyse, collectives, largest
+from star_jax.text.attention_choice import this_machine
+from tests.jobs import tiny_text
+
+CARRIED = """
+%fused_computation.1 (p: f32[5]) -> f32[10] {
+  %all-gather.1 = f32[10]{0} all-gather(%p), channel_id=7, replica_groups=[1,2]<=[2]
+}
+
+%async_collective_fusion.2 (p: f32[5]) -> f32[10] {
+  %all-gather.2 = f32[10]{0} all-gather(%p), channel_id=7, replica_groups=[1,2]<=[2]
+}
+
+%condition (s: (u32[], f32[5])) -> pred[] {
+  %limit = u32[]{:T(128)} constant(8)
+  %at = u32[]{:T(128)} get-tuple-element(%s), index=0
+  ROOT %less = pred[] compare(%at, %limit), direction=LT
+}
+
+%body (s: (u32[], f32[5])) -> (u32[], f32[5]) {
+  %two = u32[]{:T(128)} constant(2)
+  %at.2 = u32[]{:T(128)} get-tuple-element(%s), index=0
+  %own = f32[5] get-tuple-element(%s), index=1
+  %fusion.2 = f32[10] fusion(%own), kind=kCustom, calls=%async_collective_fusion.2
+  %moved = (f32[5]{0}, f32[5]{0}, u32[], u32[]) collective-permute-start(%own), channel_id=9
+  %part = f32[3]{0} reduce-scatter(%own), channel_id=11, replica_groups={{0,1,2}}, dimensions={0}
+  %next = u32[]{:T(128)} add(%at.2, %two)
+  ROOT %out = (u32[], f32[5]) tuple(%next, %own)
+}
+
+ENTRY %main (x: f32[5]) -> f32[5] {
+  %fusion.1 = f32[10] fusion(%x), kind=kCustom, calls=%fused_computation.1
+  %sum = f32[5] all-reduce(%x), channel_id=13, to_apply=%add
+  %loop = (u32[], f32[5]) while(%start), condition=%condition, body=%body
+}
+"""
+
+
+def test_what_fusions_carry_counts_once_and_loops_as_often_as_they_run():
+    found, unknown = collectives(CARRIED)
+    assert unknown == 0
+    assert found == {
+        "all-gather": Traffic(1, 40),
+        "all-reduce": Traffic(1, 2 * 20),
+        "collective-permute": Traffic(4, 4 * 20),  # From 0 to 8 by 2.
+        "reduce-scatter": Traffic(4, 4 * 2 * 12),
+    }
+
+
+def test_loops_whose_length_depends_on_values_are_said():
+    found, unknown = collectives(CARRIED.replace("constant(8)", "copy(%other)"))
+    assert unknown == 1
+    assert found["collective-permute"].number == 1
+
+
+def compiled(length, mesh):
+    split = NamedSharding(mesh, PartitionSpec("fsdp"))
+
+    def scanned(weights, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), ()), x, weights)[0]
+
+    weights = jax.ShapeDtypeStruct(
+        (length, 64, 64), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+    )
+    x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=split)
+    return jax.jit(scanned, out_shardings=split).lower(weights, x).compile()
+
+
+def test_a_real_program_moves_its_weights_once_a_step():
+    mesh = make_mesh(MeshConfig(fsdp=4), jax.devices()[:4])
+    five, seven = (analyse(compiled(length, mesh)) for length in (5, 7))
+    assert five.unknown_loops == 0
+    assert seven.link_bytes - five.link_bytes == 2 * 64 * 64 * 4
+    assert five.argument_bytes == 5 * 64 * 16 * 4 + 2 * 64 * 4
+
+
+def test_the_largest_arrays_are_named():
+    program = compiled(5, make_mesh(MeshConfig(fsdp=4), jax.devices()[:4])).as_text()
+    assert program is not None
+    sizes = [size for size, _ in largest(program, 3)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] >= 64 * 64 * 4
+
+
+def test_the_planned_step_is_the_one_that_trains():
+    """Its flops and bytes are those of arrays that really lie on the mesh."""
+    config = tiny_text.config(microbatch_size=8, pack_length=96, mesh=MeshConfig(fsdp=4))
+    mesh = make_mesh(config.mesh, jax.devices()[:4])
+    batch = text.longest_batch(config, mesh.size)
+    step = text.text_step(config, config.model_of(1.0), mesh, this_machine(), batch)
+    program = analyse(step.lowered.compile())
+    assert step.counts.units == sum(int(table.lengths.sum()) for table in batch.texts)
+    job, profile, resume = map(tiny_text.LIMITS.of, ("job", "profile", "resume"))
+    groups = config.batch_size // config.group_size
+    assert step.counts.units == groups * (config.group_size * job + profile + resume)
+    held = step.frozen + step.trainable + step.optimizer
+    assert held < program.argument_bytes < held + 2 * sum(a.nbytes for a in jax.tree.leaves(batch))
+    assert program.link_bytes > 0
+
+
+def planned(peak, **fields):
+    program = Program(peak, 0, 0, 1.0, 2.0, {"all-gather": Traffic(3, 10**9)}, 0)
+    defaults = {
+        "stage": "train-text",
+        "parts": {"base": peak},
+        "program": program,
+        "flops": 197e12,
+        "unit": "tokens",
+        "units": 1000.0,
+        "steps": 3600,
+        "memory_traffic": None,
+        "notes": ("a note",),
+        "remedy": "a larger mesh.fsdp",
+    }
+    return Planned(**defaults | fields)
+
+
+def test_a_plan_says_time_and_what_to_change():
+    topology = parse_topology("v5e:4x4")
+    good, bad = planned(12 << 30), planned(13 << 30)
+    assert fits(good, topology)
+    assert not fits(bad, topology)  # 81 %.
+    assert step_seconds(good, topology) == {"arithmetic": 2.0, "links": 0.01}
+    lines = "\n".join(described(good, topology))
+    assert "500 tokens/s" in lines
+    assert "3,600 steps: 2.00 hours, 32.0 chip-hours" in lines
+    assert "all-gather: 3 a step, 1.000 GB" in lines
+    assert "a larger mesh.fsdp" not in lines
+    assert "to make it fit: a larger mesh.fsdp" in "\n".join(described(bad, topology))
+    slow = planned(1, memory_traffic=4 * 819e9)
+    assert "250 tokens/s" in "\n".join(described(slow, topology))
+
+
+@pytest.mark.parametrize("name", ["v5e", "v9:4x4", "h200:2x4", "v5e:0x4", "v5e:4x"])
+def test_a_wrong_topology_is_named(name):
+    with pytest.raises(InputError, match=f"--topology '{name}'.*v5e:4x4.*h200:8"):
+        parse_topology(name)
+
+
+def test_topologies_count_their_chips():
+    assert [parse_topology(name).count for name in ("v5p:4x4x4", "h200:8")] == [64, 8]
+    assert parse_topology("v6e:8x8").chip.memory == 32 << 30
