@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from star_jax import artefacts
-from star_jax.graph.build import BuildOptions, GraphTables, build
+from star_jax.graph.build import BuildOptions, build
+from star_jax.graph.build_source import GraphTables
 from star_jax.graph.store import GraphStore
 from star_jax.pipeline.progress import Work
 from star_jax.pipeline.signals import choose, everything, parts_by_signal, read_signals
