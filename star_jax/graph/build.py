@@ -84,9 +84,7 @@ def build(
       InputError: A table contradicts the schema, or a limit is too low.
     """
     with (opened or _database(options))(output, schema, tables) as source:
-        surveys = {key: source.edges(key) for key in tables.edges}
-        for edge in schema.edges:
-            check_edges(surveys[edge.key], tables.edges[edge.key], "run `star import`")
+        surveys = _surveys(source, schema, tables)
         whole = reduce(EdgeSurvey.joined, surveys.values(), NOTHING)
         dense_stats = {
             name: _build_nodes(output, tables.nodes[name], name, node, whole.last, like)
@@ -144,6 +142,16 @@ def _build_nodes(
     write_nodes(output / "nodes" / name, node, node_rows(table, node, stats, first=0))
     _log.info("nodes %s: %d", name, node.count)
     return stats
+
+
+def _surveys(
+    source: TableSource, schema: GraphSchema, tables: GraphTables
+) -> dict[str, EdgeSurvey]:
+    """Of every edge table; those of the schema are checked."""
+    surveys = {key: source.edges(key) for key in tables.edges}
+    for edge in schema.edges:
+        check_edges(surveys[edge.key], tables.edges[edge.key], "run `star import`")
+    return surveys
 
 
 def _build_adjacency(

@@ -30,7 +30,7 @@ from star_jax.embeddings.quantise import PRECISIONS, RANGED, Precision
 from star_jax.embeddings.reuse import MISSING, KnownVectors, VectorFiles, write_vectors
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.ahead import behind
-from star_jax.pipeline.beam.engine import Each, check_options, for_each
+from star_jax.pipeline.beam.engine import Each, check_installed, check_options, for_each
 from star_jax.pipeline.graph_model import vectors_of
 from star_jax.pipeline.graph_text_model import open_graph_text
 from star_jax.pipeline.scratch import alone, clear
@@ -141,6 +141,7 @@ class _Export(NamedTuple):
 
 def run(config: TextExportConfig, workdir: Path) -> None:
     """Encodes this process's share of what is not there yet; the last one writes all tables."""
+    check_installed(config.beam)
     if config.beam and config.worker.share()[1] > 1:
         raise InputError("beam has workers of its own: start this command once, in one process")
     mesh = make_mesh(config.mesh, jax.local_devices())  # Processes compute apart.

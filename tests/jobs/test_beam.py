@@ -1,16 +1,25 @@
 """Bulk jobs on Apache Beam: the same bytes as without it, and what is left when a worker fails."""
 
+import json
 import logging
 import re
 import shutil
+import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from star_jax import artefacts
 from star_jax.config import InputError
-from star_jax.jobs import export_text
+from star_jax.jobs import build_graph, export_text
+from star_jax.jobs.build_graph import GraphBuildConfig
+from star_jax.pipeline.beam import graph
+from tests.graph.test_build import small
+from tests.graph.worlds import Edge, Text
 from tests.jobs import tiny_export
+from tests.jobs.test_build_graph import write_tables
 
 # By its class: the default runner would first try to download another.
 HERE = ("runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",)
@@ -75,3 +84,124 @@ def test_texts_go_on_where_a_worker_failed_and_are_the_same(exported, tmp_path, 
     assert re.search(rf"Beam encoded {6 - len(left)} parts", caplog.text)
     assert artefacts.digest(workdir / "text_embeddings") == exported[1]
     assert {path: path.stat().st_mtime_ns for path in left} == left
+
+
+def many_edges():
+    """A world whose parts, pieces and relations have all kinds of borders."""
+    rng = np.random.default_rng(0)
+    world = small()
+    world.nodes = {
+        "member": [None, *rng.integers(0, 50, 98).tolist(), None],
+        "job": rng.integers(0, 50, 40).tolist(),
+    }
+
+    def times(n):
+        return [None if t < 5 else int(t) for t in rng.integers(0, 60, n)]
+
+    def edges(num_receivers, n):
+        receivers = np.minimum(rng.geometric(0.1, n), num_receivers) - 1  # Some have very many.
+        columns = (rng.integers(0, 100, n), receivers, rng.integers(1, 4, n), rng.integers(0, 4, n))
+        rows = zip(*(column.tolist() for column in columns), times(n), times(n), strict=True)
+        return [Edge(s, r, t, t and gone and t + gone, float(w), x) for s, r, w, x, t, gone in rows]
+
+    world.edges = {
+        "member__apply__job": edges(40, 700),
+        "member__knows__member": edges(100, 500),
+        "member__saved__job": [],
+    }
+    world.texts["member"] = [
+        Text(int(entity), t, kind)
+        for entity, t, kind in zip(
+            rng.integers(0, 100, 300),
+            times(300),
+            rng.choice(["profile", "resume"], 300),
+            strict=True,
+        )
+    ]
+    world.categorical = {"job": {"kind": rng.integers(0, 10, 40).tolist()}}
+    world.dense = {"member": {"age": rng.normal(size=100).tolist()}}
+    return world
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A folder with tables in many row groups, and the digest of their graph without Beam."""
+    workdir = tmp_path_factory.mktemp("built")
+    tables = write_tables(workdir, many_edges())
+    for path in [*tables.edges.values(), *tables.texts.values()]:
+        pq.write_table(pq.read_table(path), path, row_group_size=64)
+    meta = artefacts._read(workdir / "tables").meta
+    artefacts.seal(workdir / "tables", "tables", meta)
+    build_graph.run(GraphBuildConfig(), workdir)
+    return workdir, artefacts.digest(workdir / "graph")
+
+
+@needs_beam
+@pytest.mark.parametrize("part_rows", [100, 1, 10_000])
+def test_a_graph_is_the_same_however_it_is_sorted(built, tmp_path, part_rows):
+    workdir = Path(shutil.copytree(built[0], tmp_path / "own"))
+    shutil.rmtree(workdir / "graph")
+    build_graph.run(GraphBuildConfig(beam=HERE, part_rows=part_rows), workdir)
+    assert artefacts.digest(workdir / "graph") == built[1]
+    assert sorted(path.name for path in workdir.iterdir()) == ["graph", "tables"]
+
+
+@needs_beam
+@pytest.mark.slow
+def test_a_graph_goes_on_where_a_worker_failed(built, tmp_path, monkeypatch):
+    workdir = Path(shutil.copytree(built[0], tmp_path / "own"))
+    config = GraphBuildConfig(beam=TWO_PROCESSES, part_rows=100)
+    scratch = workdir / ".graph_parts"
+    prepare = graph.BeamSource.prepare
+
+    def with_something_in_the_way(source, text_kind):
+        kinds = artefacts.content_digest(json.dumps(sorted(text_kind.items())).encode())[:8]
+        folder = source._plan.folder / f"sorted-{kinds}"
+        (folder / "edges/job/000002.npy").mkdir(parents=True)
+        prepare(source, text_kind)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graph.BeamSource, "prepare", with_something_in_the_way)
+        expected = r"^part edges/job/000002: IsADirectoryError: .*goes on with what is missing$"
+        with pytest.raises(InputError, match=expected):
+            build_graph.run(config, workdir)
+    (wrong,) = scratch.glob("*/sorted-*/edges/job/000002.npy")
+    wrong.rmdir()
+    left = {path: path.stat().st_mtime_ns for path in scratch.rglob("*.*") if path.is_file()}
+    assert {path.suffix for path in left} >= {".parquet"}
+
+    def kept(folder):
+        assert folder == scratch
+        assert {path: path.stat().st_mtime_ns for path in left} == left
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artefacts, "remove", kept)
+        build_graph.run(config, workdir)
+    assert artefacts.digest(workdir / "graph") == built[1]
+    assert len(list(scratch.glob("*/sorted-*/edges/job/*.npy"))) == 7
+
+
+@needs_beam
+def test_a_row_group_that_cannot_be_read_is_named(built, tmp_path):
+    workdir = Path(shutil.copytree(built[0], tmp_path / "own"))
+    path = workdir / "tables/edges/member__apply__job.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["weight"]), path)
+    artefacts.seal(workdir / "tables", "tables", artefacts._read(workdir / "tables").meta)
+    expected = r"^survey of row group edges/member__apply__job/0: BinderException: .*weight"
+    with pytest.raises(InputError, match=expected):
+        build_graph.run(GraphBuildConfig(beam=HERE), workdir)
+
+
+def test_without_beam_the_message_says_what_to_install(built, star, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    monkeypatch.delitem(sys.modules, "star_jax.pipeline.beam.steps", raising=False)
+    config = tmp_path / "config.py"
+    job = "from star_jax.jobs.build_graph import GraphBuildConfig"
+    config.write_text(f"{job}\n\n\ndef get_config():\n    return GraphBuildConfig()\n")
+    given = ("build-graph", config, "--workdir", built[0], "--beam", "runner=FnApiRunner", "x=1")
+    outcome = star(*given)
+    assert outcome.code == 2
+    assert outcome.errors == [
+        "star: error: --beam needs the extra beam, which is not installed: "
+        "pip install 'star_jax[beam]'"
+    ]

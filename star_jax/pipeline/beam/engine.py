@@ -55,6 +55,16 @@ def check_options(options: Sequence[str]) -> None:
         )
 
 
+def check_installed(options: Sequence[str]) -> None:
+    """Checks that there is a Beam for the options, if there are options.
+
+    Raises:
+      InputError: It is not installed.
+    """
+    if options:
+        _steps()
+
+
 def for_each(
     options: Sequence[str], what: str, pieces: Sequence[Any], prepare: Callable[[], Each]
 ) -> None:
