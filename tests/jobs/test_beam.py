@@ -16,6 +16,7 @@ from star_jax.config import InputError
 from star_jax.jobs import build_graph, export_text
 from star_jax.jobs.build_graph import GraphBuildConfig
 from star_jax.pipeline.beam import graph
+from star_jax.pipeline.text_parts import WorkerConfig
 from tests.graph.test_build import small
 from tests.graph.worlds import Edge, Text
 from tests.jobs import tiny_export
@@ -192,16 +193,30 @@ def test_a_row_group_that_cannot_be_read_is_named(built, tmp_path):
         build_graph.run(GraphBuildConfig(beam=HERE), workdir)
 
 
-def test_without_beam_the_message_says_what_to_install(built, star, tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", ["import", "build-graph", "export-text"])
+def test_without_beam_the_message_says_what_to_install(command, star, tmp_path, monkeypatch):
+    """Before anything else: that there are no tables comes later."""
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "star_jax.pipeline.beam.steps", raising=False)
+    module, name = {
+        "import": ("import_tables", "ImportConfig"),
+        "build-graph": ("build_graph", "GraphBuildConfig"),
+        "export-text": ("export_text", "TextExportConfig"),
+    }[command]
     config = tmp_path / "config.py"
-    job = "from star_jax.jobs.build_graph import GraphBuildConfig"
-    config.write_text(f"{job}\n\n\ndef get_config():\n    return GraphBuildConfig()\n")
-    given = ("build-graph", config, "--workdir", built[0], "--beam", "runner=FnApiRunner", "x=1")
-    outcome = star(*given)
+    job = f"from star_jax.jobs.{module} import {name}"
+    config.write_text(f"{job}\n\n\ndef get_config():\n    return {name}()\n")
+    given = ("--workdir", tmp_path / "none", "--beam", "runner=FnApiRunner", "x=1")
+    outcome = star(command, config, *given)
     assert outcome.code == 2
     assert outcome.errors == [
         "star: error: --beam needs the extra beam, which is not installed: "
         "pip install 'star_jax[beam]'"
     ]
+
+
+@needs_beam
+def test_several_processes_do_not_each_start_a_pipeline(tmp_path):
+    config = tiny_export.config(beam=HERE, worker=WorkerConfig(index=0, count=2))
+    with pytest.raises(InputError, match="beam has workers of its own: start this command once"):
+        export_text.run(config, tmp_path)

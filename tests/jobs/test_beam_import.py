@@ -64,7 +64,7 @@ def test_tables_are_the_same(tmp_path, kind):
     (data / "schema.json").write_text(schema_json(schema))
     config = ImportConfig(source=data, fix=kind == "fix")
     run(config, tmp_path / "alone")
-    run(dataclasses.replace(config, beam=HERE, part_rows=13), tmp_path / "beam")
+    run(dataclasses.replace(config, beam=HERE, part_rows=25), tmp_path / "beam")
     digests = [artefacts.digest(tmp_path / name / "tables") for name in ("alone", "beam")]
     assert digests[0] == digests[1]
     assert [path.name for path in (tmp_path / "beam").iterdir()] == ["tables"]
@@ -110,7 +110,7 @@ def test_problems_are_the_same(tmp_path, names):
         PROBLEMS[name][0](raw)
     data = mini.write(tmp_path / "raw", raw)
     in_row_groups(data)
-    load = BeamLoad(HERE, tmp_path / "scratch", 13, mini.LIMITS, fix=False)
+    load = BeamLoad(HERE, tmp_path / "scratch", 25, mini.LIMITS, fix=False)
     expected = problems(tmp_path / "alone", data)
     assert problems(tmp_path / "beam", data, load=load) == expected
 
@@ -121,7 +121,7 @@ def test_an_import_goes_on_where_a_worker_failed(tmp_path, monkeypatch):
     in_row_groups(data)
     (data / "schema.json").write_text(schema_json(mini.schema()))
     run(ImportConfig(source=data), tmp_path / "alone")
-    config = ImportConfig(source=data, beam=TWO_PROCESSES, part_rows=13)
+    config = ImportConfig(source=data, beam=TWO_PROCESSES, part_rows=25)
     workdir = tmp_path / "beam"
     lend = tables._lend_tables
 
@@ -145,6 +145,13 @@ def test_an_import_goes_on_where_a_worker_failed(tmp_path, monkeypatch):
         assert {path: path.stat().st_mtime_ns for path in done} == done
         bring(db, plan, table, parts)
 
+    told = min(path for path in done if path.suffix == ".json")
+    content = told.read_text()
+    told.write_text(content.replace('"num_rows": ', '"num_rows": 1'))
+    with pytest.raises(InputError, match=r"holds \d+ rows of .*, needed \d+; remove it$"):
+        run(config, workdir)
+    told.write_text(content)
+    done[told] = told.stat().st_mtime_ns
     with monkeypatch.context() as patch:
         patch.setattr(tables, "_bring", kept)
         run(config, workdir)

@@ -13,10 +13,11 @@ out is the same to the byte. The options are those of a Beam pipeline, without t
         sdk_container_image=IMAGE max_num_workers=64
 
 Workers read and write the files of the working directory: on a cluster it lies in a file system
-that all of them see under the same path (NFS, Lustre, Filestore), and each has star_jax of the
-same version with the extra `beam`. The first line runs on one machine, in processes of their own;
-only runners on one machine have been tried. The runner is always named: the one that Beam would
-choose downloads another.
+that all of them see under the same path (NFS, Lustre, Filestore), and so do the tables and the
+base of the text model; IMAGE, or each machine, has star_jax of the same version with the extra
+`beam`. The first line runs on one machine, in processes of their own; no other has been tried.
+Worker processes of one machine share its devices: one per machine is enough where there is an
+accelerator. The runner is always named: the one that Beam would choose downloads another.
 
 A piece that fails ends the pipeline with its name. The same command goes on with what is missing.
 """
