@@ -17,7 +17,7 @@ from tests.jobs.test_beam import HERE, TWO_PROCESSES
 from tests.pipeline.tables import mini
 from tests.pipeline.tables.test_validation import PROBLEMS
 
-pytestmark = pytest.mark.extra("beam")
+pytestmark = [pytest.mark.extra("beam"), pytest.mark.slow]
 
 
 def in_row_groups(data):
@@ -115,7 +115,20 @@ def test_problems_are_the_same(tmp_path, names):
     assert problems(tmp_path / "beam", data, load=load) == expected
 
 
-@pytest.mark.slow
+def test_a_file_that_breaks_off_is_named_and_its_cells_are_not(tmp_path):
+    raw = mini.tables()
+    schema = with_csv(raw, mini.schema())
+    data = mini.write(tmp_path / "data", raw)
+    (data / "schema.json").write_text(schema_json(schema))
+    with (data / "save.csv").open("a") as file:
+        file.write("a secret,j0\n")
+    config = ImportConfig(source=data, beam=HERE)
+    expected = r"^rows of edge member__save__job/1-: unreadable file in save.csv: needed a whole"
+    with pytest.raises(InputError, match=expected) as error:
+        run(config, tmp_path / "beam")
+    assert "secret" not in str(error.value)
+
+
 def test_an_import_goes_on_where_a_worker_failed(tmp_path, monkeypatch):
     data = mini.write(tmp_path / "data", mini.tables())
     in_row_groups(data)

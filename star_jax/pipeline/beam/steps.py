@@ -8,6 +8,7 @@ from apache_beam.options.pipeline_options import (  # pyright: ignore[reportMiss
     PipelineOptions,
 )
 
+from star_jax.config import InputError
 from star_jax.pipeline.beam.engine import Each, Join, Split
 
 
@@ -15,7 +16,8 @@ class PieceError(Exception):
     """A piece of the work failed; says which, and why."""
 
     def __init__(self, what: str, error: Exception) -> None:
-        super().__init__(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}")
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        super().__init__(f"{what}: {kind}{' '.join(str(error).split())}")
 
 
 class _Step(beam.DoFn):

@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, final
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,7 +28,7 @@ from star_jax.pipeline.tables.build import load_here
 from star_jax.pipeline.tables.database import NUM_EXAMPLES, Database, Limits, quoted, trimmed
 from star_jax.pipeline.tables.edges import edge_table, load_edges
 from star_jax.pipeline.tables.events import event_table, load_events
-from star_jax.pipeline.tables.files import file_sql, literal
+from star_jax.pipeline.tables.files import file_sql, literal, reason
 from star_jax.pipeline.tables.findings import Findings
 from star_jax.pipeline.tables.nodes import ids_table
 from star_jax.pipeline.tables.schema import Schema
@@ -200,6 +201,20 @@ def _database(plan: _Plan, findings: Findings) -> Iterator[Database]:
             db.close()
 
 
+@contextmanager
+def _without_cells(plan: _Plan, file: str) -> Iterator[None]:
+    """Says what is wrong with a file, but nothing that is in it.
+
+    Raises:
+      InputError: It breaks off.
+    """
+    try:
+        yield
+    except (duckdb.InvalidInputException, duckdb.IOException, duckdb.ConversionException) as error:
+        told = reason(error, plan.data)
+        raise InputError(f"unreadable file in {file}: needed a whole file ({told})") from error
+
+
 def _splitting(plan: _Plan, wanted: frozenset[str]) -> Split:
     def split(piece: str) -> Iterator[tuple[str, pa.Table]]:
         table, _, rows = piece.rpartition("/")
@@ -214,7 +229,7 @@ def _splitting(plan: _Plan, wanted: frozenset[str]) -> Split:
             f"CAST(hash({hashed}) % {plan.num_parts[table]} AS INTEGER) AS "
             f'"part of" FROM {file_sql(plan.data / source.file)} {where}'
         )
-        with _database(plan, Findings()) as db:
+        with _database(plan, Findings()) as db, _without_cells(plan, source.file):
             for batch in db.batches(f'SELECT * FROM ({sql}) ORDER BY "part of"'):
                 yield from _by_part(pa.Table.from_batches([batch]), table, wanted)
 
