@@ -15,7 +15,7 @@ from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.jobs import build_graph, export_text
 from star_jax.jobs.build_graph import GraphBuildConfig
-from star_jax.pipeline.beam import graph
+from star_jax.pipeline.beam import engine, graph
 from star_jax.pipeline.text_parts import WorkerConfig
 from tests.graph.test_build import small
 from tests.graph.worlds import Edge, Text
@@ -132,7 +132,8 @@ def built(tmp_path_factory):
     for path in [*tables.edges.values(), *tables.texts.values()]:
         pq.write_table(pq.read_table(path), path, row_group_size=64)
     meta = artefacts._read(workdir / "tables").meta
-    artefacts.seal(workdir / "tables", "tables", meta)
+    # Ordinals, whose span decides the unit of age.
+    artefacts.seal(workdir / "tables", "tables", meta | {"time_unit": "ordinal"})
     build_graph.run(GraphBuildConfig(), workdir)
     return workdir, artefacts.digest(workdir / "graph")
 
@@ -213,6 +214,36 @@ def test_without_beam_the_message_says_what_to_install(command, star, tmp_path, 
         "star: error: --beam needs the extra beam, which is not installed: "
         "pip install 'star_jax[beam]'"
     ]
+
+
+@needs_beam
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("runner=Nonsense",), r"^beam --runner=Nonsense: Unexpected pipeline runner"),
+        ((*HERE, "direct_num_workers=many"), r"--direct_num_workers: invalid int value: 'many'$"),
+    ],
+)
+def test_what_beam_does_not_understand_is_one_line(options, message):
+    with pytest.raises(InputError, match=message) as error:
+        engine.for_each(options, "piece", ["one"], lambda: print)
+    assert "\n" not in str(error.value)
+
+
+@needs_beam
+def test_the_options_that_are_shown_are_those_of_beam():
+    from apache_beam.options.pipeline_options import (  # pyright: ignore[reportMissingImports]
+        PipelineOptions,
+    )
+
+    shown = re.findall(r"^    --beam (.*(?:\n        .*)*)", engine.__doc__ or "", re.MULTILINE)
+    assert len(shown) == 4
+    for text in shown:
+        options = text.split()
+        engine.check_options(options)
+        parsed = PipelineOptions([f"--{option}" for option in options])
+        known = parsed.get_all_options(drop_default=True)
+        assert {option.partition("=")[0] for option in options} <= set(known), text
 
 
 @needs_beam

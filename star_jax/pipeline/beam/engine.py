@@ -5,8 +5,8 @@ there yet, and puts the files together itself, by the code that it runs without 
 out is the same to the byte. The options are those of a Beam pipeline, without their dashes:
 
     --beam runner=FnApiRunner direct_num_workers=8 direct_running_mode=multi_processing
-    --beam runner=FlinkRunner flink_master=HOST:8081 parallelism=64 environment_type=DOCKER
-        environment_config=IMAGE
+    --beam runner=FlinkRunner flink_master=http://HOST:8081 parallelism=64
+        environment_type=DOCKER environment_config=IMAGE
     --beam runner=SparkRunner spark_submit_uber_jar spark_rest_url=http://HOST:6066
         spark_master_url=spark://HOST:7077 environment_type=DOCKER environment_config=IMAGE
     --beam runner=DataflowRunner project=P region=R temp_location=gs://BUCKET/tmp
@@ -18,6 +18,9 @@ base of the text model; IMAGE, or each machine, has star_jax of the same version
 `beam`. The first line runs on one machine, in processes of their own; no other has been tried.
 Worker processes of one machine share its devices: one per machine is enough where there is an
 accelerator. The runner is always named: the one that Beam would choose downloads another.
+For Flink and Spark, Beam needs Java and a jar of its own, which it fetches unless
+`flink_job_server_jar` or `spark_job_server_jar` says where one is; for Dataflow it needs
+`apache_beam[gcp]`. `default_sdk_harness_log_level=ERROR` quietens the workers.
 
 A piece that fails ends the pipeline with its name. The same command goes on with what is missing.
 """

@@ -1,5 +1,7 @@
 """The pipelines themselves; the one place that imports Beam."""
 
+import contextlib
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -62,8 +64,21 @@ class _Join(_Step):
 
 
 def run(flags: list[str], build: Callable[[Any], None]) -> None:
-    """Runs a pipeline to its end."""
-    with beam.Pipeline(options=PipelineOptions(flags)) as begin:
+    """Runs a pipeline to its end.
+
+    Raises:
+      InputError: Beam does not understand the flags.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            options = PipelineOptions(flags)
+            options.get_all_options()  # Else each is looked at when it is needed.
+            pipeline = beam.Pipeline(options=options)
+    except (ValueError, ImportError, AttributeError, SystemExit) as error:
+        told = said.getvalue().strip().splitlines()[-1:] or [str(error)]
+        raise InputError(f"beam {' '.join(flags)}: {told[0]}") from error
+    with pipeline as begin:
         build(begin)
 
 
