@@ -92,12 +92,12 @@ def many_edges():
     rng = np.random.default_rng(0)
     world = small()
     world.nodes = {
-        "member": [None, *rng.integers(0, 50, 98).tolist(), None],
-        "job": rng.integers(0, 50, 40).tolist(),
+        "member": [None, *(100 * rng.integers(0, 50, 98)).tolist(), None],
+        "job": (100 * rng.integers(0, 50, 40)).tolist(),
     }
 
     def times(n):
-        return [None if t < 5 else int(t) for t in rng.integers(0, 60, n)]
+        return [None if t < 5 else 100 * int(t) for t in rng.integers(0, 60, n)]
 
     def edges(num_receivers, n):
         receivers = np.minimum(rng.geometric(0.1, n), num_receivers) - 1  # Some have very many.
@@ -178,6 +178,8 @@ def test_a_graph_goes_on_where_a_worker_failed(built, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(artefacts, "remove", kept)
+        build_graph.run(config, workdir)
+        patch.setattr(engine, "_run", lambda *_: pytest.fail("all parts are there"))
         build_graph.run(config, workdir)
     assert artefacts.digest(workdir / "graph") == built[1]
     assert len(list(scratch.glob("*/sorted-*/edges/job/*.npy"))) == 7
