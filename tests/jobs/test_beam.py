@@ -209,7 +209,9 @@ def test_without_beam_the_message_says_what_to_install(command, star, tmp_path, 
     config = tmp_path / "config.py"
     job = f"from star_jax.jobs.{module} import {name}"
     config.write_text(f"{job}\n\n\ndef get_config():\n    return {name}()\n")
-    given = ("--workdir", tmp_path / "none", "--beam", "runner=FnApiRunner", "x=1")
+    given = ["--workdir", tmp_path / "none", "--beam", "runner=FnApiRunner", "x=1"]
+    if command == "import":
+        given += ["--source", tmp_path / "none"]
     outcome = star(command, config, *given)
     assert outcome.code == 2
     assert outcome.errors == [
