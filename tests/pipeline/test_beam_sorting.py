@@ -14,12 +14,13 @@ from star_jax.pipeline.beam.sorting import (
     write_part,
 )
 
-ROW = np.dtype([("a", np.int32), ("b", np.float32), ("c", np.uint8)])
+NAMES = ("a", "b", "c")
+ROW = np.dtype(list(zip(NAMES, (np.int32, np.float32, np.uint8), strict=True)))
 
 
 def rows_of(values):
     columns = np.array(values, np.int64).reshape(-1, 3).T
-    return as_rows(dict(zip(ROW.names, columns, strict=True)), ROW)
+    return as_rows(dict(zip(NAMES, columns, strict=True)), ROW)
 
 
 @given(
@@ -41,9 +42,9 @@ def test_parts_put_together_are_sorted(tmp_path_factory, values, part_rows, bloc
     for part, path in enumerate(paths):
         write_part(path, blocks[part])
     found = list(read_parts(paths, len(rows)))
-    for name in ROW.names:
+    for name in NAMES:
         column = np.concatenate([columns[name] for columns in found])
-        np.testing.assert_array_equal(column, np.sort(rows, order=ROW.names)[name])
+        np.testing.assert_array_equal(column, np.sort(rows, order=list(NAMES))[name])
         assert all(columns[name].flags.c_contiguous for columns in found)
 
 
