@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -192,6 +193,19 @@ def write_text(path: Path, text: str) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+    partial.replace(path)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields where to write a file that appears under its name whole, or not at all.
+
+    Others may write the same one meanwhile, here or on machines that share the folder: the last
+    one stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.partial")
+    yield partial
     partial.replace(path)
 
 

@@ -23,6 +23,7 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ONLY_IN = {  # Libraries that one place wraps for all others.
     "jraph": ("star_jax/graph/segments.py",),
+    "apache_beam": ("star_jax/pipeline/beam/steps.py",),
     "grain": ("star_jax/pipeline/",),
     "tensorflow_datasets": ("star_jax/pipeline/", "data/"),
     "tensorflow": (),

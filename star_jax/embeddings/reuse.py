@@ -1,6 +1,5 @@
 """Vectors that are there already: rows of npy files, found again by the key of their content."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,11 +103,8 @@ class KnownVectors:
 
 def write_vectors(path: Path, vectors: Float32[np.ndarray, "N E"]) -> None:
     """Stores a file of vectors: whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}-{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    with artefacts.whole_file(path) as partial, partial.open("wb") as file:
         np.save(file, vectors)
-    partial.replace(path)
 
 
 def read_vectors(path: Path, num_rows: int, size: int) -> Float32[np.ndarray, "N E"]:

@@ -22,27 +22,31 @@ from jaxtyping import Int
 from star_jax.graph.additions import Additions, check_new_ids, check_new_texts
 from star_jax.graph.build import finish
 from star_jax.graph.build_edges import (
-    NO_EDGES,
     AdjacencySizes,
-    Contents,
     all_sizes,
-    check_edges,
-    contents,
     sorted_rows,
     write_adjacency,
 )
 from star_jax.graph.build_nodes import (
     NodeRows,
-    count_texts,
     ids_of,
     node_rows,
     text_rows,
     write_nodes,
     write_texts,
 )
+from star_jax.graph.build_survey import (
+    NO_EDGES,
+    Contents,
+    check_edges,
+    check_texts,
+    contents,
+    survey_edges,
+    survey_texts,
+)
 from star_jax.graph.samplers.search import EdgeKeys, insertion_points, rows_between
 from star_jax.graph.schema import GraphSchema
-from star_jax.graph.sorting import session
+from star_jax.graph.sorting import session, table_sql
 from star_jax.graph.store import NOT_REMOVED, Addition, Adjacency, GraphMeta, GraphStore
 
 _CHUNK = 1 << 18
@@ -124,7 +128,9 @@ def _check_ends(
                 for name in dict.fromkeys((edge.sender, edge.receiver))
             )
             remedy = f"the graph has nodes {ends} with those added"
-            check_edges(connection, edges[edge.key], edge, schema, remedy)
+            table = edges[edge.key]
+            survey = survey_edges(connection, table_sql(table), edge.key, schema)
+            check_edges(survey, table, remedy)
 
 
 def _nodes(
@@ -180,8 +186,9 @@ def _append_texts(
     new: Iterable[Columns] = ()
     if table is not None:
         check_new_texts(connection, table, num_texts)
-        added, added_rows = count_texts(connection, table, kind, num_nodes)
-        num_texts, num_rows = num_texts + added, num_rows + added_rows
+        survey = survey_texts(connection, table_sql(table), num_nodes)
+        check_texts(survey, table)
+        num_texts, num_rows = num_texts + survey.num_texts, num_rows + survey.kinds.get(kind, 0)
         new = map(_as_edges, text_rows(connection, table, kind))
     no_weights = np.zeros(len(old.text), np.float32)  # Never written, so no memory is taken.
     as_edges = Adjacency(

@@ -4,35 +4,31 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial, reduce
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import NamedTuple
-
-import duckdb
 
 from star_jax import artefacts
 from star_jax.config import InputError, to_json
-from star_jax.graph.build_edges import all_sizes, build_adjacency, check_edges
-from star_jax.graph.build_nodes import build_texts, node_rows, statistics, write_nodes
+from star_jax.graph.build_edges import AdjacencySizes, all_sizes, table_key, write_adjacency
+from star_jax.graph.build_nodes import node_rows, statistics, write_nodes, write_texts
+from star_jax.graph.build_source import GraphTables, OpenSource, TableSource, open_database
+from star_jax.graph.build_survey import (
+    NOTHING,
+    EdgeSurvey,
+    TextSurvey,
+    check_edges,
+    check_texts,
+)
 from star_jax.graph.schema import GraphSchema, NodeType
-from star_jax.graph.sorting import check_limits, one_row, session, table_sql
+from star_jax.graph.sorting import check_limits
 from star_jax.graph.store import GraphMeta
 
 _DAY_S = 86400.0
 _AGES = 1000.0  # Without a natural unit, the training events span this many.
 _PROFILE = "profile"
 _log = logging.getLogger(__name__)
-
-
-class GraphTables(NamedTuple):
-    """Parquet files of `star import`, by node type and by edge key; not every type has texts."""
-
-    nodes: dict[str, Path]
-    edges: dict[str, Path]
-    texts: dict[str, Path]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +64,7 @@ def build(
     advance: Callable[[int], None] = lambda _: None,
     like: GraphMeta | None = None,
     signals: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    opened: OpenSource | None = None,
 ) -> GraphMeta:
     """Fills an empty folder with a graph and sets its meta data.
 
@@ -81,38 +78,37 @@ def build(
       like: A graph whose statistics of dense columns, unit of age and kinds of texts are taken
         over, so that features mean to a model what they meant there. None: they are made anew.
       signals: Recorded in the meta data.
+      opened: What reads and sorts edges and texts. None: DuckDB, within the limits of `options`.
 
     Raises:
       InputError: A table contradicts the schema, or a limit is too low.
     """
-    with _session(output, options) as connection:
-        for edge in schema.edges:
-            check_edges(connection, tables.edges[edge.key], edge, schema, "run `star import`")
-        train_end, train_span = _training_times(connection, tables)
+    with (opened or _database(options))(output, schema, tables) as source:
+        surveys = _surveys(source, schema, tables)
+        whole = reduce(EdgeSurvey.joined, surveys.values(), NOTHING)
         dense_stats = {
-            name: _build_nodes(output, tables.nodes[name], name, node, train_end, like)
+            name: _build_nodes(output, tables.nodes[name], name, node, whole.last, like)
             for name, node in schema.nodes.items()
         }
-        asked = _kinds_of(like) if like else options.text_kinds
-        text_kind = {
-            name: _text_kind(connection, name, path, asked) for name, path in tables.texts.items()
-        }
-        num_texts = {
-            name: build_texts(connection, output, name, schema, tables.texts[name], kind)
-            for name, kind in text_kind.items()
-        }
+        texts = {name: source.texts(name) for name in tables.texts}
+        text_kind = _text_kinds(texts, tables, _kinds_of(like) if like else options.text_kinds)
+        source.prepare(text_kind)
+        for name, survey in texts.items():
+            num_rows, num_nodes = survey.kinds.get(text_kind[name], 0), schema.nodes[name].count
+            folder = output / "nodes" / name / "texts"
+            write_texts(folder, num_nodes, num_rows, source.sorted_texts(name))
         sizes = all_sizes(
-            build_adjacency(connection, output, name, schema, tables.edges, advance)
+            _build_adjacency(output, name, schema, surveys, source, advance)
             for name in schema.nodes
         )
     meta = GraphMeta(
         version="",  # `finish` names it.
         schema=schema,
         time_unit=time_unit,
-        age_unit=_age_unit(time_unit, train_span, options, like),
+        age_unit=_age_unit(time_unit, whole, options, like),
         dense_stats=dense_stats,
         text_kind=text_kind,
-        num_texts=num_texts,
+        num_texts={name: survey.num_texts for name, survey in texts.items()},
         signals=dict(signals),
         lineage=(),
         **sizes._asdict(),
@@ -120,13 +116,10 @@ def build(
     return finish(output, meta)
 
 
-@contextmanager
-def _session(output: Path, options: BuildOptions) -> Iterator[duckdb.DuckDBPyConnection]:
-    with (
-        TemporaryDirectory(dir=output, prefix=".scratch-") as scratch,
-        session(Path(scratch), options.memory_limit_gib, options.num_threads) as connection,
-    ):
-        yield connection
+def _database(options: BuildOptions) -> OpenSource:
+    return partial(
+        open_database, memory_limit_gib=options.memory_limit_gib, threads=options.num_threads
+    )
 
 
 def finish(output: Path, meta: GraphMeta) -> GraphMeta:
@@ -151,17 +144,28 @@ def _build_nodes(
     return stats
 
 
-def _training_times(
-    connection: duckdb.DuckDBPyConnection, tables: GraphTables
-) -> tuple[int | None, int]:
-    """Time of the last training edge (None: none has a time) and the span from the first."""
-    if not tables.edges:
-        return None, 0
-    times = " UNION ALL ".join(
-        f"SELECT t FROM {table_sql(path)} WHERE split = 1" for path in tables.edges.values()
-    )
-    first, last = one_row(connection, f"SELECT min(t), max(t) FROM ({times})")
-    return last, 0 if last is None else last - first
+def _surveys(
+    source: TableSource, schema: GraphSchema, tables: GraphTables
+) -> dict[str, EdgeSurvey]:
+    """Of every edge table; those of the schema are checked."""
+    surveys = {key: source.edges(key) for key in tables.edges}
+    for edge in schema.edges:
+        check_edges(surveys[edge.key], tables.edges[edge.key], "run `star import`")
+    return surveys
+
+
+def _build_adjacency(
+    output: Path,
+    receiver: str,
+    schema: GraphSchema,
+    surveys: Mapping[str, EdgeSurvey],
+    source: TableSource,
+    advance: Callable[[int], None],
+) -> AdjacencySizes:
+    """Writes the edges into one node type."""
+    found = [surveys[table_key(edge, schema)].contents for edge in schema.into(receiver)]
+    rows = source.sorted_edges(receiver)
+    return write_adjacency(output, receiver, schema, found, rows, advance)
 
 
 def _kinds_of(like: GraphMeta) -> dict[str, str]:
@@ -170,21 +174,27 @@ def _kinds_of(like: GraphMeta) -> dict[str, str]:
 
 
 def _age_unit(
-    time_unit: str, train_span: int, options: BuildOptions, like: GraphMeta | None
+    time_unit: str, edges: EdgeSurvey, options: BuildOptions, like: GraphMeta | None
 ) -> float:
     if like is not None:
         return like.age_unit
+    train_span = 0 if edges.first is None or edges.last is None else edges.last - edges.first
     natural = _DAY_S if time_unit == "unix_s" else max(1.0, train_span / _AGES)
     return options.age_unit or natural
 
 
-def _text_kind(
-    connection: duckdb.DuckDBPyConnection, node_type: str, path: Path, asked: dict[str, str]
-) -> str:
-    counts = connection.sql(
-        f"SELECT kind, count(*) AS n FROM {table_sql(path)} GROUP BY kind ORDER BY n DESC, kind"
-    ).fetchall()
-    kinds = [kind for kind, _ in counts]
+def _text_kinds(
+    texts: Mapping[str, TextSurvey], tables: GraphTables, asked: Mapping[str, str]
+) -> dict[str, str]:
+    """The kind of every node type's texts that the graph reads; checks the texts too."""
+    kinds = {name: _text_kind(name, survey, asked) for name, survey in texts.items()}
+    for name, survey in texts.items():
+        check_texts(survey, tables.texts[name])
+    return kinds
+
+
+def _text_kind(node_type: str, survey: TextSurvey, asked: Mapping[str, str]) -> str:
+    kinds = sorted(survey.kinds, key=lambda kind: (-survey.kinds[kind], kind))
     if node_type in asked:
         if asked[node_type] not in kinds:
             raise InputError(

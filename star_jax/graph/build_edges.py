@@ -11,12 +11,14 @@ from typing import NamedTuple
 import duckdb
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 
 from star_jax.config import InputError
 from star_jax.graph.arrays import ArrayFile, ColumnFiles, file_bytes, scratch_array
+from star_jax.graph.build_survey import Contents
 from star_jax.graph.samplers.search import row_sums
 from star_jax.graph.schema import EdgeType, GraphSchema
-from star_jax.graph.sorting import batches, one_row, parquet_batches, table_sql
+from star_jax.graph.sorting import batches, parquet_batches
 from star_jax.graph.store import NOT_REMOVED, TIMED_BIT
 from star_jax.graph.tally import TALLIED, tally
 from star_jax.shapes import NO_TIME
@@ -42,37 +44,11 @@ _ROW_SCHEMA = pa.schema(
     ]
 )
 _ORDER = "receiver, relation, time, sender, removed, weight, flags"
-_COLUMNS = ["sender", "receiver", "t", "removed_t", "weight", "split"]
+EDGE_COLUMNS = ["sender", "receiver", "t", "removed_t", "weight", "split"]
 _BATCH_ROWS = 1 << 16
 _CHUNK_NODES = 1 << 20
 _WIDE = 0.99
 _log = logging.getLogger(__name__)
-
-
-class Contents(NamedTuple):
-    """What the edges of one relation are; without any, the smallest weight is above all."""
-
-    num_edges: int
-    num_removed: int
-    smallest: float  # Weight.
-    largest: float
-
-    @property
-    def is_weighted(self) -> bool:
-        """Whether edges are not all equally likely to be drawn by weight."""
-        return self.num_edges > 0 and (self.smallest < self.largest or self.largest <= 0)
-
-    def joined(self, other: "Contents") -> "Contents":
-        """Of both together."""
-        return Contents(
-            self.num_edges + other.num_edges,
-            self.num_removed + other.num_removed,
-            min(self.smallest, other.smallest),
-            max(self.largest, other.largest),
-        )
-
-
-NO_EDGES = Contents(0, 0, math.inf, -math.inf)
 
 
 class AdjacencySizes(NamedTuple):
@@ -91,56 +67,6 @@ def all_sizes(parts: Iterable[AdjacencySizes]) -> AdjacencySizes:
         for whole, own in zip(joined, part, strict=True):
             whole.update(own)
     return joined
-
-
-def check_edges(
-    connection: duckdb.DuckDBPyConnection,
-    table: Path,
-    edge: EdgeType,
-    schema: GraphSchema,
-    remedy: str,
-) -> None:
-    """Checks what the joins and the int32 indices rely on.
-
-    Raises:
-      InputError: An end, a split or a weight is out of range; ends with the remedy.
-    """
-    ends = " OR ".join(
-        f"{column} IS NULL OR {column} NOT BETWEEN 0 AND {schema.nodes[node_type].count - 1}"
-        for column, node_type in (("sender", edge.sender), ("receiver", edge.receiver))
-    )
-    wrong = {
-        "a sender or receiver outside its nodes": ends,
-        "a split other than 0 to 3": "split IS NULL OR split NOT BETWEEN 0 AND 3",
-        "a weight that is no finite number of 0 or more": (
-            "weight IS NULL OR NOT isfinite(weight) OR weight < 0"
-        ),
-    }
-    counts = ", ".join(f"count(*) FILTER ({test})" for test in wrong.values())
-    found = one_row(connection, f"SELECT {counts} FROM {table_sql(table)}")
-    for count, problem in zip(found, wrong, strict=True):
-        if count:
-            raise InputError(f"{table}: {count} edges have {problem}; {remedy}")
-
-
-def build_adjacency(
-    connection: duckdb.DuckDBPyConnection,
-    output: Path,
-    receiver: str,
-    schema: GraphSchema,
-    edges: Mapping[str, Path],
-    advance: Callable[[int], None],
-) -> AdjacencySizes:
-    """Writes the arrays of `store.Adjacency` for one receiver type, from the tables.
-
-    An edge counts from the later of its own time and its sender's creation, the two things that
-    must lie before an example's time; sorting by it makes the visible edges a prefix of the row,
-    and leaves the prefix alone whatever the future holds.
-    """
-    relations = schema.into(receiver)
-    found = [contents(connection, edges[_key(relation, schema)]) for relation in relations]
-    rows = sorted_rows(connection, output, receiver, schema, edges)
-    return write_adjacency(output, receiver, schema, found, rows, advance)
 
 
 def sorted_rows(
@@ -242,15 +168,6 @@ def _lengths(found: list[Contents]) -> dict[str, int]:
     return lengths
 
 
-def contents(connection: duckdb.DuckDBPyConnection, table: Path) -> Contents:
-    """What the edges of a table are."""
-    sql = (
-        "SELECT count(*), count(removed_t), coalesce(min(weight), 'inf'), "
-        f"coalesce(max(weight), '-inf') FROM {table_sql(table)}"
-    )
-    return Contents(*one_row(connection, sql))
-
-
 def _with_sums(
     chunks: Iterable[dict[str, np.ndarray]], num_relations: int
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -271,33 +188,63 @@ def _unsorted_rows(
 ) -> Iterator[pa.RecordBatch]:
     """All relations as the receiver sees them; a reverse relation swaps the ends."""
     for number, relation in enumerate(schema.into(receiver)):
-        if _key(relation, schema) not in edges:
+        key = table_key(relation, schema)
+        if key not in edges:
             continue
-        ends = ("sender", "receiver") if relation in schema.edges else ("receiver", "sender")
-        created = np.load(output / "nodes" / relation.sender / "time.npy", mmap_mode="r")
-        for batch in parquet_batches(edges[_key(relation, schema)], _BATCH_ROWS, _COLUMNS):
-            sender = batch[ends[0]].to_numpy(zero_copy_only=False)
-            times = _integers(batch["t"], NO_TIME)
-            split = batch["split"].to_numpy(zero_copy_only=False).astype(np.uint8)
-            timed = batch["t"].is_valid().to_numpy(zero_copy_only=False)
-            columns = {
-                "receiver": batch[ends[1]],
-                "relation": np.full(len(sender), number),
-                "sender": sender,
-                "time": np.maximum(times, created[sender]),
-                "removed": _integers(batch["removed_t"], NOT_REMOVED),
-                "weight": batch["weight"],
-                "flags": np.where(timed, split | TIMED_BIT, split),
-            }
+        created = created_by(output, relation)
+        for batch in parquet_batches(edges[key], _BATCH_ROWS, EDGE_COLUMNS):
+            columns = edge_rows(batch, relation, number, schema, created)
             arrays = [pa.array(columns[f.name]).cast(f.type) for f in _ROW_SCHEMA]
             yield pa.record_batch(arrays, schema=_ROW_SCHEMA)
+
+
+def created_by(output: Path, relation: EdgeType) -> Int[np.ndarray, " N"]:
+    """When the senders of a relation were created, from the graph's folder."""
+    return np.load(output / "nodes" / relation.sender / "time.npy", mmap_mode="r")
+
+
+def edge_rows(
+    batch: pa.RecordBatch,
+    relation: EdgeType,
+    number: int,
+    schema: GraphSchema,
+    created: Int[np.ndarray, " N"],
+) -> dict[str, np.ndarray]:
+    """Edges of a table as the receiver sees them; a reverse relation swaps the ends.
+
+    An edge counts from the later of its own time and its sender's creation, the two things that
+    must lie before an example's time; sorting by it makes the visible edges a prefix of the row,
+    and leaves the prefix alone whatever the future holds.
+
+    Args:
+      batch: Columns `EDGE_COLUMNS`.
+      relation: Or its reverse, whose table it is.
+      number: Of the relation among those into its receiver.
+      schema: Of the graph.
+      created: As `created_by` gives it.
+    """
+    names = ("sender", "receiver", "weight", "split")
+    sender, receiver, weight, split = (batch[n].to_numpy(zero_copy_only=False) for n in names)
+    if relation not in schema.edges:
+        sender, receiver = receiver, sender
+    split = split.astype(np.uint8)
+    timed = batch["t"].is_valid().to_numpy(zero_copy_only=False)
+    return {
+        "receiver": receiver,
+        "relation": np.full(len(sender), number),
+        "sender": sender,
+        "time": np.maximum(_integers(batch["t"], NO_TIME), created[sender]),
+        "removed": _integers(batch["removed_t"], NOT_REMOVED),
+        "weight": weight,
+        "flags": np.where(timed, split | TIMED_BIT, split),
+    }
 
 
 def _integers(column: pa.Array, null: int) -> np.ndarray:
     return column.cast(pa.int64()).fill_null(null).to_numpy(zero_copy_only=False)
 
 
-def _key(relation: EdgeType, schema: GraphSchema) -> str:
+def table_key(relation: EdgeType, schema: GraphSchema) -> str:
     """Of the table that a relation's edges are in."""
     return (relation if relation in schema.edges else relation.reverse).key
 

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 
 from star_jax.config import InputError
 from star_jax.graph.arrays import ArrayFile, ColumnFiles, scratch_array
-from star_jax.graph.schema import GraphSchema, NodeType
-from star_jax.graph.sorting import NO_TIME_SQL, batches, one_row, parquet_batches, table_sql
+from star_jax.graph.schema import NodeType
+from star_jax.graph.sorting import NO_TIME_SQL, batches, parquet_batches, table_sql
 from star_jax.shapes import NO_TIME
 
 _BATCH_ROWS = 1 << 16
@@ -105,39 +105,6 @@ def ids_of(folder: Path) -> Iterator[pa.Array]:
     """The ids that `write_nodes` wrote, some at a time."""
     for batch in _batches(folder / "ids.parquet", ["id"]):
         yield batch["id"]
-
-
-def build_texts(
-    connection: duckdb.DuckDBPyConnection,
-    output: Path,
-    name: str,
-    schema: GraphSchema,
-    table: Path,
-    kind: str,
-) -> int:
-    """Writes the text versions of one kind by (node, time); returns how many texts there are."""
-    num_nodes, folder = schema.nodes[name].count, output / "nodes" / name / "texts"
-    num_texts, num_rows = count_texts(connection, table, kind, num_nodes)
-    write_texts(folder, num_nodes, num_rows, text_rows(connection, table, kind))
-    return num_texts
-
-
-def count_texts(
-    connection: duckdb.DuckDBPyConnection, table: Path, kind: str, num_nodes: int
-) -> tuple[int, int]:
-    """How many texts a table has, and how many of one kind.
-
-    Raises:
-      InputError: A text belongs to no node.
-    """
-    num_texts, bad = one_row(
-        connection,
-        f"SELECT count(*), count(*) FILTER (entity IS NULL OR entity NOT BETWEEN 0 AND "
-        f"{num_nodes - 1}) FROM {table_sql(table)}",
-    )
-    if bad:
-        raise InputError(f"{table}: {bad} texts belong to no node; run `star import`")
-    return num_texts, one_row(connection, f"SELECT count(*) FROM {_of_kind(table, kind)}")[0]
 
 
 def text_rows(

@@ -27,7 +27,8 @@ from jaxtyping import Int
 from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.graph.batches import PairBatch
-from star_jax.graph.build import BuildOptions, GraphTables, build
+from star_jax.graph.build import BuildOptions, build
+from star_jax.graph.build_source import GraphTables
 from star_jax.graph.engines.drawing import Drawing
 from star_jax.graph.engines.protocol import GraphEngine
 from star_jax.graph.model import ROLES, GraphBatch, LinkTask, init_model

@@ -7,7 +7,8 @@ it, reads that too and writes `W/<source>_texts`, which whoever opens that model
 Different texts are encoded once each, and none whose vector is in an earlier export by the same
 model. The rest goes in parts that are stored under `W/.text_vectors` until all are there: an
 interrupted export goes on, and several processes share one (`worker`); the last of them to finish
-writes the tables.
+writes the tables. With `beam` the parts are encoded by the workers of an Apache Beam runner
+(`star_jax/pipeline/beam/engine.py` shows options), and this process writes the tables.
 """
 
 import dataclasses
@@ -20,21 +21,23 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int64
 
 from star_jax import artefacts
-from star_jax.config import to_json
+from star_jax.config import InputError, to_json
 from star_jax.embeddings.quantise import PRECISIONS, RANGED, Precision
-from star_jax.embeddings.reuse import MISSING, KnownVectors, VectorFiles
+from star_jax.embeddings.reuse import MISSING, KnownVectors, VectorFiles, write_vectors
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.ahead import behind
+from star_jax.pipeline.beam.engine import Each, check_installed, check_options, for_each
 from star_jax.pipeline.graph_model import vectors_of
 from star_jax.pipeline.graph_text_model import open_graph_text
 from star_jax.pipeline.scratch import alone, clear
 from star_jax.pipeline.text_calibration import FILE as CALIBRATION
 from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths
 from star_jax.pipeline.text_model import TrainedText, open_trained
-from star_jax.pipeline.text_parts import Parts, WorkerConfig
+from star_jax.pipeline.text_parts import Parts, WorkerConfig, part_path, planned
 from star_jax.pipeline.text_records import TextRecords, text_records
 from star_jax.pipeline.text_tables import (
     TextVectors,
@@ -61,6 +64,8 @@ class TextExportConfig:
       source: Folder of the model: "text", or a graph model of `train-graph` with `text_encoder`.
       mesh: Devices of this process.
       worker: Which of several processes this one is.
+      beam: Options of an Apache Beam pipeline that encodes, such as "runner=FnApiRunner"; `mesh` is
+        then that of each of its workers. Empty: this process encodes.
       attention_backend: As in `TowerConfig`, for this machine.
       batch_tokens: Of one forward pass on one device, padding included. None: as `BulkEncoder`
         says.
@@ -79,6 +84,7 @@ class TextExportConfig:
     source: str = TEXT
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     worker: WorkerConfig = dataclasses.field(default_factory=WorkerConfig)
+    beam: tuple[str, ...] = ()
     attention_backend: BackendChoice = "auto"
     batch_tokens: int | None = None
     num_lengths: int = 6
@@ -97,6 +103,7 @@ class TextExportConfig:
                 raise ValueError(f"{name} {value} must be >= 1")
         if self.platt_pairs < 0:
             raise ValueError(f"platt_pairs {self.platt_pairs} must be >= 0")
+        check_options(self.beam)
         if not 0 < self.prior < 1:
             raise ValueError(f"prior {self.prior} must be a share between 0 and 1 such as 0.06")
         if not self.precision or len(set(self.precision)) != len(self.precision):
@@ -134,11 +141,11 @@ class _Export(NamedTuple):
 
 def run(config: TextExportConfig, workdir: Path) -> None:
     """Encodes this process's share of what is not there yet; the last one writes all tables."""
+    check_installed(config.beam)
+    if config.beam and config.worker.share()[1] > 1:
+        raise InputError("beam has workers of its own: start this command once, in one process")
     mesh = make_mesh(config.mesh, jax.local_devices())  # Processes compute apart.
-    if config.source == TEXT:
-        trained = open_trained(workdir / TEXT, mesh, config.attention_backend)
-    else:
-        trained = open_graph_text(workdir, config.source, mesh, config.attention_backend)
+    trained = _open_model(config, workdir, mesh)
     export = _open(config, workdir, trained)
     if export.is_complete():
         _log.info("%s is complete already", export.folder)
@@ -166,14 +173,13 @@ def run(config: TextExportConfig, workdir: Path) -> None:
         "%d different texts: %d skipped by hash, %d to encode in %d parts",
         *(len(records), len(records) - len(missing), len(missing), len(parts.records)),
     )
-    encoder = BulkEncoder(
-        model,
-        records,
-        mesh,
-        lengths=bulk_lengths(records.lengths[missing], config.num_lengths),
-        batch_tokens=config.batch_tokens,
-    )
-    _encode(export, encoder, parts, *config.worker.share())
+    lengths = bulk_lengths(records.lengths[missing], config.num_lengths)
+    if config.beam:
+        _encode_on_beam(config, workdir.absolute(), parts, lengths)
+    else:
+        tokens = config.batch_tokens
+        encoder = BulkEncoder(model, records, mesh, lengths=lengths, batch_tokens=tokens)
+        _encode(export, encoder, parts, *config.worker.share())
     with alone(export.scratch):
         if export.is_complete():
             _log.info("another process has written %s", export.folder)
@@ -187,6 +193,12 @@ def run(config: TextExportConfig, workdir: Path) -> None:
         else:
             _write(config, export, _gather(known, parts, place))
         clear(export.scratch)
+
+
+def _open_model(config: TextExportConfig, workdir: Path, mesh: Mesh) -> TrainedText:
+    if config.source == TEXT:
+        return open_trained(workdir / TEXT, mesh, config.attention_backend)
+    return open_graph_text(workdir, config.source, mesh, config.attention_backend)
 
 
 def _open(config: TextExportConfig, workdir: Path, trained: TrainedText) -> _Export:
@@ -271,6 +283,39 @@ def _encode(export: _Export, encoder: BulkEncoder, parts: Parts, index: int, cou
         100 * counts.data_wait_s / seconds,
         100 * storing.waited_s / seconds,
     )
+
+
+def _encode_on_beam(
+    config: TextExportConfig, workdir: Path, parts: Parts, lengths: tuple[int, ...]
+) -> None:
+    """The parts that are not there, by the workers of a Beam runner."""
+    parts.share_plan()
+    prepare = functools.partial(_beam_worker, config, workdir, parts.folder.absolute(), lengths)
+    to_do, start = parts.to_do(), time.monotonic()
+    for_each(config.beam, "text part", to_do, prepare)
+    _log.info("Beam encoded %d parts in %.1f s", len(to_do), time.monotonic() - start)
+
+
+def _beam_worker(
+    config: TextExportConfig, workdir: Path, folder: Path, lengths: tuple[int, ...]
+) -> Each:
+    """What encodes a part and stores it, with the model that this worker has opened once."""
+    mesh = make_mesh(config.mesh)
+    trained = _open_model(config, workdir, mesh)
+    encoder = BulkEncoder(
+        trained.model,
+        TextRecords(workdir / "text_tokens"),
+        mesh,
+        lengths=lengths,
+        batch_tokens=config.batch_tokens,
+    )
+
+    def encode(number: int) -> None:
+        records = planned(folder, number, config.part_texts)
+        vectors = encoder(trained.variables, records, lambda *_: None)
+        write_vectors(part_path(folder, number), vectors)
+
+    return encode
 
 
 def _gather(known: KnownVectors, parts: Parts, place: Int64[np.ndarray, " R"]) -> TextVectors:

@@ -1,4 +1,10 @@
-"""`star import`: checks the input tables and writes them in the form that every stage reads."""
+"""`star import`: checks the input tables and writes them in the form that every stage reads.
+
+With `beam` the workers of an Apache Beam runner read, check and resolve the files of events and
+edges (`star_jax/pipeline/beam/engine.py` shows options), into files under `W/.import_parts` until
+the tables are there. Nodes, texts, fixed pairs, splits, negatives and what is written are this
+process's, out of core by DuckDB. The tables are the same.
+"""
 
 import logging
 import shutil
@@ -8,9 +14,11 @@ from pathlib import Path
 from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.graph.sorting import check_limits
+from star_jax.pipeline.beam.engine import check_installed, check_options
+from star_jax.pipeline.beam.tables import BeamLoad
 from star_jax.pipeline.market.prepare import prepare_market
 from star_jax.pipeline.market.size import MarketConfig
-from star_jax.pipeline.tables.build import build
+from star_jax.pipeline.tables.build import build, load_here
 from star_jax.pipeline.tables.database import Limits
 from star_jax.pipeline.tables.read import KIND
 from star_jax.pipeline.tables.schema import Schema
@@ -37,6 +45,9 @@ class ImportConfig:
       memory_limit_gib: For the tables while they are checked; beyond it DuckDB spills to the
         output's disk.
       num_threads: For the same.
+      beam: Options of Apache Beam pipelines, such as "runner=FnApiRunner"; the limits above are
+        then those of each of its workers too. Empty: this process reads all.
+      part_rows: About as many rows a worker of Beam checks at a time.
     """
 
     source: Path | None = None
@@ -47,8 +58,13 @@ class ImportConfig:
     fix: bool = False
     memory_limit_gib: float = 2.0
     num_threads: int = 2
+    beam: tuple[str, ...] = ()
+    part_rows: int = 1 << 22
 
     def __post_init__(self) -> None:
+        check_options(self.beam)
+        if self.part_rows < 1:
+            raise ValueError(f"part_rows {self.part_rows} must be >= 1")
         check_limits(self.memory_limit_gib, self.num_threads)
 
 
@@ -58,12 +74,14 @@ def run(config: ImportConfig, workdir: Path) -> None:
     Raises:
       InputError: Something is wrong with the input; nothing is written.
     """
+    check_installed(config.beam)
     if config.source is not None and config.source.is_file():
         raise InputError(f"source {config.source} is a file, needed the folder that it lies in")
     if config.source is not None and not config.source.is_dir():
         raise InputError(
             f"source {config.source} does not exist, needed a folder with tables (--source)"
         )
+    scratch = workdir / ".import_parts"
     with artefacts.writing(workdir / "tables", KIND) as partial:
         source = config.source
         if source is None:
@@ -73,10 +91,15 @@ def run(config: ImportConfig, workdir: Path) -> None:
         schema = find_schema(source, config.schema)
         schema = replace(schema, personal_data=(*schema.personal_data, *config.personal_data))
         limits = Limits(config.memory_limit_gib, config.num_threads)
-        meta = build(source, schema, partial, limits, seed=config.seed, fix=config.fix)
+        load = load_here
+        if config.beam:
+            load = BeamLoad(config.beam, scratch, config.part_rows, limits, fix=config.fix)
+        meta = build(source, schema, partial, limits, seed=config.seed, fix=config.fix, load=load)
         artefacts.set_meta(partial, asdict(meta))
         if config.source is None:
             shutil.rmtree(source)
+    if config.beam:
+        artefacts.remove(scratch)
     nodes = ", ".join(f"{node.count} {name}" for name, node in meta.node_types.items())
     edges = sum(edge.count for edge in meta.edge_types)
     _LOG.info("imported %s: nodes %s; %d edges", meta.dataset, nodes, edges)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from jaxtyping import Int
 
 from star_jax.graph.batches import Subgraph
-from star_jax.graph.build import GraphTables
+from star_jax.graph.build_source import GraphTables
 from star_jax.graph.schema import GraphSchema
 from star_jax.graph.sorting import table_sql
 

@@ -15,7 +15,10 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int, Int64
 
+from star_jax import artefacts
 from star_jax.embeddings.reuse import read_vectors, write_vectors
+
+_PLAN = "order.npy"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,7 @@ class Parts:
     @property
     def paths(self) -> list[Path]:
         """Files of all parts, there or not."""
-        return [self.folder / f"part-{number:06d}.npy" for number in range(len(self.records))]
+        return [part_path(self.folder, number) for number in range(len(self.records))]
 
     def to_do(self) -> list[int]:
         """Parts that are not there yet."""
@@ -93,6 +96,11 @@ class Parts:
         """Stores a part: whole, or not at all."""
         write_vectors(self.paths[number], vectors)
 
+    def share_plan(self) -> None:
+        """Stores what `planned` reads."""
+        with artefacts.whole_file(self.folder / _PLAN) as partial, partial.open("wb") as file:
+            np.save(file, self.order)
+
     def check(self) -> None:
         """Reads the shape of every part.
 
@@ -101,3 +109,14 @@ class Parts:
         """
         for path, records in zip(self.paths, self.records, strict=True):
             read_vectors(path, len(records), self.size)
+
+
+def part_path(folder: Path, number: int) -> Path:
+    """The file of a part's vectors."""
+    return folder / f"part-{number:06d}.npy"
+
+
+def planned(folder: Path, number: int, part_texts: int) -> Int64[np.ndarray, " R"]:
+    """The records of a part, for a process that knows the plan by its folder alone."""
+    order = np.load(folder / _PLAN, mmap_mode="r")
+    return np.array(order[number * part_texts : (number + 1) * part_texts])

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from star_jax import artefacts
-from star_jax.graph.build import BuildOptions, GraphTables, build
+from star_jax.graph.build import BuildOptions, build
+from star_jax.graph.build_source import GraphTables
 from star_jax.graph.schema import EdgeType, GraphSchema, NodeType
 
 NUM_NODES, NUM_EDGES = 20_000, 4_000_000

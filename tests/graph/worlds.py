@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 
 from star_jax import artefacts
 from star_jax.embeddings.table import EmbeddingTable, write_shard
-from star_jax.graph.build import BuildOptions, GraphTables, build
+from star_jax.graph.build import BuildOptions, build
+from star_jax.graph.build_source import GraphTables
 from star_jax.graph.schema import EdgeKind, EdgeType, GraphSchema, NodeType
 from star_jax.graph.store import GraphMeta, GraphStore
 from star_jax.shapes import NO_TIME

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from star_jax.config import InputError
 from star_jax.graph.sorting import first_line
 from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.database import Database, Limits, quoted
-from star_jax.pipeline.tables.edges import finish_edges, stage_edges
-from star_jax.pipeline.tables.events import stage_events
+from star_jax.pipeline.tables.edges import finish_edges, load_edges
+from star_jax.pipeline.tables.events import load_events, split_events
 from star_jax.pipeline.tables.findings import Findings
 from star_jax.pipeline.tables.nodes import node_table, stage_nodes
 from star_jax.pipeline.tables.pairs import (
@@ -43,9 +44,27 @@ from star_jax.pipeline.tables.write import (
     write_texts,
 )
 
+Load = Callable[[Database, Schema], None]
+"""Reads and checks all events and edges, into their tables; nodes and texts are there."""
+
+
+def load_here(db: Database, schema: Schema) -> None:
+    """Reads them one file after the other."""
+    for k in range(len(schema.events)):
+        load_events(db, k, schema)
+    for source in schema.edges:
+        load_edges(db, source, schema)
+
 
 def build(
-    data: Path, schema: Schema, folder: Path, limits: Limits, *, seed: int, fix: bool
+    data: Path,
+    schema: Schema,
+    folder: Path,
+    limits: Limits,
+    *,
+    seed: int,
+    fix: bool,
+    load: Load = load_here,
 ) -> TablesMeta:
     """Validates all of the input in one pass, then writes the tables.
 
@@ -56,6 +75,7 @@ def build(
       limits: Of the database that holds the tables meanwhile, in the folder where memory ends.
       seed: Of the negatives.
       fix: Apply the repairs that leave no choice: exact copies of rows, blanks around ids.
+      load: Reads and checks events and edges.
 
     Raises:
       InputProblemsError: Something is wrong with the input; holds everything that is.
@@ -79,16 +99,14 @@ def build(
         reference = _reference(data, schema, findings)
         stage_nodes(db, schema)
         stage_texts(db, schema)
-        cuts = stage_events(db, schema)
-        stage_edges(db, schema)
+        load(db, schema)
+        cuts = split_events(db, schema)
         stage_pairs(db, schema)
         stage_rankings(db, schema)
         check_time_units(db, unix_time=schema.time_unit == "unix_s")
         findings.stop_if_any()
         finish_edges(db, schema, cuts)
-        outcomes = {task.name: read_outcomes(db, schema, task, 1) for task in schema.tasks}
-        _check_splits(schema, outcomes, findings)
-        findings.stop_if_any()
+        outcomes = _outcomes(db, schema)
         return _write(db, schema, folder, outcomes, reference, seed, work)
     except duckdb.OutOfMemoryException as error:
         raise InputError(
@@ -125,6 +143,18 @@ def _reference(data: Path, schema: Schema, findings: Findings) -> dict[str, Any]
     except ValueError as error:
         findings.problem("unreadable file", schema.reference, f"JSON ({error})")
         return None
+
+
+def _outcomes(db: Database, schema: Schema) -> dict[str, Outcomes]:
+    """The positives of every task.
+
+    Raises:
+      InputProblemsError: A split has none.
+    """
+    outcomes = {task.name: read_outcomes(db, schema, task, 1) for task in schema.tasks}
+    _check_splits(schema, outcomes, db.findings)
+    db.findings.stop_if_any()
+    return outcomes
 
 
 def _check_splits(schema: Schema, outcomes: dict[str, Outcomes], findings: Findings) -> None:

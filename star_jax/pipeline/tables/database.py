@@ -1,6 +1,6 @@
 """One DuckDB per import: every source becomes a table of typed, checked columns, out of core."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from star_jax.shapes import NO_TIME
 ColumnKind = Literal["id", "category", "time", "number", "flag", "text"]
 
 _NOTHING = "CAST(NULL AS"
-_NUM_EXAMPLES = 3
+NUM_EXAMPLES = 3  # Rows that a problem shows.
 _BATCH_ROWS = 1 << 17
 _BLANKS = "E' \\t\\r\\n'"
 _NEEDED: dict[ColumnKind, str] = {
@@ -60,8 +60,24 @@ class Database:
         personal_data: Sequence[str] = (),
         fix: bool = False,
         opens: Callable[[str], None] = lambda _: None,
+        judged: Iterable[str] = (),
     ) -> None:
-        self._opens = opens  # Told of every file before it is read.
+        """Opens an empty one.
+
+        Args:
+          data: Folder of the files.
+          scratch: For what does not fit the memory.
+          findings: Where to record.
+          limits: Of memory and threads.
+          unix_time: Times are unix seconds.
+          personal_data: "file:column" of those that may be here.
+          fix: Apply the repairs that leave no choice.
+          opens: Told of every file before it is read.
+          judged: Files that have been searched for personal data elsewhere.
+        """
+        self._opens = opens
+        self.rows_of: dict[str, str] = {}  # File -> SQL of rows of it that are read, not all.
+        self.columns_of: dict[str, list[str]] = {}  # Table -> columns of its file that were read.
         self.data = data
         self.findings = findings
         self.broken: set[str] = set()  # Tables whose rows are unknown: no check refers to them.
@@ -69,7 +85,7 @@ class Database:
         self._unix_time = unix_time
         self._personal_data = frozenset(personal_data)
         self._fix = fix
-        self._seen_files: set[str] = set()
+        self._seen_files: set[str] = set(judged)
         self._con = connect(scratch, *limits)
         # It believes Parquet's statistics, which leave NaN out, and so takes isnan() for false.
         self._con.execute("SET disabled_optimizers = 'statistics_propagation'")
@@ -129,7 +145,7 @@ class Database:
             show = f", CAST({shown} AS VARCHAR)" if shown else ""
             first = self.rows(
                 f'SELECT "row"{show} FROM {table} WHERE {condition} '
-                f'ORDER BY "row" LIMIT {_NUM_EXAMPLES}'
+                f'ORDER BY "row" LIMIT {NUM_EXAMPLES}'
             )
             examples = [
                 f"row {row[0]}" + (f" ({shown.strip(chr(34))} {row[1]!r})" if shown else "")
@@ -177,16 +193,17 @@ class Database:
                 free_text=free_text,
                 names=names_personal,
             )
-        if not self._read(table, file, relation, types, columns):
+        if not self._read(table, file, self.rows_of.get(file, relation), types, columns):
             self.broken.add(table)
             self._empty(table, columns)
             return
+        self.columns_of[table] = [c.file_name for c in columns if c.file_name in types]
         self.time_columns += [
             (table, c.name, f"{file}:{c.file_name}") for c in columns if c.kind == "time"
         ]
         if self._fix and unique_rows:
             self._drop_copies(table, file, columns)
-        if not self.value(f"SELECT count(*) FROM {quoted(table)}"):
+        if file not in self.rows_of and not self.value(f"SELECT count(*) FROM {quoted(table)}"):
             self.findings.problem("empty table", file, "at least one row")
 
     def _open(self, file: str) -> str:
@@ -279,9 +296,9 @@ class Database:
             raw_null = f"({ref} IS NULL OR isnan(CAST({ref} AS DOUBLE)))"
         blank = "false"
         if family == "text" and column.kind == "id":
-            trimmed = f"trim({ref}, {_BLANKS})"
-            blank = f"coalesce({ref} <> {trimmed}, false)"
-            ref = trimmed if self._fix else ref
+            bare = trimmed(ref)
+            blank = f"coalesce({ref} <> {bare}, false)"
+            ref = bare if self._fix else ref
         value = _cast(column.kind, family, ref, unix_time=self._unix_time)
         return value or nothing, raw_null, blank
 
@@ -304,6 +321,11 @@ class Database:
 def quoted(name: str) -> str:
     """The name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def trimmed(value: str) -> str:
+    """SQL: the string without blanks around it."""
+    return f"trim({value}, {_BLANKS})"
 
 
 _SQL_TYPES: dict[ColumnKind, str] = {

@@ -16,36 +16,35 @@ def edge_table(name: str) -> str:
     return f"edge {name}"
 
 
-def stage_edges(db: Database, schema: Schema) -> None:
-    """Reads and checks every edge source."""
-    for source in schema.edges:
-        columns = [
-            Column(source.sender_id, "sender", "id", True),
-            Column(source.receiver_id, "receiver", "id", True),
-        ]
-        if source.time is not None:
-            columns.append(Column(source.time, "t", "time", False))
-        if source.removed_time is not None:
-            columns.append(Column(source.removed_time, "removed_t", "time", False))
-        if source.weight is not None:
-            columns.append(Column(source.weight, "weight", "number", True))
-        if source.split is not None:
-            columns.append(Column(source.split, "split", "id", False))
-        table = edge_table(source.name)
-        db.load(table, source.file, columns)
-        have = {column.name for column in columns}
-        for name, sql_type in (("t", "BIGINT"), ("removed_t", "BIGINT"), ("split", "VARCHAR")):
-            if name not in have:
-                db.run(f"ALTER TABLE {quoted(table)} ADD COLUMN {name} {sql_type}")
-        if source.weight is None:
-            db.run(f"ALTER TABLE {quoted(table)} ADD COLUMN weight DOUBLE DEFAULT 1")
-        _check(db, schema, source, table)
-        ends = (
-            End("sender", source.sender_id, source.sender),
-            End("receiver", source.receiver_id, source.receiver),
-        )
-        resolve(db, table, source.file, ends)
-        drop_excluded(db, table, f"{source.name} edges")
+def load_edges(db: Database, source: EdgeSource, schema: Schema) -> None:
+    """Reads and checks an edge source."""
+    columns = [
+        Column(source.sender_id, "sender", "id", True),
+        Column(source.receiver_id, "receiver", "id", True),
+    ]
+    if source.time is not None:
+        columns.append(Column(source.time, "t", "time", False))
+    if source.removed_time is not None:
+        columns.append(Column(source.removed_time, "removed_t", "time", False))
+    if source.weight is not None:
+        columns.append(Column(source.weight, "weight", "number", True))
+    if source.split is not None:
+        columns.append(Column(source.split, "split", "id", False))
+    table = edge_table(source.name)
+    db.load(table, source.file, columns)
+    have = {column.name for column in columns}
+    for name, sql_type in (("t", "BIGINT"), ("removed_t", "BIGINT"), ("split", "VARCHAR")):
+        if name not in have:
+            db.run(f"ALTER TABLE {quoted(table)} ADD COLUMN {name} {sql_type}")
+    if source.weight is None:
+        db.run(f"ALTER TABLE {quoted(table)} ADD COLUMN weight DOUBLE DEFAULT 1")
+    _check(db, schema, source, table)
+    ends = (
+        End("sender", source.sender_id, source.sender),
+        End("receiver", source.receiver_id, source.receiver),
+    )
+    resolve(db, table, source.file, ends)
+    drop_excluded(db, table, f"{source.name} edges")
 
 
 def _check(db: Database, schema: Schema, source: EdgeSource, table: str) -> None:

@@ -18,29 +18,32 @@ def event_table(index: int) -> str:
     return f"event {index}"
 
 
-def stage_events(db: Database, schema: Schema) -> Cuts | None:
-    """Reads and checks every event source and splits the events; returns the cuts in time."""
+def load_events(db: Database, index: int, schema: Schema) -> None:
+    """Reads and checks an event source."""
     by_column = isinstance(schema.split, SplitColumn)
-    for k, source in enumerate(schema.events):
-        table = event_table(k)
-        _load(db, source, table, by_column=by_column)
-        _check(db, schema, source, table, by_column=by_column)
-        ends = (
-            End("sender", source.sender_id, source.sender),
-            End("receiver", source.receiver_id, source.receiver),
-        )
-        resolve(db, table, source.file, ends)
-        if source.time is not None:
-            needed = f"a time at or after the creation of the {source.receiver}"
-            where = f"{source.file}:{source.time}"
-            db.check("early event", where, quoted(table), "t < receiver_t", needed)
-        pointers = (
-            Pointer("sender_text", source.sender_text, "sender", source.sender, False),
-            Pointer("sender_resume", source.sender_resume, "sender", source.sender, True),
-            Pointer("receiver_text", source.receiver_text, "receiver", source.receiver, False),
-        )
-        resolve_pointers(db, table, source.file, pointers)
-        drop_excluded(db, table, f"{source.file} events")
+    source, table = schema.events[index], event_table(index)
+    _load(db, source, table, by_column=by_column)
+    _check(db, schema, source, table, by_column=by_column)
+    ends = (
+        End("sender", source.sender_id, source.sender),
+        End("receiver", source.receiver_id, source.receiver),
+    )
+    resolve(db, table, source.file, ends)
+    if source.time is not None:
+        needed = f"a time at or after the creation of the {source.receiver}"
+        where = f"{source.file}:{source.time}"
+        db.check("early event", where, quoted(table), "t < receiver_t", needed)
+    pointers = (
+        Pointer("sender_text", source.sender_text, "sender", source.sender, False),
+        Pointer("sender_resume", source.sender_resume, "sender", source.sender, True),
+        Pointer("receiver_text", source.receiver_text, "receiver", source.receiver, False),
+    )
+    resolve_pointers(db, table, source.file, pointers)
+    drop_excluded(db, table, f"{source.file} events")
+
+
+def split_events(db: Database, schema: Schema) -> Cuts | None:
+    """Gives all events the code of their split; returns the cuts in time."""
     times = [
         db.arrays(f"SELECT t FROM {quoted(event_table(k))} WHERE t IS NOT NULL")["t"]
         for k in range(len(schema.events))

@@ -72,6 +72,11 @@ class Findings:
         if count:
             self._counts[group][name] = self._counts[group].get(name, 0) + count
 
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """What was counted, by group."""
+        return {group: dict(counts) for group, counts in self._counts.items()}
+
     def note(self, text: str) -> None:
         """Records a sentence for the reader of the report."""
         self._notes.append(text)
@@ -102,6 +107,6 @@ class Findings:
         for note in self._notes:
             _LOG.log(logging.WARNING if note in self._loud else logging.INFO, "%s", note)
         return {
-            **{group: dict(counts) for group, counts in self._counts.items()},
+            **self.counts,
             "notes": list(self._notes),
         }

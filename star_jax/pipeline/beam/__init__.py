@@ -1,0 +1,1 @@
+"""Bulk work as Apache Beam pipelines, for inputs larger than one machine."""
