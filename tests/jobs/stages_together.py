@@ -1,8 +1,4 @@
-"""A run of two stages by several processes; run as a script, it is one of them.
-
-The first stage is done by one process: it computes on a mesh, saves a checkpoint and reads it. The
-second one adds up what all of them have.
-"""
+"""A run of three stages by several processes; run as a script, it is one of them."""
 
 import dataclasses
 import json
@@ -14,58 +10,79 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from star_jax import artefacts
 from star_jax.jobs.run import Stage, run_stages
 from star_jax.parallel import processes
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES
-from star_jax.train.checkpoints import Checkpointer
+from star_jax.train.checkpoints import Checkpointer, TrainedParameters, load_trained
 from star_jax.train.optimizers import OptimizerConfig, make_optimizer
-from star_jax.train.state import create_state
+from star_jax.train.state import TrainState, create_state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    seconds: float = 0.0  # That the first stage takes longer.
+    seconds: float = 0.0  # That the first stage takes.
 
 
-def first(config: StageConfig, workdir: Path) -> None:
-    """Says how many devices it computed with."""
-    mesh = make_mesh(MeshConfig())
-    params = {"weight": np.arange(8, dtype=np.float32)}
-    optimizer = make_optimizer(OptimizerConfig())
-    state = create_state(params, optimizer, seed=0, mesh=mesh, rules=FSDP_RULES)
-    with artefacts.writing(workdir / "first", "first") as partial:
-        checkpointer = Checkpointer(partial / "checkpoints", config=config, frozen_digest="")
-        checkpointer.save(state, {}, None)
-        restored = checkpointer.restore_last(state)
-        total = float(jnp.sum(restored.state.trainable["weight"])) if restored else 0.0
+def prepare(config: StageConfig, workdir: Path) -> None:
+    """Takes its time."""
+    with artefacts.writing(workdir / "data", "data") as partial:
         (workdir / "began").touch()
         time.sleep(config.seconds)
-        (partial / "data").write_text(json.dumps([mesh.size, total]), encoding="utf-8")
+        (partial / "size").write_text(str(make_mesh(MeshConfig()).size), encoding="utf-8")
 
 
-def second(config: StageConfig, workdir: Path) -> None:
-    """Says how many devices it computed with, and the sum of what was put on each."""
+def train(config: StageConfig, workdir: Path) -> None:
+    """Saves the sum of what was put on each device."""
+    size = int((workdir / "data" / "size").read_text(encoding="utf-8"))
     mesh = make_mesh(MeshConfig())
-    where = NamedSharding(mesh, PartitionSpec("data"))
-    size, total = json.loads((workdir / "first" / "data").read_text(encoding="utf-8"))
     rows = jax.make_array_from_callback(
-        (mesh.size,), where, lambda _: np.array([total * (jax.process_index() + 1)], np.float32)
+        (mesh.size,),
+        NamedSharding(mesh, PartitionSpec("data")),
+        lambda _: np.array([size * (10.0 + jax.process_index())], np.float32),
     )
-    data = [size, mesh.size, float(jax.jit(jnp.sum)(rows))]
-    text = json.dumps(data)
-    folder = workdir / "second"
-    processes.write_once(lambda: (folder / "data").write_text(text, encoding="utf-8"), "data")
-    processes.write_once(lambda: artefacts.seal(folder, "second", {}), "sealed")
+    state = begin(mesh)
+    state = state._replace(
+        trainable={"weight": jax.jit(jnp.add)(state.trainable["weight"], jnp.sum(rows))}
+    )
+    checkpointer = Checkpointer(workdir / "model" / "checkpoints", config=config, frozen_digest="")
+    checkpointer.save(state, {}, None)
+    processes.write_once(lambda: artefacts.seal(workdir / "model", "model", {}), "sealed")
+
+
+def score(config: StageConfig, workdir: Path) -> None:
+    """Says how many devices it computed with, and what it read."""
+    mesh = make_mesh(MeshConfig())
+    like = begin(mesh)
+    checkpointer = Checkpointer(workdir / "model" / "checkpoints", config=config, frozen_digest="")
+    read = checkpointer.restore(0, like).state.trainable
+    model = load_trained(
+        workdir / "model" / "checkpoints",
+        0,
+        TrainedParameters(like.trainable, like.statistics),
+        frozen_digest="",
+    ).trainable
+    with artefacts.writing(workdir / "scores", "scores") as partial:
+        values = [mesh.size, *(float(each["weight"].sum()) for each in (read, model))]
+        (partial / "values").write_text(json.dumps(values), encoding="utf-8")
+
+
+def begin(mesh: Mesh) -> TrainState:
+    """Ones."""
+    params = {"weight": np.ones(4, np.float32)}
+    optimizer = make_optimizer(OptimizerConfig())
+    return create_state(params, optimizer, seed=0, mesh=mesh, rules=FSDP_RULES)
 
 
 def stages(config: StageConfig) -> list[Stage]:
+    """Data, a model and its scores; training is done by all."""
     return [
-        Stage("first", first, config, "first", "first", (), False),
-        Stage("second", second, config, "second", "second", ("first",), True, together=True),
+        Stage("prepare", prepare, config, "data", "data", (), False),
+        Stage("train", train, config, "model", "model", ("data",), True, together=True),
+        Stage("score", score, config, "scores", "scores", ("model",), False),
     ]
 
 
@@ -76,12 +93,15 @@ def main(workdir: str, seconds: str, port: str, count: str, index: str) -> None:
             coordinator=f"localhost:{port}", num_processes=int(count), process_id=int(index)
         )
     )
+    done = False
     try:
         run_stages(stages(StageConfig(seconds=float(seconds))), Path(workdir))
-    except Exception:
-        traceback.print_exc()
-        processes.leave(1)  # As the command line does.
-    processes.wait("done")
+        processes.wait("done")
+        done = True
+    finally:
+        if not done:
+            traceback.print_exc()
+            processes.leave(1)  # As the command line does: the others may wait for this one.
 
 
 if __name__ == "__main__":

@@ -55,11 +55,11 @@ def logs(folder):
 
 def test_one_process_does_a_stage_while_the_other_waits(begin, tmp_path):
     assert [process.wait(timeout=120) for process in begin(2.0)] == [0, 0], logs(tmp_path)
-    # One device, then both; 28 is the sum of what was restored, and twice that of the other one.
-    assert json.loads((tmp_path / "second" / "data").read_text()) == [1, 2, 84.0]
-    records = [tmp_path / name / artefacts.STAGE for name in ("first", "second")]
+    # One device prepares and scores. Two train: each of four weights is 1 + 10 + 11.
+    assert json.loads((tmp_path / "scores" / "values").read_text()) == [1, 88.0, 88.0]
+    records = [tmp_path / name / artefacts.STAGE for name in ("data", "model", "scores")]
     before = [record.read_text() for record in records]
-    assert [json.loads(text)["state"] for text in before] == ["done", "done"]
+    assert [json.loads(text)["state"] for text in before] == ["done"] * 3
     assert [process.wait(timeout=120) for process in begin(2.0)] == [0, 0], logs(tmp_path)
     assert [record.read_text() for record in records] == before  # Nothing was done again.
 
