@@ -6,6 +6,7 @@ import pytest
 
 from tests.machines import (
     PYTHON,
+    ROOT,
     fake_bin,
     make_clone,
     metadata_server,
@@ -354,3 +355,20 @@ def test_a_dry_run_ends_as_the_plan_does(machine, code):
     assert done.returncode == code
     ending = f"<plan><{machine.config}><--topology><h200:8><--workdir><W><--a.b><1 2>"
     assert done.stdout.splitlines()[-1] == ending
+
+
+@pytest.mark.parametrize(("script", "page"), [("gpu_a100.sh", "GPU.md"), ("tpu.sh", "TPU.md")])
+def test_the_page_explains_every_flag(machine, script, page):
+    text = (ROOT / "launch" / page).read_text(encoding="utf-8")
+    args = ("--topology", "h200:8", "--hosts", "a")
+    done = machine.dry_run(script, *args, nvidia_smi=A100)
+    assert machine.command(done) == expected()
+    shown = [line for line in done.stdout.splitlines() if re.match(r"\w+=", line)]
+    flags = sorted(word for line in shown for word in re.findall(r"--xla\w+=\w+", line))
+    assert flags == sorted(set(re.findall(r"--xla\w+=\w+", text)))
+    assert all(line.split("=")[0] in text for line in shown)
+
+
+def test_the_page_gives_a_jobset_what_is_asked_of_it():
+    text = (ROOT / "launch" / "GPU.md").read_text(encoding="utf-8")
+    assert all(name in text for name in (*JOBSET, "--num-hosts"))

@@ -99,8 +99,8 @@ def joined() -> bool:
 
 
 def count() -> int:
-    """How many processes run the job."""
-    return jax.process_count()
+    """How many processes do what this one does."""
+    return 1 if _state["alone"] else jax.process_count()
 
 
 def is_first() -> bool:
@@ -110,7 +110,7 @@ def is_first() -> bool:
 
 def is_alone() -> bool:
     """Whether no other process does what this one does."""
-    return _state["alone"] or jax.process_count() == 1
+    return count() == 1
 
 
 def devices() -> Sequence[jax.Device]:
