@@ -41,19 +41,19 @@ class Hosts(NamedTuple):
 
     source: str  # Who said so.
     names: list[str]
-    index: int | None  # Of this one; None: it starts the others.
+    host_index: int | None  # Of this one; None: it starts the others.
     port: int
 
     def lines(self) -> list[str]:
         """For the shell."""
         one = len(self.names) == 1
-        index = self.index or 0
+        index = self.host_index or 0
         return [
             f"source={self.source}",
             f"hosts={' '.join(self.names)}",
             f"host={self.names[index]}",
             f"host_index={index}",
-            f"starts_others={'true' if self.index is None and not one else 'false'}",
+            f"starts_others={'true' if self.host_index is None and not one else 'false'}",
             f"coordinator={'' if one else f'{self.names[0]}:{self.port}'}",
         ]
 

@@ -113,7 +113,7 @@ def is_alone() -> bool:
     return count() == 1
 
 
-def devices() -> Sequence[jax.Device]:
+def devices() -> Sequence[Any]:
     """Those that all processes at work have together."""
     return jax.local_devices() if is_alone() else jax.devices()
 
