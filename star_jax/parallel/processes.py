@@ -21,6 +21,7 @@ import numpy as np
 from jax._src import distributed  # Its key-value store has no public name.
 from jax.experimental import multihost_utils
 from jaxtyping import Shaped
+from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
 
 from star_jax.config import InputError
 
@@ -132,11 +133,16 @@ def by_the_first(work: Callable[[], Any]) -> Any:
     key = f"star_jax/turn/{next(_turns)}"
     client: Any = distributed.global_state.client
     if not is_first():
-        return json.loads(_told(client, key))
+        answer, counted = json.loads(_told(client, key))
+        while int(OperationIdGenerator.get_current_operation_id()) < counted:
+            OperationIdGenerator.next_operation_id()
+        return answer
     _state["alone"] = True  # After an error too: the others are not where this one is.
     answer = work()
     _state["alone"] = False
-    client.key_value_set(key, json.dumps(answer))
+    # Orbax counts what it reads and writes, and processes that count apart do not meet again.
+    counted = int(OperationIdGenerator.get_current_operation_id())
+    client.key_value_set(key, json.dumps([answer, counted]))
     return answer
 
 

@@ -1,6 +1,7 @@
-"""A run of three stages by several processes; run as a script, it is one of them."""
+"""A run of four stages by several processes; run as a script, it is one of them."""
 
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -35,7 +36,7 @@ def prepare(config: StageConfig, workdir: Path) -> None:
         (partial / "size").write_text(str(make_mesh(MeshConfig()).size), encoding="utf-8")
 
 
-def train(config: StageConfig, workdir: Path) -> None:
+def train(config: StageConfig, workdir: Path, output: str) -> None:
     """Saves the sum of what was put on each device."""
     size = int((workdir / "data" / "size").read_text(encoding="utf-8"))
     mesh = make_mesh(MeshConfig())
@@ -48,9 +49,10 @@ def train(config: StageConfig, workdir: Path) -> None:
     state = state._replace(
         trainable={"weight": jax.jit(jnp.add)(state.trainable["weight"], jnp.sum(rows))}
     )
-    checkpointer = Checkpointer(workdir / "model" / "checkpoints", config=config, frozen_digest="")
+    folder = workdir / output
+    checkpointer = Checkpointer(folder / "checkpoints", config=config, frozen_digest="")
     checkpointer.save(state, {}, None)
-    processes.write_once(lambda: artefacts.seal(workdir / "model", "model", {}), "sealed")
+    processes.write_once(lambda: artefacts.seal(folder, "model", {}), "sealed")
 
 
 def score(config: StageConfig, workdir: Path) -> None:
@@ -78,11 +80,17 @@ def begin(mesh: Mesh) -> TrainState:
 
 
 def stages(config: StageConfig) -> list[Stage]:
-    """Data, a model and its scores; training is done by all."""
+    """Data, a model, its scores and another model; training is done by all."""
+
+    def training(output: str) -> Stage:
+        do = functools.partial(train, output=output)
+        return Stage("train", do, config, output, "model", ("data",), True, together=True)
+
     return [
         Stage("prepare", prepare, config, "data", "data", (), False),
-        Stage("train", train, config, "model", "model", ("data",), True, together=True),
+        training("model"),
         Stage("score", score, config, "scores", "scores", ("model",), False),
+        training("again"),  # After a checkpoint that one process read.
     ]
 
 

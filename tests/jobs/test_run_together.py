@@ -57,9 +57,9 @@ def test_one_process_does_a_stage_while_the_other_waits(begin, tmp_path):
     assert [process.wait(timeout=120) for process in begin(2.0)] == [0, 0], logs(tmp_path)
     # One device prepares and scores. Two train: each of four weights is 1 + 10 + 11.
     assert json.loads((tmp_path / "scores" / "values").read_text()) == [1, 88.0, 88.0]
-    records = [tmp_path / name / artefacts.STAGE for name in ("data", "model", "scores")]
+    records = [tmp_path / name / artefacts.STAGE for name in ("data", "model", "scores", "again")]
     before = [record.read_text() for record in records]
-    assert [json.loads(text)["state"] for text in before] == ["done"] * 3
+    assert [json.loads(text)["state"] for text in before] == ["done"] * 4
     assert [process.wait(timeout=120) for process in begin(2.0)] == [0, 0], logs(tmp_path)
     assert [record.read_text() for record in records] == before  # Nothing was done again.
 
