@@ -101,34 +101,6 @@ install_beside_by_pip() {
     --constraint "$file" "${@:2}"
 }
 
-# launch REQUIREMENTS ARGS...: what the launchers of accelerators share. Reads
-# `CONFIG [--workdir W] [--dry-run] [--a.b value ...]`, installs, and runs or resumes CONFIG.
-launch() {
-  local requirements=$1 config='' workdir='' rest=()
-  shift
-  while (($#)); do
-    case $1 in
-      --dry-run) DRY_RUN=true ;;
-      --workdir)
-        (($# > 1)) || fail "--workdir needs a folder"
-        workdir=$2
-        shift
-        ;;
-      --workdir=*) workdir=${1#*=} ;;
-      *) if [[ -z $config && $1 != --* ]]; then config=$1; else rest+=("$1"); fi ;;
-    esac
-    shift
-  done
-  [[ -n $config ]] || fail "CONFIG is missing: $0 CONFIG [--workdir W] [--dry-run] [--a.b value ...]"
-  [[ -f $config ]] || fail "config $config does not exist"
-  workdir=${workdir:-$ROOT/runs/$(basename "$config" .py)}
-
-  install_locked requirements.lock
-  install_beside requirements.lock -r "$ROOT/$requirements"
-  # In the shell's place: a scheduler's SIGTERM must reach the training, which saves its step.
-  run exec "$VENV/bin/star" run "$config" --workdir "$workdir" ${rest[@]+"${rest[@]}"}
-}
-
 # add_flag VARIABLE FLAG: appends to what the caller has already set.
 add_flag() {
   printf -v "$1" '%s' "${!1:+${!1} }$2"

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from star_jax import __version__
-from star_jax.commands import BRANCH, COMMANDS, EPILOG, PLAN, TOGETHER
+from star_jax.commands import BRANCH, COMMANDS, EPILOG, PLAN
 from star_jax.config import InputError, fields, load_config, override
+from star_jax.jobs import TOGETHER
 from star_jax.train.stopping import Stopped
 
 
@@ -39,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _ended(2)
     except Stopped as stopped:
         print(f"star: {_one_line(stopped)}; the same command goes on from there", file=sys.stderr)
-        return stopped.exit_code
+        processes = _together()
+        alone = processes is not None and processes.is_alone()  # The others are not stopped.
+        return _ended(stopped.exit_code) if alone else stopped.exit_code
     except KeyboardInterrupt:
         print("star: interrupted; the same command goes on from here", file=sys.stderr)
         return _ended(130)
@@ -86,18 +89,21 @@ def _run(argv: list[str]) -> int:
     _log_to_terminal()
     _join(args)
     job = importlib.import_module(f"star_jax.jobs.{COMMANDS[args.command].module}")
-    job.run(_part(config, get_type_hints(job.run)["config"], args), args.workdir)
-    if processes := _together():
+    part = _part(config, get_type_hints(job.run)["config"], args)
+    processes = _together()
+    if processes and COMMANDS[args.command].module not in (*TOGETHER, "run"):
+        processes.by_the_first(lambda: job.run(part, args.workdir))
+    else:
+        job.run(part, args.workdir)
+    if processes:
         processes.wait("done")  # None ends before the others: the first one holds them together.
-    if args.command in ("report", "run"):
+    if args.command in ("report", "run") and (not processes or processes.is_first()):
         _print_results(args.workdir)
     return 0
 
 
 def _join(args: argparse.Namespace) -> None:
     """Meets the other processes, if there are any; the first one speaks for all."""
-    if args.command not in TOGETHER:
-        return
     given = {name: getattr(args, name) for name in ("num_processes", "process_id")}
     if args.coordinator is None:
         if any(value is not None for value in given.values()):
@@ -201,8 +207,7 @@ def _parser() -> argparse.ArgumentParser:
             "config", metavar="CONFIG", type=Path, help="Python file with get_config()"
         )
         sub.add_argument("--workdir", metavar="DIR", type=Path, help="folder of all artefacts")
-        if name in TOGETHER:
-            _add_processes(sub)
+        _add_processes(sub)
         sub.add_argument_group(
             "overrides",
             "--a.b value sets the field b of the group a; `--help` after CONFIG lists them all",
@@ -212,7 +217,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_processes(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "several processes", "each is given the same command, and sees the same --workdir"
+        "several processes",
+        "each is given the same command, and sees the same --workdir; what they do not do "
+        "together, the first one does while the others wait",
     )
     group.add_argument(
         "--coordinator", metavar="HOST:PORT", help="of the first one; auto: the cluster says it all"

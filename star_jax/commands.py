@@ -76,8 +76,6 @@ COMMANDS = {
     ),
 }
 
-TOGETHER = ("train-text", "export-text", "train-graph")  # What several processes do together.
-
 BRANCH = {  # What `star branch` does, with its options: all of them are paths but the owner.
     "init": ("--workdir --owner --output", "write the signals of all that was imported"),
     "diff": ("A B", "print which signals B adds, removes and changes"),

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "tests/complaints.md", *ROOT.glob("bench/results/*.md")]
+DOCUMENTS = [
+    *(
+        ROOT / name
+        for name in ("README.md", "tests/complaints.md", "launch/GPU.md", "launch/TPU.md")
+    ),
+    *ROOT.glob("bench/results/*.md"),
+]
 _TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 _FILE = re.compile(
     r"(?<![\w./])(?:star_jax|configs|launch|data|tests|bench)/[\w/]+\.(?:py|sh|md)\b"

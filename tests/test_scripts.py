@@ -2,64 +2,27 @@
 
 import os
 import re
-import shutil
-import subprocess
 import tomllib
-from pathlib import Path
 
 import pytest
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parent.parent
+from tests.machines import LOCKS, PYTHON, ROOT, fake_bin, make_clone, run
+
 SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / "tests/run.sh", ROOT / ".ci/run"])
-_PYTHON = 'echo "$0"'  # Stands for a Python that fits and says where it is.
 _NO_VENV = 'case $2 in *ensure*) exit 1 ;; *-venv*) echo V ;; *) echo "$0" ;; esac'
-LOCKS = ("requirements.lock", "requirements-dev.lock")
-
-
-def _run(*command, path=None, cwd=None):
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-    if path:
-        environment["PATH"] = path
-    return subprocess.run(
-        [str(word) for word in command],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=cwd,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
 def test_scripts_parse_and_can_be_started(script):
-    assert _run("bash", "-n", script).returncode == 0
+    assert run("bash", "-n", script).returncode == 0
     assert os.access(script, os.X_OK) != script.name.startswith("_")
 
 
 @pytest.fixture
 def clone(tmp_path):
-    """A copy of what the scripts need, without an environment, in a folder with a blank."""
-    root = tmp_path / "a clone"
-    shutil.copytree(ROOT / "launch", root / "launch")
-    shutil.copytree(ROOT / "configs", root / "configs")
-    for name in ("pyproject.toml", *LOCKS):
-        shutil.copy(ROOT / name, root)
-    return root
-
-
-def _fake_bin(folder, **programs):
-    """A PATH with the basic tools and these programs, but no uv and no other Python."""
-    folder.mkdir()
-    for tool in ("bash", "dirname", "basename", "cat", "sha256sum", "sed", "grep", "env"):
-        found = shutil.which(tool)
-        assert found
-        (folder / tool).symlink_to(found)
-    for name, body in programs.items():
-        (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n", encoding="utf-8")
-        (folder / name).chmod(0o755)
-    return str(folder)
+    return make_clone(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -71,26 +34,28 @@ def _fake_bin(folder, **programs):
 )
 def test_dry_run_prints_and_does_nothing(clone, tmp_path, script, expected):
     config = clone / "configs" / "run" / "recommended.py"
-    done = _run(
+    done = run(
         *(clone / "launch" / script, config, "--dry-run", "--workdir", "my runs", "--a.b", "1 2"),
-        path=_fake_bin(tmp_path / "bin", python3=_PYTHON),
+        path=fake_bin(tmp_path / "bin", python3=PYTHON),
         cwd=tmp_path,
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+    assert done.returncode == 0
+    assert all(line.startswith("launch: ") for line in done.stderr.splitlines())
     for pattern in [*expected, "--require-hashes -r .*/requirements.lock", "-m venv .*/.venv"]:
         assert re.search(pattern, done.stdout), pattern
-    assert lines[-1].startswith("exec ")  # A signal for the script is one for the run.
-    assert lines[-1].endswith("recommended.py --workdir my\\ runs --a.b 1\\ 2 ")
+    *_, command, plan = done.stdout.splitlines()
+    assert command.startswith("exec ")  # A signal for the script is one for the run.
+    assert command.endswith("recommended.py --workdir my\\ runs --a.b 1\\ 2 ")
+    assert plan.endswith(" --workdir my\\ runs --a.b 1\\ 2 ")
     assert not (clone / ".venv").exists()
     assert not (tmp_path / "my runs").exists()
 
 
 @pytest.mark.parametrize("uv", [{}, {"uv": "exit 0"}], ids=["pip", "uv"])
 def test_installs_by_uv_where_it_is_present(clone, tmp_path, uv):
-    done = _run(
+    done = run(
         *(clone / "launch/tpu.sh", clone / "configs/run/quickstart.py", "--dry-run"),
-        path=_fake_bin(tmp_path / "bin", python3=_PYTHON, **uv),
+        path=fake_bin(tmp_path / "bin", python3=PYTHON, **uv),
     )
     assert ("uv pip install" in done.stdout) == bool(uv)
     assert ("-m pip install" in done.stdout) != bool(uv)
@@ -98,9 +63,9 @@ def test_installs_by_uv_where_it_is_present(clone, tmp_path, uv):
 
 def test_the_interop_extra_comes_by_pip_under_the_locks_versions(clone, tmp_path):
     install = "DRY_RUN=true; install_beside_by_pip requirements-dev.lock -r interop.txt"
-    done = _run(
+    done = run(
         *("bash", "-c", f"source '{clone}/launch/_env.sh'; {install}"),
-        path=_fake_bin(tmp_path / "bin", python3=_PYTHON, uv="exit 0"),
+        path=fake_bin(tmp_path / "bin", python3=PYTHON, uv="exit 0"),
     )
     *_, last = done.stdout.splitlines()
     assert re.match(r"\S*/a\\ clone/\.venv/bin/python -m pip install ", last)
@@ -122,9 +87,7 @@ def test_the_interop_extra_comes_by_pip_under_the_locks_versions(clone, tmp_path
     ids=["no python", "no venv"],
 )
 def test_says_what_to_install_in_one_line(clone, tmp_path, programs, message):
-    done = _run(
-        clone / "launch/quickstart.sh", path=_fake_bin(tmp_path / "bin", **programs), cwd="/"
-    )
+    done = run(clone / "launch/quickstart.sh", path=fake_bin(tmp_path / "bin", **programs), cwd="/")
     assert done.returncode == 2
     assert re.fullmatch(f"(installing .*\n)?star: error: {message}\n", done.stderr)
     assert not (clone / ".venv").exists()
@@ -141,7 +104,7 @@ def test_says_what_to_install_in_one_line(clone, tmp_path, programs, message):
     ],
 )
 def test_wrong_arguments_end_before_installing(clone, args, message):
-    done = _run(clone / args[0], *args[1:])
+    done = run(clone / args[0], *args[1:])
     assert done.returncode == 2
     assert done.stderr.startswith(f"star: error: {message}")
     assert len(done.stderr.splitlines()) == 1

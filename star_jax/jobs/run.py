@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 from star_jax import artefacts
 from star_jax.config import InputError, difference, fields, to_json
 from star_jax.jobs import (
+    TOGETHER,
     build_graph,
     evaluate,
     export_graph,
@@ -24,6 +26,7 @@ from star_jax.jobs import (
     train_graph,
     train_text,
 )
+from star_jax.parallel import processes
 from star_jax.pipeline import graph_model, graph_training
 
 _RESUMABLE = ("text_model", "graph_model")  # Kinds that fill their folder step by step.
@@ -54,13 +57,15 @@ class Stage(NamedTuple):
     kind: str
     inputs: tuple[str, ...]  # Folders in the working directory.
     in_place: bool  # Fills its folder step by step and can go on from any of them.
+    together: bool = False  # By all processes of this run; else by the first one.
 
 
 def stages(config: RunConfig) -> list[Stage]:
     """The whole path. The graph half runs twice: with the text vectors and without them."""
 
     def stage(name: str, job: Any, config: Any, output: str, kind: str, *inputs: str) -> Stage:
-        return Stage(name, job.run, config, output, kind, inputs, kind in _RESUMABLE)
+        together = job.__name__.rpartition(".")[2] in TOGETHER
+        return Stage(name, job.run, config, output, kind, inputs, kind in _RESUMABLE, together)
 
     c = config
     train_only = graph_training.without_text(c.train_graph)
@@ -98,17 +103,31 @@ def run(config: RunConfig, workdir: Path) -> None:
 
 
 def run_stages(plan: list[Stage], workdir: Path) -> None:
-    """As `run`, for any list of stages whose inputs come before them."""
+    """As `run`, for any list of stages whose inputs come before them.
+
+    Of several processes, the first one decides, keeps the records and does what is not done
+    together.
+    """
     with _alone(workdir):
         for number, stage in enumerate(plan, start=1):
             title = f"[{number}/{len(plan)}] {stage.name}"
-            artefacts.sweep(workdir / stage.output)
-            record = {
-                "config": json.loads(to_json(stage.config)),
-                "inputs": _inputs(stage, workdir),
-            }
-            if _prepare(stage, workdir / stage.output, record, title):
-                _do(stage, workdir, record, title)
+            record = processes.by_the_first(functools.partial(_due, stage, workdir, title))
+            if record is None:
+                continue
+            do = functools.partial(_do, stage, workdir, record, title)
+            if not stage.together:
+                processes.by_the_first(do)
+            elif processes.is_first():
+                do()
+            else:
+                stage.run(stage.config, workdir)
+
+
+def _due(stage: Stage, workdir: Path, title: str) -> dict[str, Any] | None:
+    """What a stage is made from, when it must run."""
+    artefacts.sweep(workdir / stage.output)
+    record = {"config": json.loads(to_json(stage.config)), "inputs": _inputs(stage, workdir)}
+    return record if _prepare(stage, workdir / stage.output, record, title) else None
 
 
 def _prepare(stage: Stage, output: Path, record: dict[str, Any], title: str) -> bool:
@@ -208,7 +227,13 @@ def _content(path: Path, field: str) -> str:
 
 @contextmanager
 def _alone(workdir: Path) -> Iterator[None]:
-    """Holds the folder's lock, which ends with the process; leaves no empty folder on failure."""
+    """Holds the folder's lock, which ends with the process; leaves no empty folder on failure.
+
+    Of several processes, the first one holds it.
+    """
+    if processes.joined() and not processes.is_first():
+        yield
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     handle = os.open(workdir, os.O_RDONLY)
     try:

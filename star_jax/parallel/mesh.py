@@ -8,6 +8,7 @@ import jax
 from jax.sharding import AxisType, Mesh
 
 from star_jax.config import InputError
+from star_jax.parallel import processes
 
 DATA = "data"
 FSDP = "fsdp"
@@ -38,7 +39,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     Raises:
       InputError: There are fewer devices than asked for, or `fsdp` does not divide them.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = processes.devices() if devices is None else devices
     data = len(devices) // config.fsdp if config.data == REST else config.data
     needed = data * config.fsdp
     if needed > len(devices) or (config.data == REST and needed != len(devices)):

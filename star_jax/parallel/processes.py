@@ -2,21 +2,26 @@
 
 All see one working directory. Each runs the same program; arrays on the mesh are global. The first
 process writes the files that are written once and says what is said once. Functions that all call
-together say so.
+together say so. What only one process can do, the first does as if there were no others, while
+these wait: `by_the_first`.
 """
 
 import dataclasses
+import itertools
+import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax._src import distributed  # Its key-value store has no public name.
 from jax.experimental import multihost_utils
 from jaxtyping import Shaped
+from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
 
 from star_jax.config import InputError
 
@@ -25,7 +30,10 @@ _HEARTBEAT_S = 30  # A process that is silent for so long is dead.
 _NAMED_S = 45  # After the first error, for the runtime to say which one it is.
 _JOIN_S = 300
 _ASK_EVERY = 10
+_LOOK_S = 0.5  # Between two looks at what the first process has done.
 
+_turns = itertools.count()  # Of the first process; all count alike.
+_state = {"alone": False}  # Whether this is the first process, in a turn of its own.
 _log = logging.getLogger(__name__)
 
 
@@ -71,6 +79,7 @@ def join(config: Joined) -> None:
       InputError: They did not all come within five minutes, or nothing says where they are.
     """
     detected = config.coordinator == AUTO
+    jax.config.update("jax_enable_preemption_service", False)  # It would swallow every SIGTERM.
     try:
         jax.distributed.initialize(
             coordinator_address=None if detected else config.coordinator,
@@ -91,8 +100,8 @@ def joined() -> bool:
 
 
 def count() -> int:
-    """How many processes run the job."""
-    return jax.process_count()
+    """How many processes do what this one does."""
+    return 1 if _state["alone"] else jax.process_count()
 
 
 def is_first() -> bool:
@@ -100,9 +109,60 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def is_alone() -> bool:
+    """Whether no other process does what this one does."""
+    return count() == 1
+
+
+def devices() -> Sequence[Any]:
+    """Those that all processes at work have together."""
+    return jax.local_devices() if is_alone() else jax.devices()
+
+
+def by_the_first(work: Callable[[], Any]) -> Any:
+    """The first process works as if it were the only one, and all go on with what it returns.
+
+    The others wait as long as it takes, and compute nothing meanwhile. All call it; where no others
+    were met, it is a call. An error of the first one ends it, and with it the others.
+
+    Args:
+      work: Returns what JSON can say.
+    """
+    if not joined():
+        return work()
+    key = f"star_jax/turn/{next(_turns)}"
+    client: Any = distributed.global_state.client
+    if not is_first():
+        answer, counted = json.loads(_told(client, key))
+        while int(OperationIdGenerator.get_current_operation_id()) < counted:
+            OperationIdGenerator.next_operation_id()
+        return answer
+    _state["alone"] = True  # After an error too: the others are not where this one is.
+    answer = work()
+    _state["alone"] = False
+    # Orbax counts what it reads and writes, and processes that count apart do not meet again.
+    counted = int(OperationIdGenerator.get_current_operation_id())
+    client.key_value_set(key, json.dumps([answer, counted]))
+    return answer
+
+
+def _told(client: Any, key: str) -> str:
+    """What the first process says under a key, once it does.
+
+    Asked again and again: a call that blocks would keep signals from this process.
+    """
+    while True:
+        try:
+            return client.key_value_try_get(key)
+        except jax.errors.JaxRuntimeError as error:
+            if "NOT_FOUND" not in str(error):
+                raise
+        time.sleep(_LOOK_S)
+
+
 def wait(what: str) -> None:
     """Waits for all others at the same place, which `what` names."""
-    if jax.process_count() > 1:
+    if not is_alone():
         multihost_utils.sync_global_devices(what)
 
 
@@ -115,7 +175,7 @@ def write_once(write: Callable[[], object], what: str) -> None:
 
 def agreed(value: float) -> float:
     """What the first process has; all call it."""
-    if jax.process_count() == 1:
+    if is_alone():
         return value
     halves = np.array([value], np.float64).view(np.uint32)
     return float(np.asarray(multihost_utils.broadcast_one_to_all(halves)).view(np.float64)[0])
@@ -126,7 +186,7 @@ def settled(step: int, value: float) -> float:
 
     Alone, the value. All call it at the same steps.
     """
-    if jax.process_count() == 1:
+    if is_alone():
         return value
     if step % _ASK_EVERY:
         return 0.0

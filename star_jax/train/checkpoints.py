@@ -138,7 +138,8 @@ class Checkpointer:
                 f"{path} was trained on other inputs ({', '.join(changed)}); give another "
                 f"--workdir, or remove {self.folder}"
             )
-        parts = ocp.load_checkpointables(str(path.absolute() / _ARRAYS), _parts(abstract(like)))
+        with _reading():
+            parts = ocp.load_checkpointables(str(path.absolute() / _ARRAYS), _parts(abstract(like)))
         best = Best(*record["best"]) if record["best"] else None
         _log.info("restored %s", path)
         state = like._replace(**{name: part[name] for part in parts.values() for name in part})
@@ -176,7 +177,7 @@ def load_trained(
     _read_record(path, frozen_digest)
     model = {name: tree for name, tree in like._asdict().items() if jax.tree.leaves(tree)}
     shapes = {"model": jax.tree.map(_shape, model)}
-    context = ocp.Context()
+    context = _reading()
     context.pytree.loading.partial_load = partial
     with context:
         loaded = ocp.load_checkpointables(str(path.absolute() / _ARRAYS), shapes)
@@ -201,6 +202,14 @@ def tree_digest(tree: PyTree) -> str:
 def _save_arrays(partial: Path, state: TrainState) -> None:
     processes.wait("folder of a checkpoint made")
     ocp.save_checkpointables(str(partial.absolute() / _ARRAYS), _parts(state))
+
+
+def _reading() -> ocp.Context:
+    """In which Orbax waits for none but the processes that read; all save together, always."""
+    context = ocp.Context()
+    if processes.is_alone():
+        context.multiprocessing.active_processes = {jax.process_index()}
+    return context
 
 
 def _parts(state: TrainState) -> dict[str, dict[str, PyTree]]:

@@ -48,13 +48,18 @@ def training(*, fsdp=1, plan):
     return TRAINING.format(fsdp=fsdp, plan=plan)
 
 
+def free_port():
+    """One that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
 def start(folder, count, command, config_text, *, devices=1):
     """Starts processes of so many CPU devices each; their output is in `folder/INDEX.log`."""
     config = folder / "config.py"
     config.write_text(config_text)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     begun = []
     for index in range(count):
         arguments = [command, str(config), "--workdir", str(folder)]
