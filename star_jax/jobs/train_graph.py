@@ -19,7 +19,7 @@ from star_jax.graph.engines.drawing import in_step
 from star_jax.graph.engines.protocol import GraphEngine, ProgramEngine
 from star_jax.graph.model import GraphBatch, GraphModel, init_model
 from star_jax.graph.store import GraphStore
-from star_jax.parallel.mesh import make_mesh
+from star_jax.parallel.mesh import make_mesh, num_row_shards
 from star_jax.pipeline.graph_adaptive import AdaptiveBatches, AdaptiveValidation, GraphValidate
 from star_jax.pipeline.graph_conflicts import with_conflicts
 from star_jax.pipeline.graph_engines import make_engine
@@ -167,6 +167,7 @@ def _parts(
     model = file.build()
     params, statistics = init_model(model, config.seed)
     loss, texts, digest = make_model_loss(config, model, meta), None, tree_digest({})
+    rules = graph_rules(config)
     engine = make_engine(config.engine, store, mesh)
     in_program = isinstance(engine, ProgramEngine)
     frozen = engine.arrays if in_program else {}
@@ -175,7 +176,8 @@ def _parts(
         texts = EncodedTexts(config.text_encoder, text, workdir, mesh, seed=config.seed)
         params, loss = joined(params, text.trainable), with_text(loss, text)
         frozen, digest = text.frozen, text.digest
-    optimizer, rules = make_graph_optimizer(config, model), graph_rules(config)
+        rules = graph_rules(config, text.model.tower)
+    optimizer = make_graph_optimizer(config, model)
     state = create_state(
         params, optimizer, seed=config.seed, mesh=mesh, rules=rules, statistics=statistics
     )
@@ -189,7 +191,7 @@ def _parts(
         stateful=True,
         exchange=config.exchange,
     )
-    data = GraphData(config, workdir, file, store, meta, mesh.size, engine, texts)
+    data = GraphData(config, workdir, file, store, meta, num_row_shards(mesh), engine, texts)
     return _Parts(model, state, frozen, digest, engine, step, data)
 
 

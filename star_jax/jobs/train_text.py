@@ -16,8 +16,7 @@ from jax.sharding import Mesh
 from star_jax import artefacts, trees
 from star_jax.config import InputError, to_json
 from star_jax.parallel import processes
-from star_jax.parallel.mesh import MeshConfig, make_mesh
-from star_jax.parallel.rules import FSDP_RULES
+from star_jax.parallel.mesh import MeshConfig, make_mesh, num_row_shards
 from star_jax.pipeline.hard_negatives import FOLDER, read_hard_negatives, with_hard_negatives
 from star_jax.pipeline.known_pairs import KnownPairs, known_positives
 from star_jax.pipeline.tables.read import TaskMeta, read_meta, read_pairs
@@ -148,7 +147,7 @@ class TextTrainConfig:
             objective=dataclasses.replace(self.objective, positive_weight=weight),
         )
 
-    def batch_shape(self, num_devices: int) -> BatchShape:
+    def batch_shape(self, num_shards: int) -> BatchShape:
         """Static sizes of a batch."""
         group, num_parts = self.group_size, self.batch_size // self.microbatch_size
         micro = self.mining == "micro"
@@ -160,8 +159,8 @@ class TextTrainConfig:
             num_chunks=1 if micro else num_parts,
             num_tables=self.num_tables,
             pack_length=self.pack_length,
-            num_pools=num_devices if self.mining == "device" else 1,
-            num_devices=num_devices,
+            num_pools=num_shards if self.mining == "device" else 1,
+            num_shards=num_shards,
         )
 
 
@@ -217,12 +216,13 @@ def _train(
     counts = [f"{trees.count(tree):,}" for tree in (trainable, frozen)]
     _log.info("%s parameters train, %s are frozen, on %d device(s)", *counts, mesh.size)
     optimizer = make_optimizer(config.optimizer)
-    state = create_state(trainable, optimizer, seed=config.seed, mesh=mesh, rules=FSDP_RULES)
+    rules = model_config.rules(model)
+    state = create_state(trainable, optimizer, seed=config.seed, mesh=mesh, rules=rules)
     if not len(data.train.label):
         _log.warning("no training pair has texts on both sides: the text model stays as it began")
         checkpointer.save(state, {}, Best(0, 0.0))
         return Best(0, 0.0), None, 0
-    shape = config.batch_shape(mesh.size)
+    shape = config.batch_shape(num_row_shards(mesh))
     builder = BatchBuilder(data.train, data.records, shape, known=data.known, seed=config.seed)
     batches = make_batches(builder, shape, seed=config.seed)
     step = make_step(
