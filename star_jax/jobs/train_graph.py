@@ -176,7 +176,7 @@ def _parts(
         texts = EncodedTexts(config.text_encoder, text, workdir, mesh, seed=config.seed)
         params, loss = joined(params, text.trainable), with_text(loss, text)
         frozen, digest = text.frozen, text.digest
-        rules = graph_rules(config, text.model.tower)
+        rules = graph_rules(config, text.rules)
     optimizer = make_graph_optimizer(config, model)
     state = create_state(
         params, optimizer, seed=config.seed, mesh=mesh, rules=rules, statistics=statistics

@@ -1,4 +1,4 @@
-"""The device mesh: axes `data` (batches), `fsdp` (batches and parameters), `tensor` (heads, MLP)."""
+"""The device mesh: axes `data` (batches), `fsdp` (batches, parameters), `tensor` (heads, MLPs)."""
 
 import dataclasses
 import math

@@ -89,7 +89,7 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
     for rule in rules:
         if names and not (rule.optional or any(re.fullmatch(rule.pattern, n) for n in names)):
             raise ValueError(
-                f"sharding rule {rule.pattern!r} matches no parameter, needed one such as {names[0]}"
+                f"sharding rule {rule.pattern!r} matches no parameter, needed one like {names[0]}"
             )
 
     def of_leaf(path: tuple, leaf: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> NamedSharding:

@@ -25,7 +25,8 @@ class EngineConfig:
 
     Attributes:
       kind: `host`: files of any size that the host maps, sampled ahead by threads. `mesh`: the
-        graph lies on the devices, spread over them, and the compiled step samples. `deepgnn`: the graph engine of the paper, an optional extra, in the place of `host`.
+        graph lies on the devices, spread over them, and the compiled step samples. `deepgnn`:
+        the graph engine of the paper, an optional extra, in the place of `host`.
       folder: In the working directory, for `deepgnn`: the graph in its format, written when a
         training first asks for it.
       graph_axes: Which axes of the mesh the graph is split over; for `mesh`. `data+fsdp`: all that

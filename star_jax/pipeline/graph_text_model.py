@@ -12,7 +12,6 @@ from star_jax.pipeline.graph_model import CHECKPOINTS, KIND, read_model_file
 from star_jax.pipeline.graph_text import TREE, joined, open_text, parted
 from star_jax.pipeline.text_model import TrainedText
 from star_jax.text.attention_choice import BackendChoice
-from star_jax.text.tower import tower_rules
 from star_jax.train.checkpoints import TrainedParameters, load_trained, tree_digest
 
 
@@ -47,11 +46,10 @@ def open_graph_text(
     )
     trained = text.trainable
     if trained:
-        rules = tower_rules(text.model.tower, base=file.text_encoder.mode == "full")
         like = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             {TREE: trained},
-            shardings({TREE: trained}, mesh, rules),
+            shardings({TREE: trained}, mesh, text.rules),
         )
         found = load_trained(
             folder / CHECKPOINTS,

@@ -45,7 +45,6 @@ from star_jax.pipeline.graph_text import TREE, GraphTextConfig
 from star_jax.pipeline.graph_text_validation import EncodedTexts
 from star_jax.pipeline.graph_validation import GraphValidation
 from star_jax.pipeline.tables.read import TablesMeta, read_pairs
-from star_jax.text.tower import TextTower, tower_rules
 from star_jax.train.exchange import ExchangeConfig
 from star_jax.train.loop import Batches
 from star_jax.train.optimizers import OptimizerConfig, make_optimizer
@@ -346,19 +345,11 @@ def make_graph_optimizer(config: GraphTrainConfig, model: GraphModel) -> Optimiz
     )
 
 
-def graph_rules(config: GraphTrainConfig, tower: TextTower | None = None) -> Rules:
-    """Where the parameters lie: tables that are updated by rows are split by rows.
-
-    Args:
-      config: Of the training.
-      tower: Of its text encoder, where it has one.
-    """
-    rules = FSDP_RULES
-    if tower is not None and config.text_encoder is not None:
-        rules = tower_rules(tower, base=config.text_encoder.mode == "full")
+def graph_rules(config: GraphTrainConfig, rest: Rules = FSDP_RULES) -> Rules:
+    """Where the parameters lie: tables that are updated by rows are split by rows."""
     if config.model.features.identity_update == "dense":
-        return rules
-    return with_tables(rules, TABLES)
+        return rest
+    return with_tables(rest, TABLES)
 
 
 def _sampling(

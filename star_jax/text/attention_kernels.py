@@ -204,4 +204,3 @@ def _window_sides(span: AttentionSpan, window: int | None) -> tuple[int, int] | 
     if window is None:
         return None
     return window - 1, 0 if span == "causal" else window - 1
-

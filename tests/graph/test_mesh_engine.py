@@ -1,6 +1,7 @@
 """The engine inside the program draws what the host draws, array by array, on any mesh."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -138,7 +139,8 @@ def test_samples_do_not_depend_on_the_axes_that_the_graph_is_split_over(
     )
     assert sum(int(table.mask.sum()) for table in expected[0].hops[0].values()) > 100
     assert engine.num_shards == num_shards
-    senders = engine.arrays.edges.sender.addressable_shards
+    edges: Any = engine.arrays.edges
+    senders = edges.sender.addressable_shards
     assert len({shard.index[0].start for shard in senders}) == num_shards
     assert len(senders) == 8
 

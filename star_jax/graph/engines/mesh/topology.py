@@ -148,8 +148,9 @@ def spread(shard: Callable[[int], Any], mesh: Mesh, axes: tuple[str, ...]) -> An
     """
     where, shards = NamedSharding(mesh, PartitionSpec(axes)), num_shards(mesh, axes)
     holders: dict[int, list[Any]] = {}
-    for device, (rows,) in where.addressable_devices_indices_map((shards,)).items():
-        holders.setdefault(rows.start or 0, []).append(device)
+    for device, index in where.addressable_devices_indices_map((shards,)).items():
+        assert index is not None
+        holders.setdefault(index[0].start or 0, []).append(device)
     placed = []
     for number, devices in holders.items():
         made = shard(number)
