@@ -21,6 +21,7 @@ from star_jax.graph.model import ROLES, GraphBatch
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.schema import GraphSchema, parse_key
 from star_jax.graph.store import TIMED_BIT
+from star_jax.parallel.mesh import ROW_AXES
 
 _TRAIN = 1  # The split of all edges.
 
@@ -84,7 +85,7 @@ def draw_arrays(
         name: _features(next(keys), node.count, tuple(node.categorical.values()), name in texts)
         for name, node in schema.nodes.items()
     }
-    return spread(lambda _: MeshArrays(edges, nodes), mesh), total
+    return spread(lambda _: MeshArrays(edges, nodes), mesh, ROW_AXES), total
 
 
 def _relations(

@@ -16,7 +16,6 @@ from star_jax.graph.engines.mesh.engine import MeshArrays, Request, Seeds
 from star_jax.graph.engines.mesh.expand import SeedRows
 from star_jax.graph.engines.mesh.features import NodeArrays
 from star_jax.graph.engines.mesh.topology import (
-    AXES,
     Clock,
     Edges,
     Places,
@@ -32,7 +31,7 @@ from star_jax.graph.samplers.fanouts import FanoutConfig, resolve
 from star_jax.graph.samplers.sample import Fanouts
 from star_jax.graph.schema import GraphSchema, parse_key
 from star_jax.jobs.train_graph import GraphTrainConfig
-from star_jax.parallel.mesh import MeshConfig
+from star_jax.parallel.mesh import ROW_AXES, MeshConfig, num_row_shards
 from star_jax.pipeline.graph_loader import TRAIN_SPLITS
 
 TASK = LinkTask("apply", "member", "job")
@@ -68,11 +67,11 @@ def graph_shapes(
       texts: Versions of a shard by node type; types without any have none.
       text_width: Of the vectors.
     """
-    shards = mesh.size
+    shards = num_row_shards(mesh)
 
     def like(*shape: int, dtype: Any = jnp.int32) -> Any:
         joined = (shards * shape[0], *shape[1:])
-        where = NamedSharding(mesh, PartitionSpec(AXES))
+        where = NamedSharding(mesh, PartitionSpec(ROW_AXES))
         return jax.ShapeDtypeStruct(joined, dtype, sharding=where)
 
     bounds = sum(
@@ -109,8 +108,8 @@ def graph_shapes(
 
 def spread_shape(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> Any:
     """Of an array with an entry per device in front."""
-    where = NamedSharding(mesh, PartitionSpec(AXES))
-    return jax.ShapeDtypeStruct((mesh.size, *shape), dtype, sharding=where)
+    where = NamedSharding(mesh, PartitionSpec(ROW_AXES))
+    return jax.ShapeDtypeStruct((num_row_shards(mesh), *shape), dtype, sharding=where)
 
 
 def request_shape(mesh: Mesh, question: Question) -> Request:
@@ -133,13 +132,14 @@ def request_shape(mesh: Mesh, question: Question) -> Request:
 def paper_arrays(schema: GraphSchema, share: float, mesh: Mesh) -> MeshArrays:
     """The paper's graph, or a share of it, on a mesh: no edge was removed, one text per node."""
     num_edges = sum(2 * 1e6 * RELATIONS[key] * share for key in RELATIONS)
+    shards = num_row_shards(mesh)
     return graph_shapes(
         schema,
         mesh,
-        edges=int(UNEVEN * num_edges / mesh.size),
+        edges=int(UNEVEN * num_edges / shards),
         removed=False,
         weighted=False,
-        texts={name: local_count(schema.nodes[name].count, mesh.size) for name in TEXT_TYPES},
+        texts={name: local_count(schema.nodes[name].count, shards) for name in TEXT_TYPES},
         text_width=TEXT_WIDTH,
     )
 
@@ -278,6 +278,7 @@ def batch_shape(mesh: Mesh, budgets: Budgets, pairs: int, sampler: Any) -> Graph
 def places_of(schema: GraphSchema, num_shards: int, share: float) -> Places:
     """Of a graph of the paper's relations."""
     return Places(
+        axes=ROW_AXES,
         num_shards=num_shards,
         types=type_places(schema, num_shards),
         clock=Clock(0),

@@ -42,7 +42,7 @@ from bench.mesh_shapes import (
 from star_jax.graph.engines.drawing import in_step
 from star_jax.graph.engines.mesh.engine import MeshProgram
 from star_jax.graph.model import init_model, make_loss
-from star_jax.parallel.mesh import make_mesh
+from star_jax.parallel.mesh import make_mesh, num_row_shards
 from star_jax.pipeline.graph_training import graph_rules, make_graph_optimizer
 from star_jax.pipeline.planning.machines import GIB, parse_topology, planned_devices
 from star_jax.pipeline.planning.prediction import EFFICIENCY, HEADROOM
@@ -74,8 +74,8 @@ def compile_step(topology: str, share: float, total: tuple[int, ...]) -> Compile
     devices = planned_devices(parse_topology(topology))
     config = train_config(total, len(devices))
     mesh = make_mesh(config.mesh, devices)
-    schema = paper_schema(share)
-    places = places_of(schema, mesh.size, share)
+    schema, shards = paper_schema(share), num_row_shards(mesh)
+    places = places_of(schema, shards, share)
     model = model_of(config, schema)
     params, statistics = jax.eval_shape(lambda: init_model(model, 0))
     optimizer = make_graph_optimizer(config, model)
@@ -90,7 +90,7 @@ def compile_step(topology: str, share: float, total: tuple[int, ...]) -> Compile
         prepare=in_step(MeshProgram(schema, places, mesh, config.engine.slack)),
         stateful=True,
     )
-    pairs = config.batch_size // mesh.size
+    pairs = config.batch_size // shards
     budgets = budgets_of(total, schema, share, pairs)
     arrays = paper_arrays(schema, share, mesh)
     start = time.monotonic()
@@ -103,7 +103,7 @@ def compile_step(topology: str, share: float, total: tuple[int, ...]) -> Compile
     return Compiled(
         fanouts=", ".join(map(str, total)),
         pairs=config.batch_size,
-        graph_bytes=sum(_bytes(leaf) for leaf in jax.tree.leaves(arrays)) // mesh.size,
+        graph_bytes=sum(_bytes(leaf) for leaf in jax.tree.leaves(arrays)) // shards,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
         rows={role: sum(map(sum, dict(each.rows).values())) for role, each in budgets.items()},
         program=program,

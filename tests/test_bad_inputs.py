@@ -368,7 +368,7 @@ def test_a_workdir_that_cannot_be_written(star, data, tmp_path):
         (("--plan.budget_s=nan",), "--plan.budget_s nan, needed a finite number"),
         (("--lora.alpha=nan",), "--lora.alpha nan, needed a finite number"),
         (("--seed=-1",), "--seed -1, needed 0 to 2147483647"),
-        (("--mesh.fsdp", "16"), "mesh data 1 x fsdp 16 does not fit the 8 cpu devices"),
+        (("--mesh.fsdp", "16"), "mesh data 1 x fsdp 16 x tensor 1 does not fit the 8 cpu devices"),
     ],
 )
 def test_bad_config_values(star, texts, change, message):

@@ -4,9 +4,10 @@ Run, after `star import` into the same folder:
     launch/gpu_a100.sh ... runs a whole config; for this stage alone:
     star train-text configs/text/mistral_7b.py --workdir runs/mine
 
-Meant for GPUs of 80 GB, more of them with `--mesh.fsdp N`; a step of this shape was timed on one
-(bench/results/text_gpu.md), the preset has not run to a metric. The base is 14.2 GB
-in bfloat16 and is downloaded from the Hugging Face hub, unless `--tower.base` names a folder.
+Meant for GPUs of 80 GB, more of them with `--mesh.fsdp N` or `--mesh.tensor N`; a step of this
+shape was timed on one (bench/results/text_gpu.md), the preset has not run to a metric. The base is
+14.2 GB in bfloat16 and is downloaded from the Hugging Face hub, unless `--tower.base` names a
+folder.
 4,718,592 adapter parameters train. With the defaults that SPEC section 15 recommends: negatives of
 the whole batch by a gradient cache, with a gap to the positive. EOS averaged over all layers,
 causal, limits 1800 / 1800 / 1024 and the instruction prompts are the family's.

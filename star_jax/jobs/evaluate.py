@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from star_jax import artefacts
 from star_jax.config import InputError
+from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline import measurements
 from star_jax.pipeline.graph_scoring import GraphPairScorer
 from star_jax.pipeline.measurements import MeasureConfig
@@ -44,12 +45,15 @@ class EvaluateConfig:
     """What is measured on the fixed pairs.
 
     Attributes:
+      mesh: Devices that the graph models lie on: large parameters are split over `fsdp`, every
+        device computes all pairs.
       measure: Intervals, calibration, cohorts.
       strict_time: Also score the main task's test pairs with a graph of only what was there before
         each pair.
       seed: Of the reference methods that draw.
     """
 
+    mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1))
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     strict_time: bool = True
     seed: int = 0
@@ -111,10 +115,11 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
     tables = workdir / "tables"
     meta = read_meta(tables)
     main_task = next(iter(meta.tasks))
+    mesh = make_mesh(config.mesh)
     scorers = _Scorers(
         TextPairScorer.open(workdir),
-        {name: GraphPairScorer(workdir, model, "split") for name, model in _GRAPH_MODELS},
-        {name: GraphPairScorer(workdir, model, "time") for name, model in _GRAPH_MODELS}
+        {name: GraphPairScorer(workdir, model, "split", mesh) for name, model in _GRAPH_MODELS},
+        {name: GraphPairScorer(workdir, model, "time", mesh) for name, model in _GRAPH_MODELS}
         if config.strict_time
         else {},
     )

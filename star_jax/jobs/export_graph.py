@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 
@@ -68,6 +67,8 @@ class GraphExportConfig:
         for rounding, and for what `star_jax.pipeline.graph_layers` says.
       neighbours: "all", for layerwise: every visible neighbour of the relations that the encoder
         reads at a hop, however many the fanouts name.
+      mesh: Devices that the model lies on: large parameters are split over `fsdp`, every device
+        computes all nodes.
       part_nodes: Nodes embedded and written at a time: the rows of one file.
       model: Folder of the trained model.
       output: Folder of the tables.
@@ -78,6 +79,7 @@ class GraphExportConfig:
     visible: Literal["train", "val", "test"] = "val"
     inference: Literal["sampled", "layerwise"] = "sampled"
     neighbours: WhichNeighbours = "fanout"
+    mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=1))
     part_nodes: int = 1 << 17
     model: str = "graph_model"
     output: str = "graph_embeddings"
@@ -161,7 +163,7 @@ _Part = tuple[Int32[np.ndarray, " N"], Float32[np.ndarray, "N E"]]
 
 def run(config: GraphExportConfig, workdir: Path) -> None:
     """Embeds all nodes part by part, then puts all tables in place at once."""
-    trained = open_trained(workdir, config.model, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    trained = open_trained(workdir, config.model, make_mesh(config.mesh))
     wanted, view = targets(trained.file, config), split_view(trained.store, config.visible)
     export = _Export(config, workdir, trained, wanted, view)
     if config.inference == "sampled":

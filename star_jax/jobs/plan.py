@@ -14,7 +14,7 @@ import numpy as np
 
 from star_jax.config import InputError
 from star_jax.jobs.export_text import TextExportConfig
-from star_jax.parallel.mesh import make_mesh
+from star_jax.parallel.mesh import make_mesh, num_row_shards
 from star_jax.pipeline.planning import text
 from star_jax.pipeline.planning.machines import Topology, parse_topology, planned_devices
 from star_jax.pipeline.planning.prediction import EFFICIENCY, Planned, described, fits
@@ -96,9 +96,9 @@ def _part(config: Any, kind: type) -> Any:
 
 def _train_text(config: TextTrainConfig, given: _Given) -> Planned:
     mesh = make_mesh(config.mesh, given.devices)
-    batch, model_config, num_groups = _batch(config, given, mesh.size)
+    batch, model_config, num_groups = _batch(config, given, num_row_shards(mesh))
     step = text.text_step(config, model_config, mesh, given.topology.machine, batch)
-    shape, counts = config.batch_shape(mesh.size), step.counts
+    shape, counts = config.batch_shape(num_row_shards(mesh)), step.counts
     assert counts.arithmetic is not None
     steps = None
     if num_groups is not None:
@@ -128,14 +128,14 @@ def _train_text(config: TextTrainConfig, given: _Given) -> Planned:
 
 
 def _batch(
-    config: TextTrainConfig, given: _Given, num_devices: int
+    config: TextTrainConfig, given: _Given, num_shards: int
 ) -> tuple[TextBatch, TextModelConfig, float | None]:
     """A batch of the training, what it trains, and its groups where they are known."""
-    shape = config.batch_shape(num_devices)
+    shape = config.batch_shape(num_shards)
     if given.workdir is None:
         pairs = given.num_pairs
         num_groups = None if pairs is None else pairs / config.group_size
-        return text.longest_batch(config, num_devices), config.model_of(1.0), num_groups
+        return text.longest_batch(config, num_shards), config.model_of(1.0), num_groups
     task_name, task = next(iter(read_meta(given.workdir / "tables").tasks.items()))
     data = read_data(config, given.workdir, task_name, task, {})
     if not len(data.train.label):

@@ -20,7 +20,7 @@ from star_jax.graph.engines.protocol import GraphEngine, ProgramEngine
 from star_jax.graph.model import GraphBatch, GraphModel, init_model
 from star_jax.graph.store import GraphStore
 from star_jax.parallel import processes
-from star_jax.parallel.mesh import make_mesh
+from star_jax.parallel.mesh import make_mesh, num_row_shards
 from star_jax.parallel.rules import own_parts
 from star_jax.pipeline.graph_adaptive import AdaptiveBatches, AdaptiveValidation, GraphValidate
 from star_jax.pipeline.graph_conflicts import with_conflicts
@@ -173,6 +173,7 @@ def _parts(
     model = file.build()
     params, statistics = init_model(model, config.seed)
     loss, texts, digest = make_model_loss(config, model, meta), None, tree_digest({})
+    rules = graph_rules(config)
     engine = make_engine(config.engine, store, mesh)
     in_program = isinstance(engine, ProgramEngine)
     frozen = engine.arrays if in_program else {}
@@ -181,9 +182,10 @@ def _parts(
         texts = EncodedTexts(config.text_encoder, text, workdir, mesh, seed=config.seed)
         params, loss = joined(params, text.trainable), with_text(loss, text)
         frozen, digest = text.frozen, text.digest
+        rules = graph_rules(config, text.rules)
     # The lengths of texts decide shapes: where these are encoded, every process sees all of them.
     own = own_parts(mesh) if texts is None else None
-    optimizer, rules = make_graph_optimizer(config, model), graph_rules(config)
+    optimizer = make_graph_optimizer(config, model)
     state = create_state(
         params, optimizer, seed=config.seed, mesh=mesh, rules=rules, statistics=statistics
     )
@@ -198,7 +200,7 @@ def _parts(
         exchange=config.exchange,
         own_rows=own is not None,
     )
-    data = GraphData(config, workdir, file, store, meta, mesh.size, engine, texts, own)
+    data = GraphData(config, workdir, file, store, meta, num_row_shards(mesh), engine, texts, own)
     return _Parts(model, state, frozen, digest, engine, step, data)
 
 

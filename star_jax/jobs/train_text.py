@@ -13,8 +13,7 @@ from jax.sharding import Mesh
 from star_jax import artefacts, trees
 from star_jax.config import to_json
 from star_jax.parallel import processes
-from star_jax.parallel.mesh import make_mesh
-from star_jax.parallel.rules import FSDP_RULES
+from star_jax.parallel.mesh import make_mesh, num_row_shards
 from star_jax.pipeline.hard_negatives import FOLDER
 from star_jax.pipeline.tables.read import TaskMeta, read_meta
 from star_jax.pipeline.text_calibration import positive_rate
@@ -85,12 +84,13 @@ def _train(
     counts = [f"{trees.count(tree):,}" for tree in (trainable, frozen)]
     _log.info("%s parameters train, %s are frozen, on %d device(s)", *counts, mesh.size)
     optimizer = make_optimizer(config.optimizer)
-    state = create_state(trainable, optimizer, seed=config.seed, mesh=mesh, rules=FSDP_RULES)
+    rules = model_config.rules(model)
+    state = create_state(trainable, optimizer, seed=config.seed, mesh=mesh, rules=rules)
     if not len(data.train.label):
         _log.warning("no training pair has texts on both sides: the text model stays as it began")
         checkpointer.save(state, {}, Best(0, 0.0))
         return Best(0, 0.0), None, 0
-    shape = config.batch_shape(mesh.size)
+    shape = config.batch_shape(num_row_shards(mesh))
     builder = BatchBuilder(data.train, data.records, shape, known=data.known, seed=config.seed)
     batches = make_batches(builder, shape, seed=config.seed)
     step = make_text_step(model, optimizer, state, mesh, shape)

@@ -25,10 +25,13 @@ class EngineConfig:
 
     Attributes:
       kind: `host`: files of any size that the host maps, sampled ahead by threads. `mesh`: the
-        graph lies on the devices, spread over all of them, and the compiled step samples.
-        `deepgnn`: the graph engine of the paper, an optional extra, in the place of `host`.
+        graph lies on the devices, spread over them, and the compiled step samples. `deepgnn`:
+        the graph engine of the paper, an optional extra, in the place of `host`.
       folder: In the working directory, for `deepgnn`: the graph in its format, written when a
         training first asks for it.
+      graph_axes: Which axes of the mesh the graph is split over; for `mesh`. `data+fsdp`: all that
+        batches are split over, the least memory. `fsdp`: each row of devices along it holds a
+        graph of its own, and requests stay in the row. The samples are the same.
       text_precision: Of text vectors on the devices; for `mesh`.
       slack: Room in the exchange between devices: so many times an even share; for `mesh`. What
         does not fit is left out and counted as `num_cut`.
@@ -36,6 +39,7 @@ class EngineConfig:
 
     kind: Literal["host", "mesh", "deepgnn"] = "host"
     folder: str = "deepgnn"
+    graph_axes: Literal["data+fsdp", "fsdp"] = "data+fsdp"
     text_precision: TextPrecision = "float32"
     slack: float = 2.0
 
@@ -61,8 +65,12 @@ def make_engine(config: EngineConfig, store: GraphStore, mesh: Mesh) -> GraphEng
     if config.kind == "deepgnn":
         return deepgnn_engine.DeepGnnEngine(store, store.folder.parent / config.folder)
     engine = mesh_engine.MeshEngine(
-        store, mesh, text_precision=config.text_precision, slack=config.slack
+        store,
+        mesh,
+        axes=tuple(config.graph_axes.split("+")),
+        text_precision=config.text_precision,
+        slack=config.slack,
     )
-    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(engine.arrays)) / mesh.size
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(engine.arrays)) / engine.num_shards
     _log.info("graph on %d device(s), %.1f MB on each", mesh.size, num_bytes / 1e6)
     return engine

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float32, Int
 
 from star_jax.graph.decoders import SeedVectors
@@ -196,18 +197,19 @@ class TimeScoring:
 class GraphPairScorer:
     """A trained graph model, as `evaluate` asks it."""
 
-    def __init__(self, workdir: Path, model: str, rule: Rule) -> None:
+    def __init__(self, workdir: Path, model: str, rule: Rule, mesh: Mesh | None = None) -> None:
         """Opens the model and its graph.
 
         Args:
           workdir: With the tables, the graph, the text vectors and the model.
           model: Folder of the model, "graph_model" or "graph_only_model".
           rule: "split": edges are visible by their split alone; "time": and only before the pair.
+          mesh: Where the model lies; None: the first device.
 
         Raises:
           InputError: A stage is missing, or its inputs changed.
         """
-        mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        mesh = make_mesh(MeshConfig(data=1)) if mesh is None else mesh
         self.trained = open_trained(workdir, model, mesh)
         self._rule = rule
         self._embedder = Embedder(self.trained.model, self.trained.file.sampling)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 from star_jax.config import InputError
 from star_jax.graph.batches import HostOrDevice, NodeTable
 from star_jax.graph.model import GraphBatch, StatefulLoss
+from star_jax.parallel.rules import Rules
 from star_jax.pipeline import text_model
 from star_jax.shapes import PyTree
 from star_jax.text.attention_choice import BackendChoice
@@ -19,7 +20,7 @@ from star_jax.text.bi_encoder import POOLER, BiEncoder, Mode, encode
 from star_jax.text.lora import COLLECTION, LoraConfig, init_lora, merge_lora
 from star_jax.text.packing import Tokens
 from star_jax.text.stack import Remat
-from star_jax.text.tower import TowerConfig
+from star_jax.text.tower import TowerConfig, tower_rules
 from star_jax.train.checkpoints import tree_digest
 
 TREE = "text_encoder"
@@ -107,6 +108,11 @@ class TextInStep:
     frozen: PyTree
     digest: str
     chunk_rows: int
+
+    @property
+    def rules(self) -> Rules:
+        """Where its trainable parameters lie on a mesh, and those of a graph model beside them."""
+        return tower_rules(self.model.tower, base="params" in self.trainable)
 
     def vectors(
         self, trainable: PyTree, frozen: PyTree, texts: BatchTexts, key: Key[Array, ""] | None

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from star_jax import artefacts
 from star_jax.config import InputError
-from star_jax.parallel.rules import FSDP_RULES, shardings
+from star_jax.parallel.rules import shardings
 from star_jax.pipeline.graph_model import CHECKPOINTS, KIND, read_model_file
 from star_jax.pipeline.graph_text import TREE, joined, open_text, parted
 from star_jax.pipeline.text_model import TrainedText
@@ -23,7 +23,7 @@ def open_graph_text(
     Args:
       workdir: Holds the graph model and `text`, which the encoder began as.
       name: Folder of the graph model.
-      mesh: Large parameters are split over its `fsdp` axis.
+      mesh: The parameters are split as `tower_rules` says.
       attention_backend: Of this machine.
 
     Raises:
@@ -49,7 +49,7 @@ def open_graph_text(
         like = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             {TREE: trained},
-            shardings({TREE: trained}, mesh, FSDP_RULES),
+            shardings({TREE: trained}, mesh, text.rules),
         )
         found = load_trained(
             folder / CHECKPOINTS,

@@ -161,6 +161,7 @@ class GraphTrainConfig:
             "exchange": {
                 "model.features.identity_update": (features.identity_update, "dense"),
                 "mesh.fsdp": (self.mesh.fsdp, 1),
+                "mesh.tensor": (self.mesh.tensor, 1),
                 "engine.kind": ("host" if engine == "deepgnn" else engine, "host"),
                 "gradient_conflicts": (self.gradient_conflicts, False),
             },
@@ -255,11 +256,11 @@ def make_graph_optimizer(config: GraphTrainConfig, model: GraphModel) -> Optimiz
     )
 
 
-def graph_rules(config: GraphTrainConfig) -> Rules:
+def graph_rules(config: GraphTrainConfig, rest: Rules = FSDP_RULES) -> Rules:
     """Where the parameters lie: tables that are updated by rows are split by rows."""
     if config.model.features.identity_update == "dense":
-        return FSDP_RULES
-    return with_tables(FSDP_RULES, TABLES)
+        return rest
+    return with_tables(rest, TABLES)
 
 
 def sampling_of(

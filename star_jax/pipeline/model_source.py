@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float32, Int
 
 from star_jax.config import InputError
-from star_jax.parallel.rules import FSDP_RULES, put, shardings
+from star_jax.parallel.rules import put, shardings
 from star_jax.pipeline.tables.read import read_meta, read_texts
 from star_jax.pipeline.text_encoder import TextEncoder
 from star_jax.pipeline.text_model import TrainedText, open_trained, read_config
@@ -29,6 +29,7 @@ from star_jax.text.tower import (
     build_tower,
     load_params,
     read_base,
+    tower_rules,
 )
 
 _PUBLISHED = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
@@ -241,7 +242,7 @@ def own_vectors(
     model = dataclasses.replace(source.model, tower=tower, lora=lora)
     encoder = TextEncoder(
         model,
-        put(variables, shardings(variables, mesh, FSDP_RULES)),
+        put(variables, shardings(variables, mesh, tower_rules(tower, base=True))),
         source.tokenizer,
         mesh,
         prompts=source.prompts,

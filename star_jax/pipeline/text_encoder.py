@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int, Int32, Shaped
 
 from star_jax.embeddings.quantise import RANGED, Precision, measure_ranges, quantise
-from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.mesh import MeshConfig, make_mesh, num_row_shards
 from star_jax.parallel.rules import batch_shardings, put
 from star_jax.pipeline.lengths import padded_length
 from star_jax.pipeline.text_model import MODEL, open_trained
@@ -62,7 +62,7 @@ class TextEncoder:
           model: Encodes.
           variables: On the mesh.
           tokenizer: Of the model's base.
-          mesh: Rows of a batch are split over its devices.
+          mesh: Rows of a batch are split over its devices, but for `tensor`.
           prompts: By name.
           limits: With every field set.
         """
@@ -242,7 +242,8 @@ class TextEncoder:
         lengths.append(self.max_seq_length)
         longest = max(len(row) for row in rows)
         counts = sorted({min(n, batch_size) for n in (1, _FEW_ROWS, batch_size)})
-        num_rows = -(-padded_length(len(rows), tuple(counts)) // self._mesh.size) * self._mesh.size
+        shards = num_row_shards(self._mesh)
+        num_rows = -(-padded_length(len(rows), tuple(counts)) // shards) * shards
         shape = (num_rows, padded_length(longest, tuple(lengths)))
         tokens: Any = np.full(shape, self._tokenizer.pad_id, np.int32)  # Host; `put` places it.
         of_text: Any = np.zeros((num_rows, 1), np.int32)

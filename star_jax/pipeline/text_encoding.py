@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float32, Int
 
 from star_jax.parallel import processes
+from star_jax.parallel.mesh import num_row_shards
 from star_jax.parallel.rules import batch_shardings, put
 from star_jax.pipeline.ahead import ahead
 from star_jax.pipeline.lengths import choose_lengths, padded_length
@@ -75,7 +76,7 @@ class BulkEncoder:
         Args:
           model: Encodes.
           records: All texts.
-          mesh: Rows of a batch are split over its devices.
+          mesh: Rows of a batch are split over its devices, but for `tensor`.
           lengths: Padded lengths, rising.
           batch_tokens: Tokens of a batch, padding included, on one device. None: 1024 on a CPU,
             whose caches hold so many, 16384 on an accelerator.
@@ -157,7 +158,7 @@ class BulkEncoder:
             padded_length(int(lengths.max()), self._lengths)  # Raises: no length holds it.
 
     def _rows(self, length: int) -> int:
-        return self._mesh.size * max(1, self._batch_tokens // length)
+        return num_row_shards(self._mesh) * max(1, self._batch_tokens // length)
 
     def _empty(self, num_texts: int) -> Float32[np.ndarray, "N E"]:
         return np.empty((num_texts, self.embedding_size), np.float32)

@@ -47,7 +47,7 @@ class BatchShape:
       num_tables: Tables of texts, each with its own padded length.
       pack_length: Length of rows that hold several texts, instead of tables; None packs nothing.
       num_pools: Parts of a microbatch that find their negatives in themselves.
-      num_devices: Rows of every array are a multiple of it.
+      num_shards: Parts that the mesh splits a batch into: rows are a multiple of it.
     """
 
     num_groups: int
@@ -58,7 +58,7 @@ class BatchShape:
     num_tables: int
     pack_length: int | None
     num_pools: int
-    num_devices: int
+    num_shards: int
 
     @property
     def group_size(self) -> int:
@@ -69,7 +69,7 @@ class BatchShape:
     def num_rows(self) -> int:
         """Pairs of a microbatch, padding included."""
         rows = self.num_groups * self.group_size
-        return -(-rows // self.num_devices) * self.num_devices
+        return -(-rows // self.num_shards) * self.num_shards
 
 
 class _Part(NamedTuple):
@@ -255,7 +255,7 @@ class BatchBuilder:
                     samples,
                     shape.pack_length,
                     num_chunks=shape.num_chunks,
-                    row_multiple=shape.num_devices,
+                    row_multiple=shape.num_shards,
                 ),
             )
         layouts = choose_layouts(
@@ -263,7 +263,7 @@ class BatchBuilder:
             shape.num_tables,
             max_texts=max(1, sum(most for column, most in kinds if (column >= 0).any())),
             max_length=longest,
-            row_multiple=math.lcm(_ROW_MULTIPLE, shape.num_devices) * shape.num_chunks,
+            row_multiple=math.lcm(_ROW_MULTIPLE, shape.num_shards) * shape.num_chunks,
         )
         return tuple(cut(layout, shape.num_chunks) for layout in layouts)
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from star_jax import artefacts
 from star_jax.config import from_json
 from star_jax.parallel.mesh import MeshConfig, make_mesh
-from star_jax.parallel.rules import FSDP_RULES, shardings
+from star_jax.parallel.rules import Rules, shardings
 from star_jax.shapes import PyTree
 from star_jax.text.attention_choice import BackendChoice, Machine
 from star_jax.text.bi_encoder import (
@@ -26,7 +26,7 @@ from star_jax.text.lora import COLLECTION, LoraConfig, init_lora
 from star_jax.text.objective import ObjectiveConfig
 from star_jax.text.quantise import quantise
 from star_jax.text.scorer import ScorerConfig
-from star_jax.text.tower import TowerConfig, load_params, param_shapes
+from star_jax.text.tower import TowerConfig, load_params, param_shapes, tower_rules
 from star_jax.train.checkpoints import TrainedParameters, load_trained, tree_digest
 
 KIND = "text_model"
@@ -50,6 +50,10 @@ class TextModelConfig:
         return build_bi_encoder(
             self.tower, self.scorer, self.objective, lora, packed=packed, machine=machine
         )
+
+    def rules(self, model: BiEncoder) -> Rules:
+        """Where what trains lies on a mesh."""
+        return tower_rules(model.tower, base=self.mode == "full")
 
 
 class Split(NamedTuple):
@@ -111,7 +115,7 @@ def open_trained(
 
     Args:
       folder: `W/text`.
-      mesh: Large parameters are split over its `fsdp` axis.
+      mesh: The parameters are split as `tower_rules` says.
       attention_backend: Of this machine, not the one that trained.
 
     Raises:
@@ -125,7 +129,7 @@ def open_trained(
     if config.mode != "full":
         frozen["params"] = load_params(config.tower, model.tower, mesh)
     digest = tree_digest(frozen)
-    like = _like(initial_shapes(config, model).trainable, mesh)
+    like = _like(initial_shapes(config, model).trainable, mesh, config.rules(model))
     trainable = load_trained(
         folder / CHECKPOINTS, meta["best_step"], like, frozen_digest=digest
     ).trainable
@@ -140,15 +144,15 @@ def open_scorer(folder: Path) -> tuple[BiEncoder, PyTree]:
     config = read_config(folder)
     model = config.build()
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    like = _like(initial_shapes(config, model).trainable, mesh)
+    like = _like(initial_shapes(config, model).trainable, mesh, config.rules(model))
     trained = load_trained(folder / CHECKPOINTS, meta["best_step"], like, frozen_digest=None)
     return model, {"scorer": trained.trainable["scorer"]}
 
 
-def _like(trainable: PyTree, mesh: Mesh) -> TrainedParameters:
+def _like(trainable: PyTree, mesh: Mesh, rules: Rules) -> TrainedParameters:
     placed = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         trainable,
-        shardings(trainable, mesh, FSDP_RULES),
+        shardings(trainable, mesh, rules),
     )
     return TrainedParameters(placed, ())

@@ -129,7 +129,7 @@ class TextTrainConfig:
             objective=dataclasses.replace(self.objective, positive_weight=weight),
         )
 
-    def batch_shape(self, num_devices: int) -> BatchShape:
+    def batch_shape(self, num_shards: int) -> BatchShape:
         """Static sizes of a batch."""
         group, num_parts = self.group_size, self.batch_size // self.microbatch_size
         micro = self.mining == "micro"
@@ -141,8 +141,8 @@ class TextTrainConfig:
             num_chunks=1 if micro else num_parts,
             num_tables=self.num_tables,
             pack_length=self.pack_length,
-            num_pools=num_devices if self.mining == "device" else 1,
-            num_devices=num_devices,
+            num_pools=num_shards if self.mining == "device" else 1,
+            num_shards=num_shards,
         )
 
 

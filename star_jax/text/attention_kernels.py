@@ -1,18 +1,17 @@
 """Attention by libraries of kernels: what each of them must be given to compute ours.
 
 All take what `attention.attention` takes. Where XLA cannot split a kernel over devices, the kernel
-runs on each device's rows: over all axes of the mesh that `jax.set_mesh` has set.
+runs on each device's rows and heads.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from star_jax.parallel.activations import on_each_device
 from star_jax.text.pooling import AttentionSpan
 
 TokamaxKernel = Literal["triton", "mosaic", "xla_chunked"]
@@ -88,13 +87,17 @@ def tokamax(
         implementation=implementation,
     )
     if segments is None:
-        return _on_each_device(
+        return on_each_device(
             lambda q, k, v, lengths: attend(q, k, v, key_value_seq_lengths=lengths),
-            *(query, key, value, _lengths(mask)),
+            *(query, key, value),
+            of_rows=(_lengths(mask),),
+            heads=2,
         )
-    return _on_each_device(
+    return on_each_device(
         lambda q, k, v, ids: attend(q, k, v, mask=(ids[:, :, None] == ids[:, None, :])[:, None]),
-        *(query, key, value, _segment_ids(mask, segments)),
+        *(query, key, value),
+        of_rows=(_segment_ids(mask, segments),),
+        heads=2,
     )
 
 
@@ -134,7 +137,7 @@ def splash(
         _segment_ids(mask, segments), ((0, 0), (0, more_tokens)), constant_values=_PADDING
     )
     attend = partial(_splash, span=span, window=window, interpret=interpret)
-    mixed = jnp.swapaxes(_on_each_device(attend, *states, ids), 1, 2)
+    mixed = jnp.swapaxes(on_each_device(attend, *states, of_rows=(ids,), heads=1), 1, 2)
     return mixed[:, :length, :, :head_width]
 
 
@@ -201,15 +204,3 @@ def _window_sides(span: AttentionSpan, window: int | None) -> tuple[int, int] | 
     if window is None:
         return None
     return window - 1, 0 if span == "causal" else window - 1
-
-
-def _on_each_device(function: Callable[..., Array], *arrays: Array) -> Array:
-    """The function on each device's rows of the arrays; on all rows where no mesh is set."""
-    axes = jax.sharding.get_abstract_mesh().auto_axes
-    if not axes:
-        return function(*arrays)
-    rows = PartitionSpec(axes)
-    split = jax.shard_map(
-        function, in_specs=rows, out_specs=rows, axis_names=set(axes), check_vma=False
-    )
-    return split(*arrays)

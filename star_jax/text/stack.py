@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from star_jax.parallel.activations import split_rows
 from star_jax.text.attention import Visibility
 from star_jax.text.pooling import TokenPool, pool_tokens
 
@@ -43,7 +44,7 @@ def stack_blocks(block: type[nn.Module], num_layers: int, remat: Remat) -> Any:
     Parameters, adapters and dropout keys get a leading axis over the blocks.
     """
     return nn.scan(
-        rematerialised(block, remat),
+        rematerialised(_leaving(block), remat),
         variable_axes={"params": 0, "lora": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType] # flax declares less
@@ -61,10 +62,23 @@ def run_stack(
       x: The embedding layer's state.
       context: With `pooling` where pooled states are asked for.
     """
+    x = split_rows(x)
     last, outputs = stack(x, context)
     if context.pooling is None:
         return last, None
     return last, jnp.concatenate([pool_tokens(x, context.pooling)[None], outputs])
+
+
+def _leaving(block: type[nn.Module]) -> type[nn.Module]:
+    """The block, whose states leave it as those of a batch lie: whole but for their rows."""
+
+    class Leaving(block):
+        @nn.nowrap
+        def __call__(self, x: Array, context: Context) -> tuple[Array, Array | None]:
+            x, output = super().__call__(x, context)
+            return split_rows(x), output
+
+    return Leaving
 
 
 def rematerialised(block: type[nn.Module], remat: Remat) -> type[nn.Module]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from star_jax.config import InputError
 from star_jax.parallel.mesh import MeshConfig, make_mesh
-from star_jax.parallel.rules import FSDP_RULES, put, shardings
+from star_jax.parallel.rules import Rules, put, shardings, text_rules
 from star_jax.shapes import PyTree
 from star_jax.text import hub, prompts, random_base, weights
 from star_jax.text.attention import Backend, Visibility
@@ -217,15 +217,23 @@ def _attention_case(base: Base, dtype: Dtype, packed: bool) -> Case:
     window = shape.sliding_window if isinstance(shape, MistralShape) else None
     if window is not None and window >= max(vars(base.limits).values()):
         window = None
-    bert = isinstance(shape, BertShape)
     return Case(
-        head_width=shape.width // shape.num_heads if bert else shape.head_width,
+        head_width=_head_width(shape),
         dtype=dtype,
         span=base.pooling.attention,
         window=window,
         packed=packed,
         biased=isinstance(shape, T5Shape),
     )
+
+
+def _head_width(shape: Shape) -> int:
+    return shape.width // shape.num_heads if isinstance(shape, BertShape) else shape.head_width
+
+
+def tower_rules(tower: TextTower, *, base: bool) -> Rules:
+    """Where the parameters of a tower lie; see `text_rules`."""
+    return text_rules(_head_width(tower.shape), base=base)
 
 
 def build_tokenizer(config: TowerConfig) -> Tokenizer:
@@ -251,7 +259,7 @@ def load_params(config: TowerConfig, tower: TextTower, mesh: Mesh | None = None)
     Args:
       config: Names the base.
       tower: As `build_tower` returns it.
-      mesh: Large parameters are split over its `fsdp` axis; None: the first device holds all.
+      mesh: The parameters are split as `tower_rules` says; None: the first device holds all.
 
     Raises:
       InputError: A file is missing or corrupt, tensors are missing, unknown or misshapen, or qwix
@@ -262,13 +270,13 @@ def load_params(config: TowerConfig, tower: TextTower, mesh: Mesh | None = None)
     if config.base_quantisation == "none":
         return params
     narrow = quantise(params)
-    return put(narrow, shardings(narrow, mesh, FSDP_RULES))
+    return put(narrow, shardings(narrow, mesh, tower_rules(tower, base=True)))
 
 
 def _read_params(config: TowerConfig, tower: TextTower, mesh: Mesh) -> PyTree:
     dtype = jnp.dtype(config.param_dtype)
     shapes = {"encoder": param_shapes(tower)["encoder"]}
-    where = shardings(shapes, mesh, FSDP_RULES)
+    where = shardings(shapes, mesh, tower_rules(tower, base=True))
     folder = read_base(config).folder
     if folder is None:
 

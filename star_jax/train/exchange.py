@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Key
 
-from star_jax.parallel.mesh import DATA, FSDP
+from star_jax.parallel.mesh import FSDP, ROW_AXES, TENSOR
 from star_jax.shapes import PyTree
 from star_jax.train.gradients import (
     Advance,
@@ -21,8 +21,6 @@ from star_jax.train.gradients import (
 )
 from star_jax.train.rows import RowOptimizer
 from star_jax.train.state import Optimizer, TrainState
-
-_AXES = (DATA, FSDP)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,30 +61,31 @@ def exchanging(
     Raises:
       ValueError: The mesh splits parameters, or the optimizer works by rows.
     """
-    if mesh.shape[FSDP] != 1:
-        raise ValueError(
-            f"exchange with mesh.fsdp {mesh.shape[FSDP]}, needed 1: each device computes with all "
-            "parameters"
-        )
+    for axis in (FSDP, TENSOR):
+        if mesh.shape[axis] != 1:
+            raise ValueError(
+                f"exchange with mesh.{axis} {mesh.shape[axis]}, needed 1: each device computes "
+                "with all parameters"
+            )
     if isinstance(optimizer, RowOptimizer):
         raise ValueError("exchange with an optimizer by rows, needed one of whole parameters")
 
     def on_one(
         state: TrainState, frozen: PyTree, batch: Any, key: Key[Array, ""], rate: Float[Array, ""]
     ) -> Advanced:
-        key = jax.random.fold_in(key, jax.lax.axis_index(_AXES))
+        key = jax.random.fold_in(key, jax.lax.axis_index(ROW_AXES))
         if config.of == "parameters":
             return _averaged(_updates(loss_fn, optimizer, state, frozen, batch, key, rate))
-        grads, metrics, statistics = mean_gradient(loss_fn, state, frozen, batch, key, _AXES)
-        grads, metrics = jax.lax.psum((grads, metrics), _AXES)
-        statistics = jax.lax.pmean(statistics, _AXES)
+        grads, metrics, statistics = mean_gradient(loss_fn, state, frozen, batch, key, ROW_AXES)
+        grads, metrics = jax.lax.psum((grads, metrics), ROW_AXES)
+        statistics = jax.lax.pmean(statistics, ROW_AXES)
         return updated(optimizer, state, grads, rate, statistics, metrics)
 
     copied = PartitionSpec()
     return jax.shard_map(
         on_one,
         mesh=mesh,
-        in_specs=(copied, copied, PartitionSpec(None, _AXES), copied, copied),
+        in_specs=(copied, copied, PartitionSpec(None, ROW_AXES), copied, copied),
         out_specs=copied,
         check_vma=False,  # Else every gradient of a copied parameter would meet by itself.
     )
@@ -124,6 +123,6 @@ def _averaged(advanced: Advanced) -> Advanced:
     """The mean over devices; what is not float counts updates, and is the same on all."""
 
     def mean(leaf: Array) -> Array:
-        return jax.lax.pmean(leaf, _AXES) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        return jax.lax.pmean(leaf, ROW_AXES) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return jax.tree.map(mean, advanced)

@@ -1,6 +1,7 @@
 """The engine inside the program draws what the host draws, array by array, on any mesh."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,9 +11,9 @@ from star_jax.config import InputError
 from star_jax.graph.engines.host import HostEngine
 from star_jax.graph.engines.mesh.engine import MeshEngine
 from star_jax.graph.engines.mesh.features import TextPrecision, place_features
-from star_jax.graph.engines.mesh.topology import Clock
+from star_jax.graph.engines.mesh.topology import place_edges
 from star_jax.graph.samplers.sampler import SamplerConfig
-from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.mesh import FSDP, ROW_AXES, MeshConfig, make_mesh
 from tests.graph.busy import APPLY, SEEDS, make_world, question_of, seeds_of
 from tests.graph.worlds import Edge, World
 
@@ -103,6 +104,47 @@ def test_samples_are_the_host_s_on_any_mesh(store, devices, fanout, options, pre
     assert neighbours > 60 * devices
 
 
+@pytest.fixture(scope="module")
+def on_one(store):
+    """Eight batches, and what one device that has all of the graph draws for each of them."""
+    rng = np.random.default_rng(6)
+    batches = [seeds_of(store, rng) for _ in range(8)]
+    question = question_of(store, batches, (4,), sampler=SamplerConfig(max_age=30))
+    engine = MeshEngine(store, make_mesh(MeshConfig(data=1)))
+    draw = jax.jit(engine.subgraphs)
+    found = []
+    for batch in batches:
+        request, _ = engine.prepare(question, batch, 3 << 60 | 5)
+        found.append(draw(engine.arrays, jax.tree.map(lambda leaf: leaf[None], request)))
+    return batches, question, jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "num_shards"),
+    [((2, 4, 1), ROW_AXES, 8), ((2, 4, 1), (FSDP,), 4), ((2, 2, 2), (FSDP,), 2)],
+    ids=["all", "rows", "rows, tensor"],
+)
+def test_samples_do_not_depend_on_the_axes_that_the_graph_is_split_over(
+    store, on_one, shape, axes, num_shards
+):
+    data, fsdp, tensor = shape
+    batches, question, expected = on_one
+    mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
+    engine = MeshEngine(store, mesh, axes=axes, slack=8.0)
+    requests = [engine.prepare(question, each, 3 << 60 | 5)[0] for each in batches[: data * fsdp]]
+    request = jax.tree.map(lambda *parts: np.stack(parts), *requests)
+    found = jax.jit(engine.subgraphs)(engine.arrays, request)
+    jax.tree.map(
+        lambda ours, one: np.testing.assert_array_equal(ours, one[: data * fsdp]), found, expected
+    )
+    assert sum(int(table.mask.sum()) for table in expected[0].hops[0].values()) > 100
+    assert engine.num_shards == num_shards
+    edges: Any = engine.arrays.edges
+    senders = edges.sender.addressable_shards
+    assert len({shard.index[0].start for shard in senders}) == num_shards
+    assert len(senders) == 8
+
+
 @pytest.mark.parametrize("types", [("member", "job"), ()], ids=["some", "none"])
 def test_types_without_unequal_weights_are_drawn_evenly_by_both(world, types, tmp_path):
     """The engine keeps sums only if some type has them."""
@@ -157,8 +199,9 @@ def test_what_an_exchange_has_no_room_for_is_left_out_and_counted(store):
 @pytest.mark.parametrize(("precision", "error"), [("bfloat16", 2**-8), ("int8", 1 / 254)])
 def test_texts_of_a_lower_precision_are_near(store, precision, error):
     mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
+    _, places = place_edges(store, mesh, ROW_AXES)
     exact, near = (
-        place_features(store, mesh, Clock(0), each)["job"] for each in ("float32", precision)
+        place_features(store, mesh, places, each)["job"] for each in ("float32", precision)
     )
     texts = np.asarray(near.texts, np.float32) * np.asarray(near.text_scale)[..., None]
     expected = np.asarray(exact.texts)

@@ -14,10 +14,10 @@ from star_jax.graph.engines.mesh.numbering import (
     leaders_by_sort,
     number,
 )
-from star_jax.graph.engines.mesh.topology import AXES
+from star_jax.graph.engines.mesh.topology import Clock, Places
 from star_jax.graph.engines.mesh.visibility import first_at_least
 from star_jax.graph.samplers import draws
-from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.mesh import ROW_AXES, MeshConfig, make_mesh
 from tests.graph.rows import LENGTHS, RowWorld, picks_of_both
 
 _BIG = 2**31 - 1
@@ -192,6 +192,7 @@ def test_rows_are_given_in_the_order_nodes_are_met(room):
 def test_questions_travel_to_their_owner_and_back(slack):
     """With a slack of 1, too many questions to one shard stay unanswered and are counted."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
+    places = Places(ROW_AXES, 4, (), Clock(0), 1.0, 0, 0, ())
     rng = np.random.default_rng(7)
     owner = rng.integers(0, 5, (4, 16)).astype(np.int32)  # 4: nobody.
     owner[0] = 1
@@ -203,12 +204,12 @@ def test_questions_travel_to_their_owner_and_back(slack):
             lambda question: {"sum": question + secret[0], "pair": jnp.stack([question] * 2, 1)},
             owner[0],
             asked[0],
-            num_shards=4,
+            places=places,
             slack=slack,
         )
         return jax.tree.map(lambda leaf: leaf[None], (answer, refused))
 
-    spec = PartitionSpec(AXES)
+    spec = PartitionSpec(ROW_AXES)
     run = jax.shard_map(device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
     answer, refused = jax.jit(run)(owner, asked, secret)
     fits = owner < 4

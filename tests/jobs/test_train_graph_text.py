@@ -130,6 +130,10 @@ def test_devices_train_encoders_of_their_own_and_average_them(begun, tmp_path):
             {"exchange": ExchangeConfig(), "mesh": MeshConfig(data=1, fsdp=2)},
             "mesh.fsdp=2 with exchange, needed 1",
         ),
+        (
+            {"exchange": ExchangeConfig(), "mesh": MeshConfig(data=1, tensor=2)},
+            "mesh.tensor=2 with exchange, needed 1",
+        ),
         ({"engine": EngineConfig(kind="mesh")}, "engine.kind=mesh with text_encoder, needed host"),
         (
             {"gradient_conflicts": True},

@@ -24,7 +24,7 @@ SHAPE = BatchShape(
     num_tables=2,
     pack_length=None,
     num_pools=1,
-    num_devices=1,
+    num_shards=1,
 )
 
 
@@ -367,7 +367,7 @@ def test_a_text_longer_than_a_packed_row(market):
 
 
 def test_pairs_are_padded_to_the_devices_and_pools_are_theirs(market):
-    batch = builder(market, replace(SHAPE, num_devices=4, num_pools=4))(0, np.arange(6))
+    batch = builder(market, replace(SHAPE, num_shards=4, num_pools=4))(0, np.arange(6))
     assert batch.mask.tolist() == [True] * 18 + [False] * 2
     assert batch.pool is not None
     assert batch.pool.tolist() == [pool for pool in range(4) for _ in range(5)]

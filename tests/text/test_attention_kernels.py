@@ -166,17 +166,22 @@ def test_splash_compiles_to_three_kernels_of_a_tpu():
     assert lowered.count("tpu_custom_call") == 3  # Forward, and two backward.
 
 
-def test_splash_runs_on_each_devices_rows():
+@pytest.mark.parametrize(
+    ("config", "local"),
+    [(MeshConfig(fsdp=2), "1x4x128x128xf32"), (MeshConfig(fsdp=2, tensor=2), "2x2x128x128xf32")],
+    ids=["rows", "rows and heads"],
+)
+def test_splash_runs_on_each_devices_rows_and_heads(config, local):
     *inputs, _ = states(128, 128, num_rows=8)
     visible = jax.tree.map(lambda x: jnp.tile(x, (4, 1)), rows(128, packed=True))
-    mesh = make_mesh(MeshConfig(fsdp=2))
+    mesh = make_mesh(config)
     placed = jax.device_put((*inputs, visible), jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
     attend = partial(attention, span="causal", window=None, backend="splash")
     with pytest.raises(NotImplementedError, match="cannot be automatically partitioned"):
         lower_for_tpu(attend, *placed)
     with jax.set_mesh(mesh):
         lowered = lower_for_tpu(attend, *placed)
-    assert "tensor<1x4x128x128xf32>" in lowered
+    assert f"tensor<{local}>" in lowered
 
 
 def lower_for_tpu(function, *args):

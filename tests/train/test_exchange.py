@@ -137,10 +137,14 @@ def test_local_sgd_converges():
 
 
 def test_what_devices_cannot_do_apart_is_refused():
-    mesh = make_mesh(MeshConfig(data=1, fsdp=2), jax.devices()[:2])
-    state = create_state(params(), SGD, seed=0, mesh=mesh, rules=REPLICATED_RULES)
-    with pytest.raises(ValueError, match=r"exchange with mesh\.fsdp 2, needed 1"):
-        make_step(loss_fn, SGD, state=state, mesh=mesh, exchange=ExchangeConfig())
+    for axis, config in (
+        ("fsdp", MeshConfig(data=1, fsdp=2)),
+        ("tensor", MeshConfig(data=1, tensor=2)),
+    ):
+        mesh = make_mesh(config)
+        state = create_state(params(), SGD, seed=0, mesh=mesh, rules=REPLICATED_RULES)
+        with pytest.raises(ValueError, match=rf"exchange with mesh\.{axis} 2, needed 1"):
+            make_step(loss_fn, SGD, state=state, mesh=mesh, exchange=ExchangeConfig())
     by_rows = make_row_optimizer(
         OptimizerConfig(), "adam", rate=1.0, tables="none", read=lambda batch: (batch, {})
     )

@@ -9,15 +9,18 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.rules import Rule, Split
 from star_jax.train.checkpoints import Best, Checkpointer
 from star_jax.train.state import create_state
 from star_jax.train.step import make_step
 from tests.train import lookups
 from tests.train.test_checkpoints import equal
 
-SAVED = (4, 2)  # Devices along `data` and `fsdp`.
-OTHERS = [(1, 1), (1, 2), (2, 1), (2, 2), (8, 1)]
+SAVED = (4, 2, 1)  # Devices along `data`, `fsdp` and `tensor`.
+OTHERS = [(1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 1), (8, 1, 1), (1, 2, 4), (2, 1, 2)]
 WIDE = 1 << 13  # Times the width of a row: enough to be split over `fsdp`.
+
+RULES = (Rule("wide/kernel", Split(-1, -2)), *lookups.RULES)
 
 
 def loss_fn(trainable, statistics, frozen, batch, key):
@@ -32,8 +35,8 @@ def loss_fn(trainable, statistics, frozen, batch, key):
 
 def begin(shape):
     """State and step on a mesh, before the first step."""
-    data, fsdp = shape
-    mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp), jax.devices()[: data * fsdp])
+    data, fsdp, tensor = shape
+    mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
     kernel = np.random.default_rng(1).normal(size=(lookups.WIDTH, WIDE)).astype(np.float32)
     params: Any = {"table": lookups.params()["table"], "wide": {"kernel": kernel}}
     optimizer = lookups.optimizer_of("adam")
@@ -42,7 +45,7 @@ def begin(shape):
         optimizer,
         seed=1,
         mesh=mesh,
-        rules=lookups.RULES,
+        rules=RULES,
         statistics={"mean": jnp.zeros(lookups.WIDTH)},
     )
     return state, make_step(loss_fn, optimizer, state=state, mesh=mesh, stateful=True)
@@ -96,6 +99,8 @@ def close(found, expected):
 def test_another_mesh_has_the_same_bits_trains_on_and_gives_them_back(saved, tmp_path, shape):
     folder, before, after = saved
     state, step = begin(shape)
+    spec = state.trainable["wide"]["kernel"].sharding.spec
+    assert ("tensor" in spec, "fsdp" in spec) == (shape[2] > 1, shape[1] > 1)
     state = restored(folder, state)
     equal(host(state), before)
     checkpointer(tmp_path / "unchanged").save(state, {}, None)

@@ -141,5 +141,5 @@ def test_rows_must_fill_the_devices():
     mesh = make_mesh(MeshConfig(data=3))
     state = create_state(regression.params(), optimizer, seed=1, mesh=mesh, rules=FSDP_RULES)
     step = make_step(regression.loss_fn, optimizer, state=state, mesh=mesh)
-    with pytest.raises(ValueError, match="x has 16 rows, needed a multiple of the 3 devices"):
+    with pytest.raises(ValueError, match="x has 16 rows, needed a multiple of the 3 parts"):
         step.place(next(regression.Batches()))

@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int32
 
-from star_jax.parallel.rules import FSDP_RULES, batch_shardings, shardings
+from star_jax.parallel.mesh import num_row_shards
+from star_jax.parallel.rules import batch_shardings, shardings
 from star_jax.pipeline.known_pairs import KnownPairs
 from star_jax.pipeline.text_counts import TextCounts
 from star_jax.pipeline.text_encoding import make_encode
@@ -24,7 +25,7 @@ from star_jax.text.families import TokenLimits
 from star_jax.text.flops import hardware_flops, model_flops
 from star_jax.text.packing import Tokens
 from star_jax.text.prompts import kind_number
-from star_jax.text.tower import read_base
+from star_jax.text.tower import read_base, tower_rules
 from star_jax.train.meter import Arithmetic, Counts
 from star_jax.train.optimizers import make_optimizer
 from star_jax.train.state import shapes_of_state
@@ -73,14 +74,14 @@ class LongestTexts:
         return [np.zeros(self.lengths[record], np.int32) for record in records]
 
 
-def longest_batch(config: TextTrainConfig, num_devices: int) -> TextBatch:
+def longest_batch(config: TextTrainConfig, num_shards: int) -> TextBatch:
     """A batch whose texts are all as long as the limits allow.
 
     Args:
       config: Of the training.
-      num_devices: Of its mesh, among which rows are split.
+      num_shards: Parts of its rows on the mesh.
     """
-    shape, size = config.batch_shape(num_devices), config.group_size
+    shape, size = config.batch_shape(num_shards), config.group_size
     num_groups = shape.num_groups * shape.num_microbatches
     group = np.repeat(np.arange(num_groups, dtype=np.int32), size)
     receiver = np.arange(num_groups * size, dtype=np.int32)
@@ -122,10 +123,10 @@ def text_step(
     model = model_config.build(packed=config.pack_length is not None, machine=machine)
     trainable, frozen = initial_shapes(model_config, model)
     optimizer = make_optimizer(config.optimizer)
-    state = shapes_of_state(trainable, optimizer, mesh=mesh, rules=FSDP_RULES)
-    base = placed(frozen, shardings(frozen, mesh, FSDP_RULES))
+    state = shapes_of_state(trainable, optimizer, mesh=mesh, rules=model_config.rules(model))
+    base = placed(frozen, shardings(frozen, mesh, tower_rules(model.tower, base=True)))
     where = batch_shardings(batch, mesh, axis=row_axes(batch))
-    step = make_text_step(model, optimizer, state, mesh, config.batch_shape(mesh.size))
+    step = make_text_step(model, optimizer, state, mesh, config.batch_shape(num_row_shards(mesh)))
     return TextStep(
         lowered=step.lower(state, base, placed(batch, where)),
         counts=TextCounts(model, config.mode)(batch),
@@ -166,14 +167,16 @@ def text_export(
     """
     model = model_config.build(machine=machine)
     split = initial_shapes(model_config, model)
-    variables = {**split.frozen, **split.trainable}
-    where = placed(variables, shardings(variables, mesh, FSDP_RULES))
-    rows = mesh.size * max(1, tokens // length)
+    rules = tower_rules(model.tower, base=True)
+    variables = placed(split.frozen, shardings(split.frozen, mesh, rules))
+    rules = model_config.rules(model)
+    variables |= placed(split.trainable, shardings(split.trainable, mesh, rules))
+    rows = num_row_shards(mesh) * max(1, tokens // length)
     narrow = np.zeros((rows, 1), np.int32)
     arrays: Any = (np.zeros((rows, length), np.int32), narrow + length, narrow, narrow)
     texts = Tokens(*arrays)
     with jax.set_mesh(mesh):
-        lowered = make_encode(model).lower(where, placed(texts, batch_shardings(texts, mesh)))
+        lowered = make_encode(model).lower(variables, placed(texts, batch_shardings(texts, mesh)))
     lengths = np.full(rows, length)
     shape, span = model.tower.shape, model.tower.pooling.attention
     assert span is not None
@@ -182,4 +185,4 @@ def text_export(
         hardware_flops(shape, "frozen", lengths, "none", cached=False),
     )
     counts = Counts(rows * length, rows * length, arithmetic)
-    return TextStep(lowered, counts, 0, device_bytes(where), 0, model.tower.attention_backend)
+    return TextStep(lowered, counts, 0, device_bytes(variables), 0, model.tower.attention_backend)

@@ -18,7 +18,7 @@ from star_jax.graph.engines.mesh.features import (
     place_features,
     tables_of,
 )
-from star_jax.graph.engines.mesh.topology import AXES, Edges, Places, place_edges
+from star_jax.graph.engines.mesh.topology import Edges, Places, place_edges
 from star_jax.graph.engines.mesh.visibility import Rule, Viewers
 from star_jax.graph.engines.protocol import Question
 from star_jax.graph.samplers.calibrate import SeedBatch
@@ -29,6 +29,7 @@ from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.samplers.search import places_in_runs
 from star_jax.graph.schema import GraphSchema
 from star_jax.graph.store import GraphStore
+from star_jax.parallel.mesh import ROW_AXES
 
 _KINDS = ("uniform", "weighted", "top_k", "last_n", "full")
 
@@ -52,7 +53,7 @@ class Seeds(NamedTuple):
 
 
 class Request(NamedTuple):
-    """Whose neighbourhoods are wanted; in a batch with a leading axis, one entry per device."""
+    """Whose neighbourhoods are wanted; in a batch with a leading axis, one entry per part of it."""
 
     seeds: Seeds
     viewers: Viewers  # The groups of these seeds.
@@ -91,8 +92,8 @@ class MeshProgram:
                 _sample(walk, arrays, jax.tree.map(lambda leaf: leaf[0], request)),
             ),
             mesh=self.mesh,
-            in_specs=PartitionSpec(AXES),
-            out_specs=PartitionSpec(AXES),
+            in_specs=(PartitionSpec(self.places.axes), PartitionSpec(ROW_AXES)),
+            out_specs=PartitionSpec(ROW_AXES),
             check_vma=False,
         )
         return sample(arrays, prepared)
@@ -125,6 +126,7 @@ class MeshEngine:
         store: GraphStore,
         mesh: Mesh,
         *,
+        axes: tuple[str, ...] = ROW_AXES,
         text_precision: TextPrecision = "float32",
         slack: float = 2.0,
     ) -> None:
@@ -132,7 +134,8 @@ class MeshEngine:
 
         Args:
           store: The graph.
-          mesh: Devices; nodes are spread over all of them.
+          mesh: The devices.
+          axes: As in `Places`: all that a batch is split over, or some of them.
           text_precision: As in `place_features`.
           slack: As in `ask`.
 
@@ -140,8 +143,8 @@ class MeshEngine:
           InputError: The times span more than 32 bits, or a shard has too many edges.
         """
         self._store = store
-        edges, places = place_edges(store, mesh)
-        nodes = place_features(store, mesh, places.clock, text_precision)
+        edges, places = place_edges(store, mesh, axes)
+        nodes = place_features(store, mesh, places, text_precision)
         self.arrays = MeshArrays(edges, nodes)
         self._program = MeshProgram(store.meta.schema, places, mesh, slack)
 
@@ -170,6 +173,11 @@ class MeshEngine:
         halves = np.asarray([key >> 32, key & 0xFFFFFFFF], np.uint32)
         return Request(Seeds(rows, version), viewers, halves, question), 0
 
+    @property
+    def num_shards(self) -> int:
+        """Parts that the graph is split into; there may be copies."""
+        return self._program.places.num_shards
+
     def take_seconds(self) -> dict[str, float]:
         """Nothing: the program samples and gathers."""
         return {}
@@ -195,9 +203,10 @@ def _sample(walk: Walk, arrays: MeshArrays, request: Request) -> tuple[Subgraph,
     """What one device does; it talks to the others."""
     viewers, rows, num_shards = request.viewers, request.seeds.rows, walk.places.num_shards
     if num_shards > 1:
-        first = jax.lax.axis_index(AXES) * viewers.time.shape[0]
+        axes = walk.places.axes
+        first = jax.lax.axis_index(axes) * viewers.time.shape[0]
         rows = rows._replace(group=rows.group + first)
-        viewers = Viewers(*(jax.lax.all_gather(part, AXES, tiled=True) for part in viewers))
+        viewers = Viewers(*(jax.lax.all_gather(part, axes, tiled=True) for part in viewers))
     expanded = expand(walk, arrays.edges, viewers, jnp.asarray(request.key), rows)
     tables, num_refused = tables_of(
         arrays.nodes,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int32
 
-from star_jax.graph.engines.mesh.topology import AXES
+from star_jax.graph.engines.mesh.topology import Places
 from star_jax.shapes import PyTree
 
 Answer = TypeVar("Answer", bound=PyTree)
@@ -19,7 +19,7 @@ def ask(
     owner: Int32[Array, " Q"],
     question: PyTree,
     *,
-    num_shards: int,
+    places: Places,
     slack: float,
 ) -> tuple[Answer, Int32[Array, ""]]:
     """Answers every question where its data is; inside `shard_map` if there are several shards.
@@ -29,14 +29,14 @@ def ask(
         beside the real ones.
       owner: Shard of each question; `num_shards` or more: nobody is asked.
       question: Arrays with one row per question.
-      num_shards: Devices.
+      places: Of the graph: its shards, and the axes they are split over.
       slack: A shard takes so many times its even share of a device's questions.
 
     Returns:
       The answers, zeros where nobody was asked or too many asked one shard; and how many of the
       latter there were.
     """
-    num_questions = owner.shape[0]
+    num_questions, num_shards = owner.shape[0], places.num_shards
     if num_shards == 1:
         asked = owner < 1
         return _where(asked, answer(question)), jnp.int32(0)
@@ -49,19 +49,19 @@ def ask(
 
     def send(rows: Array) -> Array:
         buffer = jnp.zeros((num_shards * room, *rows.shape[1:]), rows.dtype)
-        return _swap(buffer.at[slot].set(rows[order], mode="drop"), num_shards)
+        return _swap(buffer.at[slot].set(rows[order], mode="drop"), places)
 
-    found = jax.tree.map(lambda rows: _swap(rows, num_shards), answer(jax.tree.map(send, question)))
+    found = jax.tree.map(lambda rows: _swap(rows, places), answer(jax.tree.map(send, question)))
     back = jnp.zeros(num_questions, jnp.int32).at[order].set(slot.astype(jnp.int32))
     got = back < num_shards * room
     found = jax.tree.map(lambda rows: rows[jnp.minimum(back, num_shards * room - 1)], found)
     return _where(got, found), jnp.sum((owner < num_shards) & ~got)
 
 
-def _swap(rows: Array, num_shards: int) -> Array:
+def _swap(rows: Array, places: Places) -> Array:
     """Part i goes to shard i; what comes from shard i is part i."""
-    parts = rows.reshape(num_shards, rows.shape[0] // num_shards, *rows.shape[1:])
-    return jax.lax.all_to_all(parts, AXES, 0, 0).reshape(rows.shape)
+    parts = rows.reshape(places.num_shards, rows.shape[0] // places.num_shards, *rows.shape[1:])
+    return jax.lax.all_to_all(parts, places.axes, 0, 0).reshape(rows.shape)
 
 
 def _where(kept: Array, tree: Answer) -> Answer:

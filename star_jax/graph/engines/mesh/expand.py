@@ -151,7 +151,7 @@ def _neighbours(
             answer,
             jnp.where(real, question.node % num_shards, num_shards),
             question,
-            num_shards=num_shards,
+            places=walk.places,
             slack=walk.slack,
         )
         refused += too_many

@@ -13,7 +13,6 @@ from star_jax.graph.engines.mesh.exchange import ask
 from star_jax.graph.engines.mesh.numbering import Named
 from star_jax.graph.engines.mesh.topology import (
     NO_TIME32,
-    Clock,
     Places,
     local_count,
     spread,
@@ -50,19 +49,19 @@ class _Features(NamedTuple):
 
 
 def place_features(
-    store: GraphStore, mesh: Mesh, clock: Clock, precision: TextPrecision
+    store: GraphStore, mesh: Mesh, places: Places, precision: TextPrecision
 ) -> dict[str, NodeArrays]:
     """Puts the features of all types on all devices of a mesh.
 
     Args:
       store: The graph.
-      mesh: Nodes are spread as `place_edges` spreads them.
-      clock: Of the edges.
+      mesh: The devices.
+      places: From `place_edges`: nodes are spread alike.
       precision: Of the text vectors: `int8` keeps a scale per vector, and errors below 1/254 of
         its largest entry.
     """
     return {
-        name: spread(_builder(store, name, mesh.size, clock, precision), mesh)
+        name: spread(_builder(store, name, places, precision), mesh, places.axes)
         for name in store.relations
     }
 
@@ -107,7 +106,7 @@ def tables_of(
             answer,
             jnp.where(rows.real, rows.node % num_shards, num_shards),
             (rows.node, rows.group, version),
-            num_shards=num_shards,
+            places=places,
             slack=slack,
         )
         num_refused += refused
@@ -154,9 +153,10 @@ def _read(
 
 
 def _builder(
-    store: GraphStore, name: str, num_shards: int, clock: Clock, precision: TextPrecision
+    store: GraphStore, name: str, places: Places, precision: TextPrecision
 ) -> Callable[[int], NodeArrays]:
     """Number of a shard to its arrays of one type."""
+    num_shards = places.num_shards
     room = local_count(store.num_nodes[name], num_shards)
     size = store.text_size(name)
     versions = store.text_versions.get(name, _NO_VERSIONS) if size else _NO_VERSIONS
@@ -176,7 +176,7 @@ def _builder(
         if total := int(own.sum()):
             first = np.asarray(versions.bounds, np.int64)[:-1][number::num_shards]
             place = np.repeat(first - bounds[: len(first)], own[: len(first)]) + np.arange(total)
-            time[:total] = clock(versions.time[place])
+            time[:total] = places.clock(versions.time[place])
             vectors[:total] = store.text_vectors[name][versions.text[place]]
         texts, scale = _kept(vectors, precision)
         return NodeArrays(

@@ -1,4 +1,4 @@
-"""The edges of a graph as device arrays, split by nodes over all devices of a mesh.
+"""The edges of a graph as device arrays, split by nodes over axes of a mesh, copied along others.
 
 Node n lives on shard n modulo the number of shards, as its n // shards-th node, so that busy nodes
 spread. Times become 32-bit differences from the earliest one.
@@ -18,10 +18,9 @@ from star_jax.graph.batches import HostOrDevice, padded
 from star_jax.graph.samplers.picks.weighted import BITS
 from star_jax.graph.schema import GraphSchema
 from star_jax.graph.store import NOT_REMOVED, Adjacency, GraphStore, span_of
-from star_jax.parallel.mesh import DATA, FSDP
+from star_jax.parallel.mesh import num_shards
 from star_jax.shapes import NO_TIME
 
-AXES = (DATA, FSDP)
 NO_TIME32 = int(np.iinfo(np.int32).min)
 _NEVER32 = int(np.iinfo(np.int32).max)
 _MOST = int(np.iinfo(np.int32).max)
@@ -69,7 +68,9 @@ class Places:
     """What is static about a graph on devices.
 
     Attributes:
-      num_shards: Devices.
+      axes: Of the mesh, which the shards of the graph are split over; along the others of a batch
+        there are copies, and requests stay among the devices that hold one copy.
+      num_shards: Of the graph.
       types: By node type.
       clock: Of all times.
       age_unit: Of the ages of edges.
@@ -78,6 +79,7 @@ class Places:
       most_texts: The most versions that the texts of a node have.
     """
 
+    axes: tuple[str, ...]
     num_shards: int
     types: tuple[tuple[str, TypePlace], ...]
     clock: Clock
@@ -91,32 +93,37 @@ class Places:
         return dict(self.types)[node_type]
 
 
-def place_edges(store: GraphStore, mesh: Mesh) -> tuple[Edges, Places]:
+def place_edges(store: GraphStore, mesh: Mesh, axes: tuple[str, ...]) -> tuple[Edges, Places]:
     """Puts the edges of a graph on all devices of a mesh, one shard each.
+
+    Args:
+      store: The graph.
+      mesh: The devices.
+      axes: As in `Places`.
 
     Raises:
       InputError: Times span more than 32 bits, or a shard would hold more than 2^31 edges.
     """
-    num_shards = mesh.size
+    shards = num_shards(mesh, axes)
     texts = [np.diff(versions.bounds) for versions in store.text_versions.values()]
     places = Places(
-        num_shards=num_shards,
-        types=type_places(store.meta.schema, num_shards),
+        axes=axes,
+        num_shards=shards,
+        types=type_places(store.meta.schema, shards),
         clock=clock_of(store),
         age_unit=store.meta.age_unit,
         longest=max(store.meta.max_degree.values(), default=0),
         most_texts=max((int(counts.max(initial=0)) for counts in texts), default=0),
         weighted=tuple(name for name, each in store.adjacency.items() if len(each.cumulative)),
     )
-    num_edges = max(_num_edges(store, shard, num_shards) for shard in range(num_shards))
+    num_edges = max(_num_edges(store, shard, shards) for shard in range(shards))
     if num_edges > _MOST:
         raise InputError(
-            f"a shard of the graph holds {num_edges} edges, needed at most {_MOST}: take more than "
-            f"{num_shards} devices"
+            f"a shard of the graph holds {num_edges} edges, needed at most {_MOST}: split it over "
+            f"more than {shards} devices"
         )
     num_bounds = sum(
-        place.stride * local_count(store.num_nodes[name], num_shards)
-        for name, place in places.types
+        place.stride * local_count(store.num_nodes[name], shards) for name, place in places.types
     )
 
     def shard(number: int) -> Edges:
@@ -127,26 +134,33 @@ def place_edges(store: GraphStore, mesh: Mesh) -> tuple[Edges, Places]:
             **{name: padded(np.asarray(getattr(made, name)), n) for name, n in widths.items()}
         )
 
-    return spread(shard, mesh), places
+    return spread(shard, mesh, axes), places
 
 
-def spread(shard: Callable[[int], Any], mesh: Mesh) -> Any:
-    """Arrays of every shard one after the other, each on its own device.
+def spread(shard: Callable[[int], Any], mesh: Mesh, axes: tuple[str, ...]) -> Any:
+    """Arrays of every shard one after the other, each on the devices that hold it.
 
     Args:
       shard: Number of a shard to a tree of arrays, of equal shapes for all. Every one that lies on
         a device of this process is made once.
-      mesh: Its devices, row by row, are the shards.
+      mesh: The devices.
+      axes: Over these the shards follow each other; along the others they are copied.
     """
-    where = NamedSharding(mesh, PartitionSpec(AXES))
-    placed = [
-        jax.tree.map(lambda leaf, device=device: jax.device_put(leaf, device), shard(number))
-        for number, device in enumerate(mesh.devices.flat)
-        if device.process_index == jax.process_index()
-    ]
+    where, shards = NamedSharding(mesh, PartitionSpec(axes)), num_shards(mesh, axes)
+    holders: dict[int, list[Any]] = {}
+    for device, index in where.addressable_devices_indices_map((shards,)).items():
+        assert index is not None
+        holders.setdefault(index[0].start or 0, []).append(device)
+    placed = []
+    for number, devices in holders.items():
+        made = shard(number)
+        placed += [
+            jax.tree.map(lambda leaf, device=device: jax.device_put(leaf, device), made)
+            for device in devices
+        ]
 
     def joined(*parts: jax.Array) -> jax.Array:
-        shape = (mesh.size * parts[0].shape[0], *parts[0].shape[1:])
+        shape = (shards * parts[0].shape[0], *parts[0].shape[1:])
         return jax.make_array_from_single_device_arrays(shape, where, list(parts))
 
     return jax.tree.map(joined, *placed)
