@@ -132,7 +132,7 @@ def _run_branch(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _run_plan(args: argparse.Namespace, overrides: list[str]) -> int:
     """Prints the plan; 1 where something does not fit."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # The machine that is planned for is not here.
+    os.environ["JAX_PLATFORMS"] = "cpu"  # The machine that is planned for is not here.
     config = override(load_config(args.config), overrides)
     _log_to_terminal()
     job = importlib.import_module("star_jax.jobs.plan")
@@ -149,7 +149,7 @@ def _add_plan(subparsers: Any) -> None:
     )
     parser.add_argument("config", metavar="CONFIG", type=Path, help="Python file with get_config()")
     parser.add_argument(
-        "--topology", required=True, help="chips to plan for: v5e:4x4, v5p:4x4x4, v6e:8x8"
+        "--topology", required=True, help="chips to plan for: v5e:4x4, v5p:4x4x4, h200:8"
     )
     parser.add_argument(
         "--workdir", metavar="DIR", type=Path, help="whose tables; else texts are the longest"

@@ -18,7 +18,7 @@ from star_jax.parallel.mesh import make_mesh, num_row_shards
 from star_jax.pipeline.planning import text
 from star_jax.pipeline.planning.machines import Topology, parse_topology, planned_devices
 from star_jax.pipeline.planning.prediction import EFFICIENCY, Planned, described, fits
-from star_jax.pipeline.planning.programs import analyse
+from star_jax.pipeline.planning.programs import Program, analyse
 from star_jax.pipeline.tables.read import read_meta
 from star_jax.pipeline.text_encoding import ACCELERATOR_TOKENS
 from star_jax.pipeline.text_loader import BatchBuilder
@@ -37,7 +37,9 @@ class _Given:
     """What a plan is made for."""
 
     def __init__(self, topology: Topology, workdir: Path | None, num_pairs: int | None) -> None:
-        self.topology, self.workdir, self.num_pairs = topology, workdir, num_pairs
+        imported = workdir is not None and (workdir / "tables").is_dir()
+        self.workdir = workdir if imported else None  # Whose tables are planned for.
+        self.topology, self.num_pairs = topology, num_pairs
         self.devices = planned_devices(topology)
 
 
@@ -53,9 +55,10 @@ def run(
 
     Args:
       config: Of a whole run, or of `train-text`.
-      topology: Such as `v5e:4x4`, `v5p:4x4x4`, `v6e:8x8`.
+      topology: Such as `v5e:4x4`, `v5p:4x4x4`, `v6e:8x8`; of GPUs, `h200:8`, what is said is an
+        estimate: what they hold at least, by shape.
       say: Takes one line.
-      workdir: Whose data is planned for.
+      workdir: Whose data is planned for, once it was imported.
       num_pairs: Training pairs, where no folder says how many.
 
     Raises:
@@ -109,8 +112,9 @@ def _train_text(config: TextTrainConfig, given: _Given) -> Planned:
             "base, frozen": step.frozen,
             "trainable parameters": step.trainable,
             "optimizer": step.optimizer,
+            **({} if given.topology.is_tpu else {"states between blocks": step.states}),
         },
-        program=analyse(step.lowered.compile()),
+        program=_compiled(step, given.topology),
         flops=counts.arithmetic.hardware / mesh.size,
         unit="tokens",
         units=counts.units,
@@ -157,7 +161,7 @@ def _export_text(trained: TextTrainConfig, config: TextExportConfig, given: _Giv
     return Planned(
         stage="export-text",
         parts={"base and adapters": step.frozen},
-        program=analyse(step.lowered.compile()),
+        program=_compiled(step, given.topology),
         flops=arithmetic.hardware / mesh.size,
         unit="tokens",
         units=step.counts.units,
@@ -166,6 +170,10 @@ def _export_text(trained: TextTrainConfig, config: TextExportConfig, given: _Giv
         notes=(*_choices(mesh.shape, step), f"batches of texts of {longest} tokens"),
         remedy="a larger mesh.fsdp, or a smaller batch_tokens",
     )
+
+
+def _compiled(step: text.TextStep, topology: Topology) -> Program | None:
+    return analyse(step.lower().compile()) if topology.is_tpu else None
 
 
 def _choices(mesh_shape: Any, step: text.TextStep) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ def test_the_planned_step_is_the_one_that_trains():
     mesh = make_mesh(config.mesh, jax.devices()[:4])
     batch = text.longest_batch(config, mesh.size)
     step = text.text_step(config, config.model_of(1.0), mesh, this_machine(), batch)
-    program = analyse(step.lowered.compile())
+    program = analyse(step.lower().compile())
     assert step.counts.units == sum(int(table.lengths.sum()) for table in batch.texts)
     job, profile, resume = map(tiny_text.LIMITS.of, ("job", "profile", "resume"))
     groups = config.batch_size // config.group_size
@@ -141,6 +141,16 @@ def test_a_plan_says_time_and_what_to_change():
     assert "to make it fit: a larger mesh.fsdp" in "\n".join(described(bad, topology))
     slow = planned(1, memory_traffic=4 * 819e9)
     assert "250 tokens/s" in "\n".join(described(slow, topology))
+
+
+def test_where_nothing_compiles_the_least_is_said():
+    topology = parse_topology("h200:8")
+    lines = "\n".join(described(planned(100 << 30, program=None), topology))
+    assert "together, at least" in lines
+    assert "an estimate" in lines
+    assert "links" not in lines
+    assert fits(planned(100 << 30, program=None), topology)
+    assert not fits(planned(106 << 30, program=None), topology)  # 81 %.
 
 
 @pytest.mark.parametrize("name", ["v5e", "v9:4x4", "h200:2x4", "v5e:0x4", "v5e:4x"])

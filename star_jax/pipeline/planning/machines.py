@@ -99,7 +99,7 @@ def planned_devices(topology: Topology) -> Sequence[Any]:
     """Devices that programs can be compiled for: the TPU's own, CPUs in the place of GPUs.
 
     Raises:
-      InputError: libtpu is missing or has no such topology, or there are too few virtual CPUs.
+      InputError: libtpu is missing or has no such topology, or JAX already has other CPU devices.
     """
     if topology.is_tpu:
         # The compiler alone is asked: for no chip, and beside whoever else asks it.
@@ -113,10 +113,11 @@ def planned_devices(topology: Topology) -> Sequence[Any]:
                 "exists, and the TPU's compiler: pip install 'jax[tpu]'"
             ) from error
         return described.devices
+    jax.config.update("jax_num_cpu_devices", topology.count)
     devices = jax.devices("cpu")
     if len(devices) < topology.count:
         raise InputError(
             f"--topology {topology.name} needs {topology.count} virtual CPU devices, got "
-            f"{len(devices)}: set JAX_NUM_CPU_DEVICES={topology.count}"
+            f"{len(devices)}: JAX was in use before"
         )
     return devices[: topology.count]

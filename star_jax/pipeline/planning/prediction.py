@@ -20,7 +20,7 @@ class Planned(NamedTuple):
     Attributes:
       stage: The command.
       parts: What a chip holds while it runs: name -> bytes.
-      program: Its compiled step.
+      program: Its compiled step; None: nothing here compiles for such chips.
       flops: That a chip does in a step.
       unit: What is counted: `tokens`, `instances`, `nodes`.
       units: Of a step, of all chips.
@@ -32,7 +32,7 @@ class Planned(NamedTuple):
 
     stage: str
     parts: dict[str, int]
-    program: Program
+    program: Program | None
     flops: float
     unit: str
     units: float | int
@@ -42,18 +42,22 @@ class Planned(NamedTuple):
     remedy: str
 
 
+def peak_bytes(planned: Planned) -> int:
+    """Of a chip's memory; where nothing was compiled, the least."""
+    return sum(planned.parts.values()) if planned.program is None else planned.program.peak_bytes
+
+
 def fits(planned: Planned, topology: Topology) -> bool:
     """Whether it leaves the headroom."""
-    return planned.program.peak_bytes <= HEADROOM * topology.chip.memory
+    return peak_bytes(planned) <= HEADROOM * topology.chip.memory
 
 
 def step_seconds(planned: Planned, topology: Topology) -> dict[str, float]:
     """What a step waits for -> seconds; the longest of them is the step if all else overlaps."""
     chip = topology.chip
-    found = {
-        "arithmetic": planned.flops / (EFFICIENCY * chip.flops),
-        "links": planned.program.link_bytes / chip.link_rate,
-    }
+    found = {"arithmetic": planned.flops / (EFFICIENCY * chip.flops)}
+    if planned.program is not None:
+        found["links"] = planned.program.link_bytes / chip.link_rate
     if planned.memory_traffic is not None:
         found["memory"] = planned.memory_traffic / chip.memory_rate
     return found
@@ -65,25 +69,32 @@ def described(planned: Planned, topology: Topology) -> Iterator[str]:
     yield f"{planned.stage} on {topology.name} ({topology.count} chips)"
     yield from (f"  {note}" for note in planned.notes)
     yield "  bytes of a chip:"
-    held = planned.parts | {
-        "batch and others": program.argument_bytes - sum(planned.parts.values()),
-        "activations and other temporaries": program.temporary_bytes + program.output_bytes,
-    }
+    held = dict(planned.parts)
+    if program is not None:
+        held["batch and others"] = program.argument_bytes - sum(planned.parts.values())
+        held["activations and other temporaries"] = program.temporary_bytes + program.output_bytes
     for name, size in held.items():
         yield f"    {name:<36}{_size(size):>12}"
-    share = program.peak_bytes / chip.memory
+    peak = peak_bytes(planned)
     verdict = "fits" if fits(planned, topology) else "does NOT fit"
     yield (
-        f"    {'together':<36}{_size(program.peak_bytes):>12}, {share:.0%} of "
-        f"{_size(chip.memory)}: {verdict} with {1 - HEADROOM:.0%} to spare"
+        f"    {'together' if program else 'together, at least':<36}{_size(peak):>12}, "
+        f"{peak / chip.memory:.0%} of {_size(chip.memory)}: {verdict} with {1 - HEADROOM:.0%} to "
+        "spare"
     )
+    if program is None:
+        yield "  (an estimate: nothing here compiles for GPUs; working memory comes on top)"
     if not fits(planned, topology):
         yield f"  to make it fit: {planned.remedy}"
+    yield from () if program is None else _exchanged(program)
+    yield from _times(planned, topology)
+
+
+def _exchanged(program: Program) -> Iterator[str]:
     for kind, traffic in program.collectives.items():
         yield f"  {kind}: {traffic.number:,} a step, {traffic.bytes / 1e9:,.3f} GB to a chip"
     if program.unknown_loops:
         yield f"  (counted once: {program.unknown_loops} loops whose length depends on values)"
-    yield from _times(planned, topology)
 
 
 def _size(count: int) -> str:

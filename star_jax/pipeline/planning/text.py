@@ -1,6 +1,7 @@
 """The programs of the text half, of shapes: the step of a training, the encoding of an export."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ from star_jax.text.families import TokenLimits
 from star_jax.text.flops import hardware_flops, model_flops
 from star_jax.text.packing import Tokens
 from star_jax.text.prompts import kind_number
-from star_jax.text.tower import read_base, tower_rules
+from star_jax.text.tower import TextTower, read_base, tower_rules
 from star_jax.train.meter import Arithmetic, Counts
 from star_jax.train.optimizers import make_optimizer
 from star_jax.train.state import shapes_of_state
@@ -35,7 +36,9 @@ class TextStep(NamedTuple):
     """The update of a text training, ready to be compiled.
 
     Attributes:
-      lowered: Before it is compiled.
+      lower: Traces it.
+      states: Bytes of the states that go into the blocks, of what a device encodes at a time: the
+        least that the backward pass keeps.
       counts: Tokens and operations of one batch, of all devices.
       trainable: Bytes of a device, like the two below.
       frozen: Of the base.
@@ -43,7 +46,8 @@ class TextStep(NamedTuple):
       attention: Which kernel.
     """
 
-    lowered: jax.stages.Lowered
+    lower: Callable[[], jax.stages.Lowered]
+    states: int
     counts: Counts
     trainable: int
     frozen: int
@@ -128,13 +132,20 @@ def text_step(
     where = batch_shardings(batch, mesh, axis=row_axes(batch))
     step = make_text_step(model, optimizer, state, mesh, config.batch_shape(num_row_shards(mesh)))
     return TextStep(
-        lowered=step.lower(state, base, placed(batch, where)),
+        lower=lambda: step.lower(state, base, placed(batch, where)),
+        states=_states(model.tower, batch, mesh),
         counts=TextCounts(model, config.mode)(batch),
         trainable=device_bytes(state.trainable),
         frozen=device_bytes(base),
         optimizer=device_bytes(state.opt_state),
         attention=model.tower.attention_backend,
     )
+
+
+def _states(tower: TextTower, batch: TextBatch, mesh: Mesh) -> int:
+    tokens = sum(math.prod(table.tokens.shape[-2:]) for table in batch.texts)
+    width = tower.shape.width * jnp.dtype(tower.compute_dtype).itemsize
+    return tokens // num_row_shards(mesh) * tower.shape.num_layers * width
 
 
 def placed(tree: PyTree, where: PyTree) -> PyTree:
@@ -175,8 +186,12 @@ def text_export(
     narrow = np.zeros((rows, 1), np.int32)
     arrays: Any = (np.zeros((rows, length), np.int32), narrow + length, narrow, narrow)
     texts = Tokens(*arrays)
-    with jax.set_mesh(mesh):
-        lowered = make_encode(model).lower(variables, placed(texts, batch_shardings(texts, mesh)))
+    batch = placed(texts, batch_shardings(texts, mesh))
+
+    def lower() -> jax.stages.Lowered:
+        with jax.set_mesh(mesh):
+            return make_encode(model).lower(variables, batch)
+
     lengths = np.full(rows, length)
     shape, span = model.tower.shape, model.tower.pooling.attention
     assert span is not None
@@ -185,4 +200,5 @@ def text_export(
         hardware_flops(shape, "frozen", lengths, "none", cached=False),
     )
     counts = Counts(rows * length, rows * length, arithmetic)
-    return TextStep(lowered, counts, 0, device_bytes(variables), 0, model.tower.attention_backend)
+    held, backend = device_bytes(variables), model.tower.attention_backend
+    return TextStep(lower, 0, counts, 0, held, 0, backend)
