@@ -2,7 +2,8 @@
 
 Compiles the steps of the stages from shapes alone, for TPUs by their own compiler (`jax[tpu]`, no
 TPU needed). With `W`, reads `W/tables` and plans for its texts, tokenised into `W/text_tokens`
-where they are not yet; without, every text is as long as the limits allow.
+where they are not yet; without, every text is as long as the limits allow. The graph half is
+planned where `W/graph` lies.
 """
 
 import dataclasses
@@ -15,7 +16,8 @@ import numpy as np
 from star_jax.config import InputError
 from star_jax.jobs.export_text import TextExportConfig
 from star_jax.parallel.mesh import make_mesh, num_row_shards
-from star_jax.pipeline.planning import text
+from star_jax.pipeline.graph_training import GraphTrainConfig
+from star_jax.pipeline.planning import graph, text
 from star_jax.pipeline.planning.machines import Topology, parse_topology, planned_devices
 from star_jax.pipeline.planning.prediction import EFFICIENCY, Planned, described, fits
 from star_jax.pipeline.planning.programs import Program, analyse
@@ -54,7 +56,7 @@ def run(
     """Says the plan of every stage that a config has; returns whether all of them fit.
 
     Args:
-      config: Of a whole run, or of `train-text`.
+      config: Of a whole run, of `train-text` or of `train-graph`.
       topology: Such as `v5e:4x4`, `v5p:4x4x4`, `v6e:8x8`; of GPUs, `h200:8`, what is said is an
         estimate: what they hold at least, by shape.
       say: Takes one line.
@@ -67,28 +69,36 @@ def run(
     """
     given = _Given(parse_topology(topology), workdir, num_pairs)
     trained, exported = _part(config, TextTrainConfig), _part(config, TextExportConfig)
-    if trained is None:
+    graphed = _part(config, GraphTrainConfig)
+    if trained is None and graphed is None:
         raise InputError(
-            f"{type(config).__name__} cannot be planned, needed the config of train-text or of a "
-            "whole run"
+            f"{type(config).__name__} cannot be planned, needed the config of train-text, of "
+            "train-graph or of a whole run"
         )
+    stages: list[Callable[[], Planned]] = []
+    if trained is not None:
+        stages.append(lambda: _train_text(trained, given))
+        if exported is not None:
+            stages.append(lambda: _export_text(trained, exported, given))
+    if graphed is not None and (folder := _graph_folder(given)) is not None:
+        stages.append(lambda: _train_graph(graphed, folder, given))
+    elif graphed is not None:
+        say("train-graph is planned when --workdir holds its graph, by star build-graph")
     all_fit = True
-    for planned in _plans(trained, exported, given):
+    for stage in stages:  # Each takes minutes to compile.
+        planned = stage()
         all_fit &= fits(planned, given.topology)
         for line in described(planned, given.topology):
             say(line)
-    for line in _serving(trained, given.topology):
+    for line in () if trained is None else _serving(trained, given.topology):
         say(line)
     return all_fit
 
 
-def _plans(
-    trained: TextTrainConfig, exported: TextExportConfig | None, given: _Given
-) -> Iterator[Planned]:
-    """One stage after the other: each takes minutes to compile."""
-    yield _train_text(trained, given)
-    if exported is not None:
-        yield _export_text(trained, exported, given)
+def _graph_folder(given: _Given) -> Path | None:
+    """The folder that is planned for, if its graph was built and the program can be compiled."""
+    folder = given.workdir
+    return folder if folder is not None and (folder / "graph").is_dir() else None
 
 
 def _part(config: Any, kind: type) -> Any:
@@ -172,13 +182,42 @@ def _export_text(trained: TextTrainConfig, config: TextExportConfig, given: _Giv
     )
 
 
-def _compiled(step: text.TextStep, topology: Topology) -> Program | None:
-    return analyse(step.lower().compile()) if topology.is_tpu else None
+def _train_graph(config: GraphTrainConfig, folder: Path, given: _Given) -> Planned:
+    mesh = make_mesh(config.mesh, given.devices)
+    step = graph.graph_step(config, folder, mesh)
+    program = _compiled(step, given.topology)
+    return Planned(
+        stage="train-graph",
+        parts={
+            "parameters": step.parameters,
+            "optimizer": step.optimizer,
+            "graph and features": step.graph,
+        },
+        program=program,
+        flops=0.0 if program is None else program.flops,
+        unit="pairs",
+        units=step.pairs,
+        steps=num_steps(config.plan, step.steps_per_epoch),
+        memory_traffic=None if program is None else program.memory_traffic,
+        notes=(
+            f"mesh {_axes(mesh.shape)}, sampled by the engine {config.engine.kind}",
+            f"{step.pairs:,} pairs a step of {folder}; loops count once in its arithmetic and "
+            "memory",
+        ),
+        remedy="a larger mesh.fsdp, a smaller batch_size or fanouts.total, or engine.kind=host",
+    )
+
+
+def _axes(mesh_shape: Any) -> str:
+    return " x ".join(f"{name} {size}" for name, size in mesh_shape.items())
 
 
 def _choices(mesh_shape: Any, step: text.TextStep) -> tuple[str, ...]:
-    axes = " x ".join(f"{name} {size}" for name, size in mesh_shape.items())
-    return (f"mesh {axes}, attention by {step.attention}",)
+    return (f"mesh {_axes(mesh_shape)}, attention by {step.attention}",)
+
+
+def _compiled(step: text.TextStep | graph.GraphStep, topology: Topology) -> Program | None:
+    return analyse(step.lower().compile()) if topology.is_tpu else None
 
 
 def _serving(config: TextTrainConfig, topology: Topology) -> Iterator[str]:

@@ -11,6 +11,7 @@ from star_jax.graph.engines.deepgnn import engine as deepgnn_engine
 from star_jax.graph.engines.host import HostEngine
 from star_jax.graph.engines.mesh import engine as mesh_engine
 from star_jax.graph.engines.mesh.features import TextPrecision
+from star_jax.graph.engines.mesh.topology import shaped, spread
 from star_jax.graph.engines.protocol import GraphEngine
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.store import GraphStore
@@ -54,8 +55,16 @@ def why_refused(config: EngineConfig, sampler: SamplerConfig) -> str | None:
     return None if refused is None else refused(sampler)
 
 
-def make_engine(config: EngineConfig, store: GraphStore, mesh: Mesh) -> GraphEngine:
+def make_engine(
+    config: EngineConfig, store: GraphStore, mesh: Mesh, *, planned: bool = False
+) -> GraphEngine:
     """What draws the neighbourhoods of a training.
+
+    Args:
+      config: Which one.
+      store: The graph.
+      mesh: The devices.
+      planned: They are not there: what would lie on them is shapes.
 
     Raises:
       InputError: The graph does not fit the engine, or a package is missing.
@@ -70,7 +79,10 @@ def make_engine(config: EngineConfig, store: GraphStore, mesh: Mesh) -> GraphEng
         axes=tuple(config.graph_axes.split("+")),
         text_precision=config.text_precision,
         slack=config.slack,
+        place=shaped if planned else spread,
     )
+    if planned:
+        return engine
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(engine.arrays)) / engine.num_shards
     _log.info("graph on %d device(s), %.1f MB on each", mesh.size, num_bytes / 1e6)
     return engine

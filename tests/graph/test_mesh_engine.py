@@ -11,7 +11,7 @@ from star_jax.config import InputError
 from star_jax.graph.engines.host import HostEngine
 from star_jax.graph.engines.mesh.engine import MeshEngine
 from star_jax.graph.engines.mesh.features import TextPrecision, place_features
-from star_jax.graph.engines.mesh.topology import place_edges
+from star_jax.graph.engines.mesh.topology import place_edges, spread
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.parallel.mesh import FSDP, ROW_AXES, MeshConfig, make_mesh
 from tests.graph.busy import APPLY, SEEDS, make_world, question_of, seeds_of
@@ -199,9 +199,9 @@ def test_what_an_exchange_has_no_room_for_is_left_out_and_counted(store):
 @pytest.mark.parametrize(("precision", "error"), [("bfloat16", 2**-8), ("int8", 1 / 254)])
 def test_texts_of_a_lower_precision_are_near(store, precision, error):
     mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
-    _, places = place_edges(store, mesh, ROW_AXES)
+    _, places = place_edges(store, mesh, ROW_AXES, spread)
     exact, near = (
-        place_features(store, mesh, places, each)["job"] for each in ("float32", precision)
+        place_features(store, mesh, places, each, spread)["job"] for each in ("float32", precision)
     )
     texts = np.asarray(near.texts, np.float32) * np.asarray(near.text_scale)[..., None]
     expected = np.asarray(exact.texts)

@@ -7,12 +7,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from star_jax.config import InputError
 from star_jax.parallel.mesh import MeshConfig, make_mesh
-from star_jax.pipeline.planning import text
+from star_jax.pipeline.graph_engines import EngineConfig, make_engine
+from star_jax.pipeline.graph_model import open_training_store
+from star_jax.pipeline.planning import graph, text
 from star_jax.pipeline.planning.machines import parse_topology
 from star_jax.pipeline.planning.prediction import Planned, described, fits, step_seconds
 from star_jax.pipeline.planning.programs import Program, Traffic, analyse, collectives, largest
 from star_jax.text.attention_choice import this_machine
-from tests.jobs import tiny_text
+from tests.jobs import tiny_graph, tiny_text
+from tests.pipeline import graph_market
 
 CARRIED = """
 %fused_computation.1 (p: f32[5]) -> f32[10] {
@@ -108,6 +111,30 @@ def test_the_planned_step_is_the_one_that_trains():
     held = step.frozen + step.trainable + step.optimizer
     assert held < program.argument_bytes < held + 2 * sum(a.nbytes for a in jax.tree.leaves(batch))
     assert program.link_bytes > 0
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory):
+    """Tables, graph and text vectors."""
+    return graph_market.write(tmp_path_factory.mktemp("market"))
+
+
+@pytest.mark.parametrize("engine", ["host", "mesh"])
+def test_the_planned_step_of_a_graph_holds_what_its_training_holds(market, engine):
+    """By shape: what `MeshEngine` places, and the state that `create_state` makes."""
+    config = tiny_graph.config(
+        mesh=MeshConfig(fsdp=2), engine=EngineConfig(kind=engine), tasks=("apply",)
+    )
+    mesh = make_mesh(config.mesh, jax.devices()[:2])
+    step = graph.graph_step(config, market, mesh)
+    assert step.pairs == 48
+    assert step.optimizer >= 2 * step.parameters > 0
+    store = open_training_store(market, config.model.features, None)
+    placed = getattr(make_engine(config.engine, store, mesh), "arrays", {})
+    sizes = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed)]
+    assert step.graph == sum(sizes)
+    program = step.lower().as_text()
+    assert ("all_to_all" in program) == (engine == "mesh")
 
 
 def planned(peak, **fields):

@@ -104,6 +104,8 @@ def _size(count: int) -> str:
 def _times(planned: Planned, topology: Topology) -> Iterator[str]:
     seconds = step_seconds(planned, topology)
     step_s = max(seconds.values())
+    if not step_s:
+        return
     shares = ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())
     yield f"  {planned.flops / 1e12:,.3f} TFLOP a chip and step; a step: {shares}"
     yield (

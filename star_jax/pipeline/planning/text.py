@@ -13,13 +13,13 @@ from jaxtyping import Int32
 from star_jax.parallel.mesh import num_row_shards
 from star_jax.parallel.rules import batch_shardings, shardings
 from star_jax.pipeline.known_pairs import KnownPairs
+from star_jax.pipeline.planning.shapes import device_bytes, placed
 from star_jax.pipeline.text_counts import TextCounts
 from star_jax.pipeline.text_encoding import make_encode
 from star_jax.pipeline.text_loader import BatchBuilder
 from star_jax.pipeline.text_model import TextModelConfig, initial_shapes
 from star_jax.pipeline.text_pairs import PairRecords
 from star_jax.pipeline.text_training import TextTrainConfig, make_text_step
-from star_jax.shapes import PyTree
 from star_jax.text.attention_choice import Machine
 from star_jax.text.bi_encoder import TextBatch, row_axes
 from star_jax.text.families import TokenLimits
@@ -146,22 +146,6 @@ def _states(tower: TextTower, batch: TextBatch, mesh: Mesh) -> int:
     tokens = sum(math.prod(table.tokens.shape[-2:]) for table in batch.texts)
     width = tower.shape.width * jnp.dtype(tower.compute_dtype).itemsize
     return tokens // num_row_shards(mesh) * tower.shape.num_layers * width
-
-
-def placed(tree: PyTree, where: PyTree) -> PyTree:
-    """Shapes of arrays that lie somewhere."""
-    return jax.tree.map(
-        lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), tree, where
-    )
-
-
-def device_bytes(tree: PyTree) -> int:
-    """Of placed shapes, what one device holds."""
-    return sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * jnp.dtype(leaf.dtype).itemsize
-        for leaf in jax.tree.leaves(tree)
-        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    )
 
 
 def text_export(

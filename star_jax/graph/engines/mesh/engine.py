@@ -18,7 +18,7 @@ from star_jax.graph.engines.mesh.features import (
     place_features,
     tables_of,
 )
-from star_jax.graph.engines.mesh.topology import Edges, Places, place_edges
+from star_jax.graph.engines.mesh.topology import Edges, Place, Places, place_edges, spread
 from star_jax.graph.engines.mesh.visibility import Rule, Viewers
 from star_jax.graph.engines.protocol import Question
 from star_jax.graph.samplers.calibrate import SeedBatch
@@ -129,6 +129,7 @@ class MeshEngine:
         axes: tuple[str, ...] = ROW_AXES,
         text_precision: TextPrecision = "float32",
         slack: float = 2.0,
+        place: Place = spread,
     ) -> None:
         """Copies the graph to the devices, one shard each.
 
@@ -138,13 +139,14 @@ class MeshEngine:
           axes: As in `Places`: all that a batch is split over, or some of them.
           text_precision: As in `place_features`.
           slack: As in `ask`.
+          place: As in `place_edges`.
 
         Raises:
           InputError: The times span more than 32 bits, or a shard has too many edges.
         """
         self._store = store
-        edges, places = place_edges(store, mesh, axes)
-        nodes = place_features(store, mesh, places, text_precision)
+        edges, places = place_edges(store, mesh, axes, place)
+        nodes = place_features(store, mesh, places, text_precision, place)
         self.arrays = MeshArrays(edges, nodes)
         self._program = MeshProgram(store.meta.schema, places, mesh, slack)
 

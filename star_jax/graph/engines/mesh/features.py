@@ -13,9 +13,9 @@ from star_jax.graph.engines.mesh.exchange import ask
 from star_jax.graph.engines.mesh.numbering import Named
 from star_jax.graph.engines.mesh.topology import (
     NO_TIME32,
+    Place,
     Places,
     local_count,
-    spread,
 )
 from star_jax.graph.engines.mesh.visibility import Viewers, first_at_least
 from star_jax.graph.store import GraphStore, TextVersions
@@ -49,7 +49,7 @@ class _Features(NamedTuple):
 
 
 def place_features(
-    store: GraphStore, mesh: Mesh, places: Places, precision: TextPrecision
+    store: GraphStore, mesh: Mesh, places: Places, precision: TextPrecision, place: Place
 ) -> dict[str, NodeArrays]:
     """Puts the features of all types on all devices of a mesh.
 
@@ -59,9 +59,10 @@ def place_features(
       places: From `place_edges`: nodes are spread alike.
       precision: Of the text vectors: `int8` keeps a scale per vector, and errors below 1/254 of
         its largest entry.
+      place: As in `place_edges`.
     """
     return {
-        name: spread(_builder(store, name, places, precision), mesh, places.axes)
+        name: place(_builder(store, name, places, precision), mesh, places.axes)
         for name in store.relations
     }
 

@@ -93,13 +93,16 @@ class Places:
         return dict(self.types)[node_type]
 
 
-def place_edges(store: GraphStore, mesh: Mesh, axes: tuple[str, ...]) -> tuple[Edges, Places]:
+def place_edges(
+    store: GraphStore, mesh: Mesh, axes: tuple[str, ...], place: "Place"
+) -> tuple[Edges, Places]:
     """Puts the edges of a graph on all devices of a mesh, one shard each.
 
     Args:
       store: The graph.
       mesh: The devices.
       axes: As in `Places`.
+      place: `spread`, or `shaped` where nothing shall be placed.
 
     Raises:
       InputError: Times span more than 32 bits, or a shard would hold more than 2^31 edges.
@@ -134,7 +137,7 @@ def place_edges(store: GraphStore, mesh: Mesh, axes: tuple[str, ...]) -> tuple[E
             **{name: padded(np.asarray(getattr(made, name)), n) for name, n in widths.items()}
         )
 
-    return spread(shard, mesh, axes), places
+    return place(shard, mesh, axes), places
 
 
 def spread(shard: Callable[[int], Any], mesh: Mesh, axes: tuple[str, ...]) -> Any:
@@ -164,6 +167,21 @@ def spread(shard: Callable[[int], Any], mesh: Mesh, axes: tuple[str, ...]) -> An
         return jax.make_array_from_single_device_arrays(shape, where, list(parts))
 
     return jax.tree.map(joined, *placed)
+
+
+def shaped(shard: Callable[[int], Any], mesh: Mesh, axes: tuple[str, ...]) -> Any:
+    """As `spread`, of shapes and with nothing placed: what a step can be compiled for."""
+    where, shards = NamedSharding(mesh, PartitionSpec(axes)), num_shards(mesh, axes)
+
+    def joined(part: np.ndarray) -> jax.ShapeDtypeStruct:
+        shape = (shards * part.shape[0], *part.shape[1:])
+        return jax.ShapeDtypeStruct(shape, part.dtype, sharding=where)
+
+    return jax.tree.map(joined, shard(0))
+
+
+Place = Callable[[Callable[[int], Any], Mesh, tuple[str, ...]], Any]
+"""`spread` or `shaped`."""
 
 
 def local_count(num_nodes: int, num_shards: int) -> int:
