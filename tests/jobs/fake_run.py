@@ -66,7 +66,7 @@ def fake_scorers(world):
             return self._score(ranking.sender[:, None], ranking.candidates[None, :])
 
     class Graph:
-        def __init__(self, workdir, model, rule):
+        def __init__(self, workdir, model, rule, mesh=None):
             noise = {"graph_model": 1.5, "graph_only_model": 3.0}[model]
             self._score = noisy(noise + {"split": 0.0, "time": 0.5}[rule])
 

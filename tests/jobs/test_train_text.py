@@ -20,6 +20,7 @@ from star_jax.jobs import export_text, train_text
 from star_jax.jobs.export_text import TextExportConfig
 from star_jax.jobs.train_text import TextTrainConfig
 from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.pipeline import text_training
 from star_jax.pipeline.tables.read import read_pairs, read_ranking, read_texts
 from star_jax.pipeline.text_calibration import fit_calibration, read_calibration
 from star_jax.pipeline.text_encoder import TextEncoder
@@ -369,7 +370,7 @@ def test_who_applied_outside_of_the_pairs_is_no_negative(tmp_path, monkeypatch):
         raise InputError("seen")
 
     monkeypatch.setattr(train_text, "BatchBuilder", note)
-    monkeypatch.setattr(train_text, "known_positives", lambda *_: np.array([[0, 9]]))
+    monkeypatch.setattr(text_training, "known_positives", lambda *_: np.array([[0, 9]]))
     with pytest.raises(InputError, match="seen"):
         train_text.run(tiny_text.config(), workdir)
     assert seen[0].between(np.array([0]), np.array([9])).all()
