@@ -25,8 +25,6 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from bench.drawn_graph import RELATIONS
 from bench.mesh_shapes import (
@@ -43,11 +41,11 @@ from star_jax.graph.engines.drawing import in_step
 from star_jax.graph.engines.mesh.engine import MeshProgram
 from star_jax.graph.model import init_model, make_loss
 from star_jax.parallel.mesh import make_mesh, num_row_shards
+from star_jax.parallel.rules import device_bytes
 from star_jax.pipeline.graph_training import graph_rules, make_graph_optimizer
 from star_jax.pipeline.planning.machines import GIB, parse_topology, planned_devices
 from star_jax.pipeline.planning.prediction import EFFICIENCY, HEADROOM
 from star_jax.pipeline.planning.programs import Program, Traffic, analyse, largest
-from star_jax.shapes import PyTree
 from star_jax.train.state import shapes_of_state
 from star_jax.train.step import make_step
 
@@ -103,7 +101,7 @@ def compile_step(topology: str, share: float, total: tuple[int, ...]) -> Compile
     return Compiled(
         fanouts=", ".join(map(str, total)),
         pairs=config.batch_size,
-        graph_bytes=sum(_bytes(leaf) for leaf in jax.tree.leaves(arrays)) // shards,
+        graph_bytes=device_bytes(arrays),
         parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
         rows={role: sum(map(sum, dict(each.rows).values())) for role, each in budgets.items()},
         program=program,
@@ -112,10 +110,6 @@ def compile_step(topology: str, share: float, total: tuple[int, ...]) -> Compile
         compile_s=end - middle,
         host_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     )
-
-
-def _bytes(leaf: PyTree) -> int:
-    return int(np.prod(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
 
 
 def report(topology: str, found: list[Compiled]) -> list[str]:

@@ -51,3 +51,23 @@ FLAN_T5_SMALL = T5Shape(
 FLAN_T5_BASE = dataclasses.replace(
     FLAN_T5_SMALL, width=768, num_layers=12, num_heads=12, mlp_width=2048
 )
+
+
+def hf_config(shape: MistralShape) -> dict[str, object]:
+    """The config.json of a Mistral of some shape."""
+    return {
+        "model_type": "mistral",
+        "hidden_act": "silu",
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_width,
+        "intermediate_size": shape.mlp_width,
+        "max_position_embeddings": shape.max_positions,
+        "rms_norm_eps": shape.norm_epsilon,
+        "rope_theta": shape.rope_theta,
+        "sliding_window": shape.sliding_window,
+        "eos_token_id": shape.eos_id,
+    }

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from bench.shapes import MISTRAL_7B
+from bench.shapes import MISTRAL_7B, hf_config
 from star_jax import trees
 from star_jax.jobs import import_tables, train_text
 from star_jax.jobs.import_tables import ImportConfig
@@ -30,7 +30,7 @@ from star_jax.parallel.mesh import MeshConfig
 from star_jax.pipeline.market.size import MarketConfig
 from star_jax.shapes import PyTree
 from star_jax.text import random_base, tensor_names
-from star_jax.text.families import MistralShape, TokenLimits, defaults
+from star_jax.text.families import TokenLimits, defaults
 from star_jax.text.lora import LoraConfig
 from star_jax.text.tower import TextTower, TowerConfig, build_tower, load_params, param_shapes
 from star_jax.train.optimizers import OptimizerConfig
@@ -68,7 +68,7 @@ def write_base(folder: Path) -> None:
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
     (folder / "tokenizer.json").write_text(random_base.TOKENIZER, encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps(_hf_config(SHAPE)), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(hf_config(SHAPE)), encoding="utf-8")
 
 
 def train(workdir: Path, config: TextTrainConfig) -> Trained:
@@ -146,25 +146,6 @@ def main() -> int:
     print(f"AUC: {apart:.4f} apart (bar {MOST_AUC}).")
     judged = share if given is None else bytes_of_7b()
     return int(judged > MOST_BYTES or apart > MOST_AUC)
-
-
-def _hf_config(shape: MistralShape) -> dict[str, object]:
-    return {
-        "model_type": "mistral",
-        "hidden_act": "silu",
-        "vocab_size": shape.vocab_size,
-        "hidden_size": shape.width,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "head_dim": shape.head_width,
-        "intermediate_size": shape.mlp_width,
-        "max_position_embeddings": shape.max_positions,
-        "rms_norm_eps": shape.norm_epsilon,
-        "rope_theta": shape.rope_theta,
-        "sliding_window": None,
-        "eos_token_id": shape.eos_id,
-    }
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.shapes import MISTRAL_7B
+from bench.shapes import MISTRAL_7B, hf_config
 from configs.text import mistral_7b
 from star_jax.jobs import plan
 from star_jax.jobs.train_text import TextTrainConfig
@@ -48,28 +48,6 @@ CASES = (
 )
 
 
-def write_base(folder: Path) -> None:
-    """The base's config.json, which is all that a plan reads of it."""
-    shape = MISTRAL_7B
-    content = {
-        "model_type": "mistral",
-        "architectures": ["MistralModel"],
-        "vocab_size": shape.vocab_size,
-        "hidden_size": shape.width,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "intermediate_size": shape.mlp_width,
-        "max_position_embeddings": shape.max_positions,
-        "rms_norm_eps": shape.norm_epsilon,
-        "rope_theta": shape.rope_theta,
-        "sliding_window": shape.sliding_window,
-        "hidden_act": "silu",
-        "eos_token_id": shape.eos_id,
-    }
-    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
-
-
 def config_of(case: Case, base: Path) -> TextTrainConfig:
     """The preset, on the slice."""
     config = mistral_7b.get_config()
@@ -86,7 +64,8 @@ def compile_case(case: Case) -> bool:
     """Prints the plan, and what planning took; returns whether it fits."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        write_base(Path(folder))
+        base = json.dumps(hf_config(MISTRAL_7B))  # All that a plan reads of it.
+        (Path(folder) / "config.json").write_text(base, encoding="utf-8")
         config = config_of(case, Path(folder))
         fits = plan.run(config, case.topology, print, num_pairs=NUM_PAIRS)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -255,3 +255,50 @@ def test_results_end_with_the_path_of_the_metrics(
         str(tmp_path / "report" / "index.html"),
         str(tmp_path / "report" / "metrics.json"),
     ]
+
+
+PLANNED = """
+from tests.jobs import tiny_text
+
+def get_config():
+    return tiny_text.config()
+"""
+
+
+def star_plan(tmp_path, *options):
+    config = tmp_path / "config.py"
+    config.write_text(PLANNED)
+    root = Path(__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, "-m", "star_jax", "plan", str(config), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cuda"},
+    )
+
+
+def test_a_plan_is_printed_on_a_machine_without_the_chips(tmp_path):
+    run = star_plan(
+        tmp_path,
+        "--topology",
+        "h200:4",
+        "--num-pairs",
+        "320",
+        "--mesh.data",
+        "2",
+        *("--plan.num_steps", "None", "--plan.num_epochs", "2"),
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("train-text on h200:4 (4 chips)\n  mesh data 2 x fsdp 1")
+    assert "  40 steps: " in run.stdout  # Of 16 pairs, twice over 320.
+    assert "serve on h200" in run.stdout
+
+
+def test_a_plan_for_chips_that_nobody_makes_is_refused(tmp_path):
+    run = star_plan(tmp_path, "--topology", "v5e")
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith(
+        "star: error: --topology 'v5e' is unknown, needed one like v5e:4x4"
+    )

@@ -20,7 +20,7 @@ from star_jax.pipeline.graph_training import GraphTrainConfig
 from star_jax.pipeline.planning import graph, text
 from star_jax.pipeline.planning.machines import Topology, parse_topology, planned_devices
 from star_jax.pipeline.planning.prediction import EFFICIENCY, Planned, described, fits
-from star_jax.pipeline.planning.programs import Program, analyse
+from star_jax.pipeline.planning.programs import Program, Refused, compiled
 from star_jax.pipeline.tables.read import read_meta
 from star_jax.pipeline.text_encoding import ACCELERATOR_TOKENS
 from star_jax.pipeline.text_loader import BatchBuilder
@@ -80,7 +80,8 @@ def run(
         stages.append(lambda: _train_text(trained, given))
         if exported is not None:
             stages.append(lambda: _export_text(trained, exported, given))
-    if graphed is not None and (folder := _graph_folder(given)) is not None:
+    folder = given.workdir
+    if graphed is not None and folder is not None and (folder / "graph").is_dir():
         stages.append(lambda: _train_graph(graphed, folder, given))
     elif graphed is not None:
         say("train-graph is planned when --workdir holds its graph, by star build-graph")
@@ -93,12 +94,6 @@ def run(
     for line in () if trained is None else _serving(trained, given.topology):
         say(line)
     return all_fit
-
-
-def _graph_folder(given: _Given) -> Path | None:
-    """The folder that is planned for, if its graph was built and the program can be compiled."""
-    folder = given.workdir
-    return folder if folder is not None and (folder / "graph").is_dir() else None
 
 
 def _part(config: Any, kind: type) -> Any:
@@ -194,11 +189,11 @@ def _train_graph(config: GraphTrainConfig, folder: Path, given: _Given) -> Plann
             "graph and features": step.graph,
         },
         program=program,
-        flops=0.0 if program is None else program.flops,
+        flops=program.flops if isinstance(program, Program) else 0.0,
         unit="pairs",
         units=step.pairs,
         steps=num_steps(config.plan, step.steps_per_epoch),
-        memory_traffic=None if program is None else program.memory_traffic,
+        memory_traffic=program.memory_traffic if isinstance(program, Program) else None,
         notes=(
             f"mesh {_axes(mesh.shape)}, sampled by the engine {config.engine.kind}",
             f"{step.pairs:,} pairs a step of {folder}; loops count once in its arithmetic and "
@@ -216,8 +211,10 @@ def _choices(mesh_shape: Any, step: text.TextStep) -> tuple[str, ...]:
     return (f"mesh {_axes(mesh_shape)}, attention by {step.attention}",)
 
 
-def _compiled(step: text.TextStep | graph.GraphStep, topology: Topology) -> Program | None:
-    return analyse(step.lower().compile()) if topology.is_tpu else None
+def _compiled(
+    step: text.TextStep | graph.GraphStep, topology: Topology
+) -> Program | Refused | None:
+    return compiled(step.lower) if topology.is_tpu else None
 
 
 def _serving(config: TextTrainConfig, topology: Topology) -> Iterator[str]:

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 
 from star_jax import artefacts, trees
 from star_jax.config import to_json
-from star_jax.graph.engines.drawing import in_step
 from star_jax.graph.engines.protocol import GraphEngine, ProgramEngine
 from star_jax.graph.model import GraphBatch, GraphModel, init_model
 from star_jax.graph.store import GraphStore
@@ -45,7 +44,9 @@ from star_jax.pipeline.graph_training import (
     describe,
     graph_rules,
     make_graph_optimizer,
+    make_graph_step,
     make_model_loss,
+    sees_own_rows,
 )
 from star_jax.pipeline.tables.read import TablesMeta, read_meta
 from star_jax.shapes import PyTree
@@ -56,7 +57,7 @@ from star_jax.train.optimizers import learning_rate, warmup_steps
 from star_jax.train.plan import PLAN, Plan, settle
 from star_jax.train.reporter import Reporter
 from star_jax.train.state import TrainState, create_state
-from star_jax.train.step import Step, make_step
+from star_jax.train.step import Step
 
 JOB = "job.json"  # What the folder was begun with.
 
@@ -133,7 +134,7 @@ def _train(
         frozen=parts.frozen,
         step=step,
         batches=batches,
-        count=functools.partial(_count, engine=parts.engine),
+        count=functools.partial(_count, engine=parts.engine, share=parts.share),
         unit="pairs",
         peak_flops=None,
         rate=_rate(config, plan),
@@ -160,6 +161,7 @@ class _Parts(NamedTuple):
     engine: GraphEngine
     step: Step
     data: GraphData
+    share: float  # Of the rows of a batch, those that this process makes.
 
 
 def _parts(
@@ -175,38 +177,28 @@ def _parts(
     loss, texts, digest = make_model_loss(config, model, meta), None, tree_digest({})
     rules = graph_rules(config)
     engine = make_engine(config.engine, store, mesh)
-    in_program = isinstance(engine, ProgramEngine)
-    frozen = engine.arrays if in_program else {}
+    frozen = engine.arrays if isinstance(engine, ProgramEngine) else {}
     if config.text_encoder is not None:
         text = open_text(config.text_encoder, workdir / "text", mesh, seed=config.seed)
         texts = EncodedTexts(config.text_encoder, text, workdir, mesh, seed=config.seed)
         params, loss = joined(params, text.trainable), with_text(loss, text)
         frozen, digest = text.frozen, text.digest
         rules = graph_rules(config, text.rules)
-    # The lengths of texts decide shapes: where these are encoded, every process sees all of them.
-    own = own_parts(mesh) if texts is None else None
+    own = own_parts(mesh) if sees_own_rows(config) else None
     optimizer = make_graph_optimizer(config, model)
     state = create_state(
         params, optimizer, seed=config.seed, mesh=mesh, rules=rules, statistics=statistics
     )
     _log.info("%s parameters on %d device(s)", f"{trees.count(params):,}", mesh.size)
-    step = make_step(
-        loss,
-        optimizer,
-        state=state,
-        mesh=mesh,
-        prepare=in_step(engine) if in_program else None,
-        stateful=True,
-        exchange=config.exchange,
-        own_rows=own is not None,
-    )
-    data = GraphData(config, workdir, file, store, meta, num_row_shards(mesh), engine, texts, own)
-    return _Parts(model, state, frozen, digest, engine, step, data)
+    step = make_graph_step(config, loss, optimizer, state, mesh, engine)
+    shards = num_row_shards(mesh)
+    data = GraphData(config, workdir, file, store, meta, shards, engine, texts, own)
+    share = 1.0 if own is None else len(own) / shards
+    return _Parts(model, state, frozen, digest, engine, step, data, share)
 
 
-def _count(batch: GraphBatch, engine: GraphEngine) -> Counts:
-    num_makers = processes.count() if batch.texts is None else 1
-    counts = count_pairs(batch, num_makers)._replace(seconds=engine.take_seconds())
+def _count(batch: GraphBatch, engine: GraphEngine, share: float) -> Counts:
+    counts = count_pairs(batch, share)._replace(seconds=engine.take_seconds())
     if batch.texts is None:
         return counts
     return counts._replace(figures={**counts.figures, **count_texts(batch)})

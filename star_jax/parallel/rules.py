@@ -1,10 +1,12 @@
 """Sharding outside the models: parameter path -> where its array lives; batches by rows."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import keystr
@@ -100,6 +102,22 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
         raise ValueError(f"no sharding rule matches parameter {name}, needed one rule for each")
 
     return jax.tree.map_with_path(of_leaf, tree)
+
+
+def placed(tree: PyTree, where: PyTree) -> PyTree:
+    """Shapes of the arrays of a tree, or of shapes, that lie somewhere."""
+    return jax.tree.map(
+        lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), tree, where
+    )
+
+
+def device_bytes(tree: PyTree) -> int:
+    """Of arrays that lie somewhere, or of their shapes, what one device holds; keys left out."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

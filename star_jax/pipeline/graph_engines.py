@@ -4,7 +4,6 @@ import dataclasses
 import logging
 from typing import Literal
 
-import jax
 from jax.sharding import Mesh
 
 from star_jax.graph.engines.deepgnn import engine as deepgnn_engine
@@ -15,6 +14,7 @@ from star_jax.graph.engines.mesh.topology import shaped, spread
 from star_jax.graph.engines.protocol import GraphEngine
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.store import GraphStore
+from star_jax.parallel.rules import device_bytes
 
 _log = logging.getLogger(__name__)
 _WHY_REFUSED = {"mesh": mesh_engine.why_refused, "deepgnn": deepgnn_engine.why_refused}
@@ -83,6 +83,6 @@ def make_engine(
     )
     if planned:
         return engine
-    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(engine.arrays)) / engine.num_shards
+    num_bytes = device_bytes(engine.arrays)
     _log.info("graph on %d device(s), %.1f MB on each", mesh.size, num_bytes / 1e6)
     return engine

@@ -255,7 +255,7 @@ def stacked(
     return maker
 
 
-def count_pairs(batch: GraphBatch, num_makers: int = 1) -> Counts:
+def count_pairs(batch: GraphBatch, share: float = 1.0) -> Counts:
     """Real and padded pairs of a host batch.
 
     Its figures, where it was sampled on the host: `neighbours`, and their share of the slots,
@@ -263,7 +263,7 @@ def count_pairs(batch: GraphBatch, num_makers: int = 1) -> Counts:
 
     Args:
       batch: Of this process.
-      num_makers: Processes that each made so many rows; the others' are taken to be like these.
+      share: Of the rows of all processes; the others are taken to be like these.
     """
     drawn = [
         subgraph
@@ -276,8 +276,8 @@ def count_pairs(batch: GraphBatch, num_makers: int = 1) -> Counts:
     if masks:
         neighbours, slots = sum(int(np.sum(m)) for m in masks), sum(np.size(m) for m in masks)
         figures = {
-            "neighbours": float(num_makers * neighbours),
+            "neighbours": neighbours / share,
             "neighbour_fill": neighbours / max(slots, 1),
         }
     real, rows = int(np.sum(batch.mask)), int(np.size(batch.mask))
-    return Counts(num_makers * real, num_makers * rows, figures=figures)
+    return Counts(round(real / share), round(rows / share), figures=figures)

@@ -5,8 +5,12 @@ import logging
 from pathlib import Path
 from typing import Literal
 
+from jax.sharding import Mesh
+
 from star_jax.config import InputError
 from star_jax.graph.conflicts import Conflicts, make_conflicts
+from star_jax.graph.engines.drawing import in_step
+from star_jax.graph.engines.protocol import GraphEngine, ProgramEngine
 from star_jax.graph.identities import ROW_MULTIPLE, TABLES
 from star_jax.graph.model import (
     GraphModel,
@@ -38,7 +42,8 @@ from star_jax.train.exchange import ExchangeConfig
 from star_jax.train.optimizers import OptimizerConfig, make_optimizer
 from star_jax.train.plan import PlanConfig
 from star_jax.train.rows import make_row_optimizer
-from star_jax.train.state import Optimizer
+from star_jax.train.state import Optimizer, TrainState
+from star_jax.train.step import Step, make_step
 
 _log = logging.getLogger(__name__)
 
@@ -254,6 +259,44 @@ def make_graph_optimizer(config: GraphTrainConfig, model: GraphModel) -> Optimiz
         tables=TABLES,
         read=rows_read(model),
     )
+
+
+def make_graph_step(
+    config: GraphTrainConfig,
+    loss: StatefulLoss,
+    optimizer: Optimizer,
+    state: TrainState,
+    mesh: Mesh,
+    engine: GraphEngine,
+) -> Step:
+    """The update of a graph training.
+
+    Args:
+      config: Of the training.
+      loss: As `make_model_loss` makes it, with texts where they are encoded.
+      optimizer: Of the trainable parameters.
+      state: On the mesh, or its shapes.
+      mesh: The devices.
+      engine: Where it samples in the program, the step does so first.
+    """
+    return make_step(
+        loss,
+        optimizer,
+        state=state,
+        mesh=mesh,
+        prepare=in_step(engine) if isinstance(engine, ProgramEngine) else None,
+        stateful=True,
+        exchange=config.exchange,
+        own_rows=sees_own_rows(config),
+    )
+
+
+def sees_own_rows(config: GraphTrainConfig) -> bool:
+    """Whether each of several processes makes the rows of its own devices alone.
+
+    Where texts are encoded their lengths decide shapes, and every process makes all of them.
+    """
+    return config.text_encoder is None
 
 
 def graph_rules(config: GraphTrainConfig, rest: Rules = FSDP_RULES) -> Rules:

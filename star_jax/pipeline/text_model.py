@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from star_jax import artefacts
 from star_jax.config import from_json
 from star_jax.parallel.mesh import MeshConfig, make_mesh
-from star_jax.parallel.rules import Rules, shardings
+from star_jax.parallel.rules import Rules, placed, shardings
 from star_jax.shapes import PyTree
 from star_jax.text.attention_choice import BackendChoice, Machine
 from star_jax.text.bi_encoder import (
@@ -150,9 +150,4 @@ def open_scorer(folder: Path) -> tuple[BiEncoder, PyTree]:
 
 
 def _like(trainable: PyTree, mesh: Mesh, rules: Rules) -> TrainedParameters:
-    placed = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        trainable,
-        shardings(trainable, mesh, rules),
-    )
-    return TrainedParameters(placed, ())
+    return TrainedParameters(placed(trainable, shardings(trainable, mesh, rules)), ())

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int
 from star_jax.text.attention import Backend, Visibility, attention
 from star_jax.text.families import BertShape
 from star_jax.text.linears import Linears
-from star_jax.text.pooling import TokenPool, pool_tokens
-from star_jax.text.stack import Context, Encoded, Remat, run_stack, stack_blocks
+from star_jax.text.pooling import TokenPool
+from star_jax.text.stack import Context, Encoded, Remat, leaving, run_stack, stack_blocks
 
 
 @jax.custom_jvp
@@ -55,7 +55,7 @@ class BertBlock(nn.Module):
         """The next state, and its pooled form where the context asks for it."""
         x = _norm(self.shape, self.dtype, "attention_norm")(x + self._attend(x, context))
         x = _norm(self.shape, self.dtype, "mlp_norm")(x + self._transform(x))
-        return x, None if context.pooling is None else pool_tokens(x, context.pooling)
+        return leaving(x, context)
 
     def _attend(self, x: Float[Array, "R L D"], context: Context) -> Float[Array, "R L D"]:
         width = self.shape.width

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float, Int
 from star_jax.text.attention import Backend, Visibility, attention
 from star_jax.text.families import MistralShape
 from star_jax.text.linears import Linears, gated_mlp
-from star_jax.text.pooling import AttentionSpan, TokenPool, pool_tokens
+from star_jax.text.pooling import AttentionSpan, TokenPool
 from star_jax.text.rms_norm import RmsNorm
 from star_jax.text.rotary import frequencies, rotary, rotate
-from star_jax.text.stack import Context, Encoded, Remat, run_stack, stack_blocks
+from star_jax.text.stack import Context, Encoded, Remat, leaving, run_stack, stack_blocks
 
 
 class MistralBlock(nn.Module):
@@ -35,7 +35,7 @@ class MistralBlock(nn.Module):
         x = x + gated_mlp(
             y, self.shape.mlp_width, nn.silu, bias=self.shape.mlp_bias, dtype=self.dtype
         )
-        return x, None if context.pooling is None else pool_tokens(x, context.pooling)
+        return leaving(x, context)
 
     def _attend(self, x: Float[Array, "R L D"], context: Context) -> Float[Array, "R L D"]:
         shape = self.shape

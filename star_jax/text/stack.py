@@ -44,7 +44,7 @@ def stack_blocks(block: type[nn.Module], num_layers: int, remat: Remat) -> Any:
     Parameters, adapters and dropout keys get a leading axis over the blocks.
     """
     return nn.scan(
-        rematerialised(_leaving(block), remat),
+        rematerialised(block, remat),
         variable_axes={"params": 0, "lora": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType] # flax declares less
@@ -69,16 +69,10 @@ def run_stack(
     return last, jnp.concatenate([pool_tokens(x, context.pooling)[None], outputs])
 
 
-def _leaving(block: type[nn.Module]) -> type[nn.Module]:
-    """The block, whose states leave it as those of a batch lie: whole but for their rows."""
-
-    class Leaving(block):
-        @nn.nowrap
-        def __call__(self, x: Array, context: Context) -> tuple[Array, Array | None]:
-            x, output = super().__call__(x, context)
-            return split_rows(x), output
-
-    return Leaving
+def leaving(x: Array, context: Context) -> tuple[Array, Array | None]:
+    """What a block returns: its state, whole but for its rows, and that pooled where asked for."""
+    pooled = None if context.pooling is None else pool_tokens(x, context.pooling)
+    return split_rows(x), pooled
 
 
 def rematerialised(block: type[nn.Module], remat: Remat) -> type[nn.Module]:

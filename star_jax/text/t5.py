@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, Int
 from star_jax.text.attention import Backend, Visibility, attention
 from star_jax.text.families import T5Shape
 from star_jax.text.linears import Linears, gated_mlp
-from star_jax.text.pooling import TokenPool, pool_tokens
+from star_jax.text.pooling import TokenPool
 from star_jax.text.rms_norm import RmsNorm
-from star_jax.text.stack import Context, Encoded, Remat, run_stack, stack_blocks
+from star_jax.text.stack import Context, Encoded, Remat, leaving, run_stack, stack_blocks
 
 
 class T5Block(nn.Module):
@@ -29,7 +29,7 @@ class T5Block(nn.Module):
         x = x + self._attend(RmsNorm(self.shape.norm_epsilon, name="attention_norm")(x), context)
         y = RmsNorm(self.shape.norm_epsilon, name="mlp_norm")(x)
         x = x + gated_mlp(y, self.shape.mlp_width, nn.gelu, bias=False, dtype=self.dtype)
-        return x, None if context.pooling is None else pool_tokens(x, context.pooling)
+        return leaving(x, context)
 
     def _attend(self, x: Float[Array, "R L D"], context: Context) -> Float[Array, "R L D"]:
         shape = self.shape

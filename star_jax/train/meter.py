@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 _SHARE = "_share"
 _MEMORY_S = 60.0  # Rates are averages over about this long.
 
-# Dense bf16 FLOP/s by data sheet; the first pattern found in the device kind decides.
+# By data sheet; the first pattern found in the device kind decides.
 _PEAK_FLOPS = (
     ("A100", 312e12),
     ("H100 PCIe", 756e12),
@@ -120,11 +120,25 @@ def peak_flops(devices: Iterable[Any], given: float | None) -> float | None:
     """
     kinds = [device.device_kind for device in devices]
     kind = kinds[0]
+    if given is None:
+        try:
+            given = data_sheet_flops(kind)
+        except KeyError:
+            _log.info("no peak FLOP/s is known of %s, and none is given: no MFU, no HFU", kind)
+            return None
+    return len(kinds) * given
+
+
+def data_sheet_flops(kind: str) -> float:
+    """Dense bfloat16 operations a second of one device, by its `device_kind`.
+
+    Raises:
+      KeyError: Nobody knows.
+    """
     known = [peak for pattern, peak in _PEAK_FLOPS if re.search(pattern, kind)]
-    if given is None and not known:
-        _log.info("no peak FLOP/s is known of %s, and none is given: no MFU, no HFU", kind)
-        return None
-    return len(kinds) * (known[0] if given is None else given)
+    if not known:
+        raise KeyError(kind)
+    return known[0]
 
 
 def peak_memory() -> dict[str, float]:

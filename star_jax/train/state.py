@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int, Key
 
 from star_jax import trees
-from star_jax.parallel.rules import ROWS, Rules, put, replicated, shardings
+from star_jax.parallel.rules import ROWS, Rules, placed, put, replicated, shardings
 from star_jax.shapes import PyTree
 from star_jax.train.rows import RowOptimizer, RowState
 
@@ -71,14 +71,10 @@ def shapes_of_state(
     step, key = jax.eval_shape(lambda: (jnp.zeros((), jnp.int32), jax.random.key(0)))
     state = TrainState(step, trainable, jax.eval_shape(optimizer.init, trainable), key, statistics)
     everywhere = replicated(mesh)
-    placed = state._replace(
+    lies = state._replace(
         step=everywhere, trainable=where, opt_state=slots, rng=everywhere, statistics=everywhere
     )
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        state,
-        jax.tree.broadcast(placed, state),
-    )
+    return placed(state, jax.tree.broadcast(lies, state))
 
 
 def _slot_shardings(optimizer: Optimizer, params: PyTree, where: PyTree, mesh: Mesh) -> PyTree:

@@ -180,6 +180,18 @@ def test_threads_and_position_do_not_change_a_batch(store, groups):
     assert count_pairs(expected[0])[:2] == (36, 36)
 
 
+def test_the_rows_of_some_devices_are_those_of_all_and_count_for_all(store, groups):
+    stream = stream_of(store, groups)
+    budgets = {"apply": stream.budgets()}
+    whole = BatchMaker({"apply": stream}, budgets, 3)(4)
+    own = BatchMaker({"apply": stream}, budgets, 3, [0, 2])(4)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[[0, 2]]), own, whole)
+    counts, all_of_them = count_pairs(own, 2 / 3), count_pairs(whole)
+    assert counts[:2] == all_of_them[:2] == (54, 54)
+    found = count_pairs(own).figures["neighbours"]
+    assert counts.figures["neighbours"] == pytest.approx(1.5 * found)
+
+
 def test_what_does_not_fit_is_said_once(store, groups, caplog):
     stream = stream_of(store, groups)
     sender, receiver = stream.budgets()

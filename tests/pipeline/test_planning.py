@@ -12,7 +12,14 @@ from star_jax.pipeline.graph_model import open_training_store
 from star_jax.pipeline.planning import graph, text
 from star_jax.pipeline.planning.machines import parse_topology
 from star_jax.pipeline.planning.prediction import Planned, described, fits, step_seconds
-from star_jax.pipeline.planning.programs import Program, Traffic, analyse, collectives, largest
+from star_jax.pipeline.planning.programs import (
+    Program,
+    Traffic,
+    analyse,
+    collectives,
+    compiled,
+    largest,
+)
 from star_jax.text.attention_choice import this_machine
 from tests.jobs import tiny_graph, tiny_text
 from tests.pipeline import graph_market
@@ -68,7 +75,7 @@ def test_loops_whose_length_depends_on_values_are_said():
     assert found["collective-permute"].number == 1
 
 
-def compiled(length, mesh):
+def scan_of(length, mesh):
     split = NamedSharding(mesh, PartitionSpec("fsdp"))
 
     def scanned(weights, x):
@@ -83,14 +90,14 @@ def compiled(length, mesh):
 
 def test_a_real_program_moves_its_weights_once_a_step():
     mesh = make_mesh(MeshConfig(fsdp=4), jax.devices()[:4])
-    five, seven = (analyse(compiled(length, mesh)) for length in (5, 7))
+    five, seven = (analyse(scan_of(length, mesh)) for length in (5, 7))
     assert five.unknown_loops == 0
     assert seven.link_bytes - five.link_bytes == 2 * 64 * 64 * 4
     assert five.argument_bytes == 5 * 64 * 16 * 4 + 2 * 64 * 4
 
 
 def test_the_largest_arrays_are_named():
-    program = compiled(5, make_mesh(MeshConfig(fsdp=4), jax.devices()[:4])).as_text()
+    program = scan_of(5, make_mesh(MeshConfig(fsdp=4), jax.devices()[:4])).as_text()
     assert program is not None
     sizes = [size for size, _ in largest(program, 3)]
     assert sizes == sorted(sizes, reverse=True)
@@ -178,6 +185,26 @@ def test_where_nothing_compiles_the_least_is_said():
     assert "links" not in lines
     assert fits(planned(100 << 30, program=None), topology)
     assert not fits(planned(106 << 30, program=None), topology)  # 81 %.
+
+
+def test_what_the_compiler_has_no_room_for_does_not_fit():
+    lines = refused("RESOURCE_EXHAUSTED: Ran out of memory on HBM, 33.54G exceeds 15.75G.\nMore.")
+    assert "at least" in lines
+    assert "does NOT fit" in lines
+    assert "the compiler: Ran out of memory on HBM, 33.54G exceeds 15.75G.\n" in lines
+    assert "to make it fit: a larger mesh.fsdp" in lines
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        refused("INTERNAL: broken")
+
+
+def refused(said):
+    def lower():
+        raise jax.errors.JaxRuntimeError(said)
+
+    plan = planned(1 << 30, program=compiled(lower))
+    topology = parse_topology("v5e:4x4")
+    assert not fits(plan, topology)
+    return "\n".join(described(plan, topology))
 
 
 @pytest.mark.parametrize("name", ["v5e", "v9:4x4", "h200:2x4", "v5e:0x4", "v5e:4x"])

@@ -8,11 +8,10 @@ import jax
 from jax.sharding import Mesh
 
 from star_jax.config import InputError
-from star_jax.graph.engines.drawing import in_step
 from star_jax.graph.engines.protocol import ProgramEngine
 from star_jax.graph.model import GraphModel, init_model
 from star_jax.parallel.mesh import num_row_shards
-from star_jax.parallel.rules import batch_shardings
+from star_jax.parallel.rules import batch_shardings, device_bytes, placed
 from star_jax.pipeline.graph_data import GraphData
 from star_jax.pipeline.graph_engines import make_engine
 from star_jax.pipeline.graph_model import open_training_store
@@ -22,12 +21,11 @@ from star_jax.pipeline.graph_training import (
     describe,
     graph_rules,
     make_graph_optimizer,
+    make_graph_step,
     make_model_loss,
 )
-from star_jax.pipeline.planning.shapes import device_bytes, placed
 from star_jax.pipeline.tables.read import read_meta
 from star_jax.train.state import shapes_of_state
-from star_jax.train.step import make_step
 
 
 class GraphStep(NamedTuple):
@@ -75,17 +73,9 @@ def graph_step(config: GraphTrainConfig, workdir: Path, mesh: Mesh) -> GraphStep
         params, optimizer, mesh=mesh, rules=graph_rules(config), statistics=statistics
     )
     engine = make_engine(config.engine, store, mesh, planned=True)
-    in_program = isinstance(engine, ProgramEngine)
-    arrays = engine.arrays if in_program else {}
-    step = make_step(
-        make_model_loss(config, model, meta),
-        optimizer,
-        state=state,
-        mesh=mesh,
-        prepare=in_step(engine) if in_program else None,
-        stateful=True,
-        exchange=config.exchange,
-    )
+    arrays = engine.arrays if isinstance(engine, ProgramEngine) else {}
+    loss = make_model_loss(config, model, meta)
+    step = make_graph_step(config, loss, optimizer, state, mesh, engine)
     data = GraphData(config, workdir, file, store, meta, num_row_shards(mesh), engine)
     batch = next(data.batches(config.fanouts.largest))
     where = batch_shardings(batch, mesh, axis=0 if config.exchange is None else 1)

@@ -12,6 +12,7 @@ from jax.experimental import topologies
 
 from star_jax.config import InputError
 from star_jax.text.attention_choice import Machine
+from star_jax.train.meter import data_sheet_flops
 
 GIB = 2**30
 
@@ -21,30 +22,35 @@ class Chip:
     """One accelerator by its data sheet.
 
     Attributes:
+      kind: As JAX names such a device.
       memory: Bytes.
-      flops: Dense bfloat16 operations a second.
       memory_rate: Bytes a second to and from its memory.
       link_rate: Bytes a second that it can receive from the others of its machine or slice.
     """
 
+    kind: str
     memory: int
-    flops: float
     memory_rate: float
     link_rate: float
 
+    @property
+    def flops(self) -> float:
+        """Dense bfloat16 operations a second."""
+        return data_sheet_flops(self.kind)
+
 
 TPUS = {
-    "v5e": Chip(memory=16 * GIB, flops=197e12, memory_rate=819e9, link_rate=100e9),
-    "v5p": Chip(memory=95 * GIB, flops=459e12, memory_rate=2765e9, link_rate=300e9),
-    "v6e": Chip(memory=32 * GIB, flops=918e12, memory_rate=1640e9, link_rate=224e9),
+    "v5e": Chip(memory=16 * GIB, kind="TPU v5e", memory_rate=819e9, link_rate=100e9),
+    "v5p": Chip(memory=95 * GIB, kind="TPU v5", memory_rate=2765e9, link_rate=300e9),
+    "v6e": Chip(memory=32 * GIB, kind="TPU v6", memory_rate=1640e9, link_rate=224e9),
 }
 """https://cloud.google.com/tpu/docs: of the interconnect, half is what comes in."""
 
 GPUS = {
-    "a100-40": Chip(memory=40 * GIB, flops=312e12, memory_rate=1555e9, link_rate=300e9),
-    "a100-80": Chip(memory=80 * GIB, flops=312e12, memory_rate=2039e9, link_rate=300e9),
-    "h100-80": Chip(memory=80 * GIB, flops=989e12, memory_rate=3350e9, link_rate=450e9),
-    "h200": Chip(memory=141 * 10**9, flops=989e12, memory_rate=4800e9, link_rate=450e9),
+    "a100-40": Chip(memory=40 * GIB, kind="A100", memory_rate=1555e9, link_rate=300e9),
+    "a100-80": Chip(memory=80 * GIB, kind="A100", memory_rate=2039e9, link_rate=300e9),
+    "h100-80": Chip(memory=80 * GIB, kind="H100", memory_rate=3350e9, link_rate=450e9),
+    "h200": Chip(memory=141 * 10**9, kind="H200", memory_rate=4800e9, link_rate=450e9),
 }
 """NVIDIA's data sheets, NVLink in one direction."""
 
@@ -76,7 +82,7 @@ class Topology:
     @property
     def machine(self) -> Machine:
         """As attention chooses its kernel by."""
-        return Machine("tpu", 0.0, False) if self.is_tpu else Machine("cuda", 9.0, True)
+        return Machine("tpu", 0.0, False) if self.is_tpu else Machine("cuda", 8.0, True)
 
 
 def parse_topology(name: str) -> Topology:
@@ -107,7 +113,7 @@ def planned_devices(topology: Topology) -> Sequence[Any]:
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         try:
             described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
-        except Exception as error:
+        except RuntimeError as error:
             raise InputError(
                 f"--topology {topology.name}: {str(error).splitlines()[0]}; it needs a shape that "
                 "exists, and the TPU's compiler: pip install 'jax[tpu]'"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from star_jax.pipeline.planning.machines import GIB, Topology
-from star_jax.pipeline.planning.programs import Program
+from star_jax.pipeline.planning.programs import Program, Refused
 
 EFFICIENCY = 0.5
 """Of a chip's peak that matrix products reach; the text step had 0.55 on one H200, encoding 0.62
@@ -20,7 +20,7 @@ class Planned(NamedTuple):
     Attributes:
       stage: The command.
       parts: What a chip holds while it runs: name -> bytes.
-      program: Its compiled step; None: nothing here compiles for such chips.
+      program: Its compiled step, or why there is none; None: nothing here compiles for such chips.
       flops: That a chip does in a step.
       unit: What is counted: `tokens`, `instances`, `nodes`.
       units: Of a step, of all chips.
@@ -32,7 +32,7 @@ class Planned(NamedTuple):
 
     stage: str
     parts: dict[str, int]
-    program: Program | None
+    program: Program | Refused | None
     flops: float
     unit: str
     units: float | int
@@ -44,19 +44,22 @@ class Planned(NamedTuple):
 
 def peak_bytes(planned: Planned) -> int:
     """Of a chip's memory; where nothing was compiled, the least."""
-    return sum(planned.parts.values()) if planned.program is None else planned.program.peak_bytes
+    if isinstance(planned.program, Program):
+        return planned.program.peak_bytes
+    return sum(planned.parts.values())
 
 
 def fits(planned: Planned, topology: Topology) -> bool:
     """Whether it leaves the headroom."""
-    return peak_bytes(planned) <= HEADROOM * topology.chip.memory
+    refused = isinstance(planned.program, Refused)
+    return not refused and peak_bytes(planned) <= HEADROOM * topology.chip.memory
 
 
 def step_seconds(planned: Planned, topology: Topology) -> dict[str, float]:
     """What a step waits for -> seconds; the longest of them is the step if all else overlaps."""
     chip = topology.chip
     found = {"arithmetic": planned.flops / (EFFICIENCY * chip.flops)}
-    if planned.program is not None:
+    if isinstance(planned.program, Program):
         found["links"] = planned.program.link_bytes / chip.link_rate
     if planned.memory_traffic is not None:
         found["memory"] = planned.memory_traffic / chip.memory_rate
@@ -70,23 +73,26 @@ def described(planned: Planned, topology: Topology) -> Iterator[str]:
     yield from (f"  {note}" for note in planned.notes)
     yield "  bytes of a chip:"
     held = dict(planned.parts)
-    if program is not None:
+    if isinstance(program, Program):
         held["batch and others"] = program.argument_bytes - sum(planned.parts.values())
         held["activations and other temporaries"] = program.temporary_bytes + program.output_bytes
     for name, size in held.items():
         yield f"    {name:<36}{_size(size):>12}"
+    together = "together" if isinstance(program, Program) else "together, at least"
     peak = peak_bytes(planned)
     verdict = "fits" if fits(planned, topology) else "does NOT fit"
     yield (
-        f"    {'together' if program else 'together, at least':<36}{_size(peak):>12}, "
-        f"{peak / chip.memory:.0%} of {_size(chip.memory)}: {verdict} with {1 - HEADROOM:.0%} to "
-        "spare"
+        f"    {together:<36}{_size(peak):>12}, {peak / chip.memory:.0%} of {_size(chip.memory)}: "
+        f"{verdict} with {1 - HEADROOM:.0%} to spare"
     )
     if program is None:
         yield "  (an estimate: nothing here compiles for GPUs; working memory comes on top)"
+    if isinstance(program, Refused):
+        yield f"  the compiler: {program.reason}"
     if not fits(planned, topology):
         yield f"  to make it fit: {planned.remedy}"
-    yield from () if program is None else _exchanged(program)
+    if isinstance(program, Program):
+        yield from _exchanged(program)
     yield from _times(planned, topology)
 
 

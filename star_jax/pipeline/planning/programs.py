@@ -3,7 +3,7 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -28,6 +28,7 @@ _ADDED = rf"{{}} = \S+ add\({_NAME}, ({_NAME})\)"
 _GROUP = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\})")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _FUSED = re.compile("fused_computation|collective_fusion")
+_NO_ROOM = "RESOURCE_EXHAUSTED: "
 _VIEWS = ("parameter", "bitcast", "get-tuple-element", "tuple", "while", "conditional")
 
 
@@ -70,6 +71,22 @@ class Program(NamedTuple):
         return sum(traffic.bytes for traffic in self.collectives.values())
 
 
+class Refused(NamedTuple):
+    """What the compiler says of a program that has no room on its chips."""
+
+    reason: str
+
+
+def compiled(lower: Callable[[], jax.stages.Lowered]) -> Program | Refused:
+    """Traces and compiles; a program that needs more memory than there is has no analysis."""
+    try:
+        return analyse(lower().compile())
+    except jax.errors.JaxRuntimeError as error:
+        if not str(error).startswith(_NO_ROOM):
+            raise
+        return Refused(str(error).splitlines()[0].removeprefix(_NO_ROOM))
+
+
 def analyse(compiled: jax.stages.Compiled) -> Program:
     """Reads the analyses and the text of a compiled program."""
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
@@ -97,11 +114,11 @@ def collectives(text: str) -> tuple[dict[str, Traffic], int]:
 
     def walk(name: str, times: int) -> None:
         nonlocal unknown
-        for number, line in enumerate(bodies.get(name, ())):
+        for line in bodies.get(name, ()):
             if made := _COLLECTIVE.search(line):
                 carried = _CHANNEL.search(line) if _FUSED.search(name) else None
-                key = carried[1] if carried else f"{name} {number}"
-                found.append(_Met(made[2], key, times, _sent(made, line)))
+                channel = carried[1] if carried else None
+                found.append(_Met(made[2], channel, times, _sent(made, line)))
             if loop := _LOOP.search(line):
                 length, before = _length(line, bodies[loop[1]], bodies[loop[2]]), len(found)
                 walk(loop[2], times * (length or 1))
@@ -120,25 +137,21 @@ class _Met(NamedTuple):
     """A collective on the way through a program."""
 
     kind: str
-    key: str  # Equal for what is one: fusions carry its start, its steps and its end.
+    channel: str | None  # Of what fusions carry: its start, its steps and its end share one.
     times: int
     bytes: int
 
 
 def _sums(found: list[_Met]) -> dict[str, Traffic]:
-    fewest: dict[str, int] = {}  # Its steps may run in a loop that its start is not in.
+    carried: dict[str, _Met] = {}  # Its steps may run in a loop that its start is not in.
     for met in found:
-        fewest[met.key] = min(met.times, fewest.get(met.key, met.times))
-    carried = {met.key for met in found if met.key.isdecimal()}
+        if met.channel is not None:
+            known = carried.get(met.channel, met)
+            carried[met.channel] = met if met.times < known.times else known
     sums: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for met in found:
-        if met.key in carried:
-            carried.remove(met.key)
-        elif met.key.isdecimal():
-            continue
-        times = fewest[met.key] if met.key.isdecimal() else met.times
-        sums[met.kind][0] += times
-        sums[met.kind][1] += times * met.bytes
+    for met in [*(met for met in found if met.channel is None), *carried.values()]:
+        sums[met.kind][0] += met.times
+        sums[met.kind][1] += met.times * met.bytes
     return {kind: Traffic(*each) for kind, each in sorted(sums.items())}
 
 

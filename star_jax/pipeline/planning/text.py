@@ -11,9 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import Int32
 
 from star_jax.parallel.mesh import num_row_shards
-from star_jax.parallel.rules import batch_shardings, shardings
+from star_jax.parallel.rules import batch_shardings, device_bytes, placed, shardings
 from star_jax.pipeline.known_pairs import KnownPairs
-from star_jax.pipeline.planning.shapes import device_bytes, placed
 from star_jax.pipeline.text_counts import TextCounts
 from star_jax.pipeline.text_encoding import make_encode
 from star_jax.pipeline.text_loader import BatchBuilder
@@ -122,7 +121,7 @@ def text_step(
       model_config: What it trains.
       mesh: Devices that need not be there.
       machine: What they are.
-      batch: Host arrays, or their shapes.
+      batch: On the host.
     """
     model = model_config.build(packed=config.pack_length is not None, machine=machine)
     trainable, frozen = initial_shapes(model_config, model)
