@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental.layout import Format, Layout
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.tree_util import keystr
 
 from star_jax.config import InputError
@@ -109,6 +110,31 @@ def placed(tree: PyTree, where: PyTree) -> PyTree:
     return jax.tree.map(
         lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), tree, where
     )
+
+
+def row_major(where: NamedSharding) -> Format:
+    """The rows of a table one after the other in memory.
+
+    A TPU's compiler lies a table of 200 columns down column by column, which pads it less, and
+    would turn all of it around in every program that takes single rows or puts them back.
+    """
+    return Format(Layout((0, 1)), where)
+
+
+def lies(leaf: jax.Array | jax.ShapeDtypeStruct) -> Sharding | Format:
+    """Where an array lies, and in which layout where that is known."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf.sharding
+    found: Format = leaf.format  # pyright: ignore[reportAttributeAccessIssue] # stubs lack it
+    return leaf.sharding if found.layout is None else found
+
+
+def laid_like(array: jax.Array, other: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+    """An array, given away, in the layout of another one; it lies where that lies."""
+    wanted = lies(other)
+    if wanted in (array.sharding, lies(array)):
+        return array
+    return jax.jit(lambda x: x, out_shardings=wanted, donate_argnums=0)(array)
 
 
 def device_bytes(tree: PyTree) -> int:

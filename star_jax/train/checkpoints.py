@@ -23,6 +23,7 @@ from star_jax import artefacts
 from star_jax.config import InputError, check_same, difference, to_json
 from star_jax.parallel import processes
 from star_jax.parallel.pieces import blocks
+from star_jax.parallel.rules import laid_like
 from star_jax.shapes import PyTree
 from star_jax.train.state import TrainState, abstract
 
@@ -143,6 +144,7 @@ class Checkpointer:
         best = Best(*record["best"]) if record["best"] else None
         _log.info("restored %s", path)
         state = like._replace(**{name: part[name] for part in parts.values() for name in part})
+        state = jax.tree.map(laid_like, state, like)
         return Restored(state, record["position"], best)
 
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int, Key
 
 from star_jax import trees
-from star_jax.parallel.rules import ROWS, Rules, placed, put, replicated, shardings
+from star_jax.parallel.rules import ROWS, Rules, placed, put, replicated, row_major, shardings
 from star_jax.shapes import PyTree
 from star_jax.train.rows import RowOptimizer, RowState
 
@@ -47,7 +47,7 @@ def create_state(
       rules: Parameter path -> sharding; the optimizer's arrays lie where their parameters lie.
       statistics: Running values, copied to every device.
     """
-    where = shardings(trainable, mesh, rules)
+    where = _shardings(optimizer, trainable, mesh, rules)
     trainable = put(trainable, where)
     slots = _slot_shardings(optimizer, trainable, where, mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=slots)(trainable)
@@ -66,7 +66,7 @@ def shapes_of_state(
     statistics: PyTree = (),
 ) -> TrainState:
     """As `create_state`, of shapes and with nothing placed: what a step can be compiled for."""
-    where = shardings(trainable, mesh, rules)
+    where = _shardings(optimizer, trainable, mesh, rules)
     slots = _slot_shardings(optimizer, trainable, where, mesh)
     step, key = jax.eval_shape(lambda: (jnp.zeros((), jnp.int32), jax.random.key(0)))
     state = TrainState(step, trainable, jax.eval_shape(optimizer.init, trainable), key, statistics)
@@ -77,12 +77,24 @@ def shapes_of_state(
     return placed(state, jax.tree.broadcast(lies, state))
 
 
+def _shardings(optimizer: Optimizer, params: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
+    where = shardings(params, mesh, rules)
+    if not isinstance(optimizer, RowOptimizer):
+        return where
+    tables, rest = trees.split(where, optimizer.tables)
+    return trees.merge(rest, jax.tree.map(row_major, tables))
+
+
 def _slot_shardings(optimizer: Optimizer, params: PyTree, where: PyTree, mesh: Mesh) -> PyTree:
     if isinstance(optimizer, RowOptimizer):
-        rest, where = (trees.split(tree, optimizer.tables)[1] for tree in (params, where))
-        return RowState(
-            _slot_shardings(optimizer.rest, rest, where, mesh), NamedSharding(mesh, ROWS)
+        tables, rest = trees.split(params, optimizer.tables)
+        rows = NamedSharding(mesh, ROWS)
+        slots = jax.tree.map(
+            lambda slot: row_major(rows) if slot.ndim == 2 else rows,
+            jax.eval_shape(optimizer.rule.init, tables),
         )
+        of_rest = trees.split(where, optimizer.tables)[1]
+        return RowState(_slot_shardings(optimizer.rest, rest, of_rest, mesh), slots)
     return optax.tree.map_params(
         optimizer,
         lambda _, sharding: sharding,

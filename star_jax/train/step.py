@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
-from star_jax.parallel.rules import batch_shardings, put, put_own, replicated
+from star_jax.parallel.rules import batch_shardings, lies, put, put_own, replicated
 from star_jax.shapes import PyTree
 from star_jax.train.exchange import ExchangeConfig, exchanging
 from star_jax.train.gradients import Advance, Masked, Metrics, StatefulLossFn, updating
@@ -42,7 +42,7 @@ class Step:
         self._mesh = mesh
         self._own_rows = own_rows
         self._row_axes = row_axes
-        where = jax.tree.map(lambda leaf: leaf.sharding, state)
+        where = jax.tree.map(lies, state)
 
         def update(
             state: TrainState, frozen: PyTree, batch: Masked, rate: Float[Array, ""]

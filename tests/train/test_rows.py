@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental.layout import Format, Layout
 from jax.sharding import PartitionSpec
 
 from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.train import state as state_module
 from star_jax.train.checkpoints import Checkpointer
 from star_jax.train.rows import row_adam
 from star_jax.train.state import abstract, shapes_of_state
@@ -136,7 +138,7 @@ def test_shapes_of_a_state_are_those_of_the_state_that_is_made():
     shapes = shapes_of_state(
         jax.eval_shape(lookups.params), lookups.optimizer_of("adam"), mesh=mesh, rules=lookups.RULES
     )
-    assert shapes == abstract(lookups.begin("adam", mesh)[0])
+    assert abstract(shapes) == abstract(lookups.begin("adam", mesh)[0])
 
 
 def test_a_checkpoint_holds_the_rows_and_their_slots(tmp_path):
@@ -152,3 +154,33 @@ def test_a_checkpoint_holds_the_rows_and_their_slots(tmp_path):
     for a, b in zip(*(jax.tree.leaves(each._replace(rng=())) for each in after), strict=True):
         assert a.sharding == b.sharding
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_tables_keep_the_layout_they_were_made_in(rule, tmp_path, monkeypatch):
+    """By columns, since rows are what CPUs take anyway."""
+    expected = lookups.train(rule, regression.one_device())
+    columns = Layout((1, 0))
+    monkeypatch.setattr(state_module, "row_major", lambda where: Format(columns, where))
+
+    def laid_by_columns(state):
+        tables = [state.trainable["table"], *(slot["table"] for slot in state.opt_state.slots)]
+        tables = [table for table in jax.tree.leaves(tables) if table.ndim == 2]
+        assert len(tables) == {"adagrad": 1, "adam": 3}[rule]
+        return {table.format.layout.major_to_minor for table in tables} == {(1, 0)}
+
+    state, step = lookups.begin(rule, regression.one_device())
+    assert laid_by_columns(state)
+    checkpointer = Checkpointer(tmp_path, config=CONFIG, frozen_digest="")
+    for number in range(5):
+        state, _ = step(state, {}, step.place(lookups.batch_of(number)), 0.1)
+        assert laid_by_columns(state)
+        if number == 2:
+            checkpointer.save(state, {}, None)
+            restored = checkpointer.restore_last(state)
+            assert restored is not None
+            state = restored.state
+            assert laid_by_columns(state)
+    found = jax.tree.leaves(state._replace(rng=()))
+    for leaf, other in zip(found, jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(leaf, other)
