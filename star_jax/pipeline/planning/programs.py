@@ -1,30 +1,20 @@
 """What the compiler says of a program: its memory, its collectives, its largest arrays."""
 
-import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 
-_SIZES = {"pred": 1, "s8": 1, "u8": 1, "s4": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
-_SIZES |= {"s64": 8, "u64": 8, "f64": 8}
-_WORD = 4  # Bytes of every other type.
+from star_jax.pipeline.planning.hlo import ARRAY, NAME, array_bytes, computations, loop_of
+from star_jax.pipeline.planning.traffic import memory_traffic
+
 _COLLECTIVE = re.compile(
     r"= (.*?) (ragged-all-to-all|all-to-all|all-gather|all-reduce|reduce-scatter|"
     r"collective-permute)(-start)?\("
 )
-_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
-_NAME = r"%[\w.\-]+"
-_CALLED = re.compile(
-    rf"(?:to_apply|calls|condition|branch_computations)=\{{?({_NAME}(?:, {_NAME})*)"
-)
-_LOOP = re.compile(rf" while\(.*condition=({_NAME}), body=({_NAME})")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_LIMIT = re.compile(rf"ROOT .* compare\(({_NAME}), ({_NAME})\), direction=LT")
-_ELEMENT = r"{} = .*get-tuple-element\(.*index=(\d+)"
-_ADDED = rf"{{}} = \S+ add\({_NAME}, ({_NAME})\)"
+_CALLED = re.compile(rf"(?:to_apply|calls|condition|branch_computations)=\{{?({NAME}(?:, {NAME})*)")
 _GROUP = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\})")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _FUSED = re.compile("fused_computation|collective_fusion")
@@ -47,7 +37,7 @@ class Program(NamedTuple):
       output_bytes: Of its results that do not take the place of arguments.
       temporary_bytes: The most that it needs besides.
       flops: By the compiler, which counts the body of a loop once.
-      memory_traffic: Bytes to and from memory, counted likewise.
+      memory_traffic: Bytes to and from memory, as `memory_traffic` counts them.
       collectives: Kind -> what travels, loops of known length counted as often as they run.
       unknown_loops: Loops with collectives whose length the compiler does not say: counted once.
     """
@@ -56,7 +46,7 @@ class Program(NamedTuple):
     output_bytes: int
     temporary_bytes: int
     flops: float
-    memory_traffic: float
+    memory_traffic: int
     collectives: dict[str, Traffic]
     unknown_loops: int
 
@@ -99,7 +89,7 @@ def analyse(compiled: jax.stages.Compiled) -> Program:
         output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         flops=float(cost.get("flops", 0.0)),
-        memory_traffic=float(cost.get("bytes accessed", 0.0)),
+        memory_traffic=memory_traffic(text),
         collectives=found,
         unknown_loops=unknown,
     )
@@ -107,8 +97,8 @@ def analyse(compiled: jax.stages.Compiled) -> Program:
 
 def collectives(text: str) -> tuple[dict[str, Traffic], int]:
     """Kind -> what travels in one run of a program, and loops with some of unknown length."""
-    bodies = dict(_computations(text))
-    entry = re.search(rf"^ENTRY ({_NAME})", text, re.MULTILINE)
+    bodies = dict(computations(text))
+    entry = re.search(rf"^ENTRY ({NAME})", text, re.MULTILINE)
     found: list[_Met] = []
     unknown = 0
 
@@ -119,10 +109,10 @@ def collectives(text: str) -> tuple[dict[str, Traffic], int]:
                 carried = _CHANNEL.search(line) if _FUSED.search(name) else None
                 channel = carried[1] if carried else None
                 found.append(_Met(made[2], channel, times, _sent(made, line)))
-            if loop := _LOOP.search(line):
-                length, before = _length(line, bodies[loop[1]], bodies[loop[2]]), len(found)
-                walk(loop[2], times * (length or 1))
-                unknown += length is None and len(found) > before
+            if loop := loop_of(line, bodies):
+                before = len(found)
+                walk(loop.body, times * (loop.length or 1))
+                unknown += loop.length is None and len(found) > before
             else:
                 for called in _CALLED.findall(line):
                     for each in called.split(", "):
@@ -155,30 +145,9 @@ def _sums(found: list[_Met]) -> dict[str, Traffic]:
     return {kind: Traffic(*each) for kind, each in sorted(sums.items())}
 
 
-def _length(line: str, condition: list[str], body: list[str]) -> int | None:
-    """How often a loop runs that counts from 0 by a constant; None where values decide."""
-    if trips := _TRIPS.search(line):
-        return int(trips[1])
-    compared = next(filter(None, map(_LIMIT.search, condition)), None)
-    if compared is None or (limit := _constant(compared[2], condition)) is None:
-        return None
-    place = next(filter(None, (re.search(_ELEMENT.format(compared[1]), c) for c in condition)))
-    result = next(c for c in body if c.startswith("  ROOT "))
-    counted = re.findall(_NAME, result[result.rindex("tuple(") :])[int(place[1])]
-    added = next(filter(None, (re.search(_ADDED.format(counted), c) for c in body)), None)
-    step = None if added is None else _constant(added[1], body)
-    return -(-limit // (step or 1))
-
-
-def _constant(name: str, lines: list[str]) -> int | None:
-    """Its value, where the lines make it."""
-    pattern = re.compile(rf"  {re.escape(name)} = \w+\[\]\S* constant\((\d+)\)")
-    return next((int(made[1]) for made in map(pattern.match, lines) if made), None)
-
-
 def _sent(made: re.Match[str], line: str) -> int:
     """Bytes that a chip is sent by one collective."""
-    sizes = [array_bytes(shape[0]) for shape in re.finditer(_ARRAY, made[1])]
+    sizes = [array_bytes(shape[0]) for shape in re.finditer(ARRAY, made[1])]
     kind, starts = made[2], made[3] is not None
     if starts and kind == "collective-permute":
         sizes = sizes[1:2]  # What is sent, what is got, and two numbers.
@@ -192,27 +161,6 @@ def _sent(made: re.Match[str], line: str) -> int:
         members = 1 if group is None else int(group[1] or group[2].count(",") + 1)
         return size * (members - 1)
     return size
-
-
-def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Name and lines of each."""
-    name, lines = None, []
-    for line in text.splitlines():
-        if opened := re.match(r"(?:ENTRY )?(%[\w.\-]+) .*\{$", line):
-            name, lines = opened[1], []
-        elif line == "}" and name is not None:  # Attributes of several lines end in more.
-            yield name, lines
-            name = None
-        elif name is not None:
-            lines.append(line)
-
-
-def array_bytes(shapes: str) -> int:
-    """Bytes of the arrays that a piece of HLO names."""
-    return sum(
-        _SIZES.get(dtype, _WORD) * math.prod(int(n) for n in shape.split(",") if n)
-        for dtype, shape in _ARRAY.findall(shapes)
-    )
 
 
 def largest(text: str, count: int = 6) -> list[tuple[int, str]]:
