@@ -1,5 +1,6 @@
 """`star registry`, on the folders of finished runs."""
 
+import importlib
 import json
 import re
 import sys
@@ -221,11 +222,17 @@ def _digest(tmp_path):
 
 
 @pytest.mark.extra("mlflow")
+@pytest.mark.slow  # MLflow makes its tables by all of their migrations.
 @pytest.mark.filterwarnings("ignore")  # Of MLflow's own libraries.
-def test_versions_are_logged_to_mlflow(two, tmp_path):
-    import mlflow
-
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+@pytest.mark.parametrize("kind", ["sqlite", "files"])
+def test_versions_are_logged_to_mlflow(two, tmp_path, monkeypatch, kind):
+    mlflow = importlib.import_module("mlflow")
+    monkeypatch.chdir(tmp_path)  # Where MLflow puts the files of runs.
+    uri = {"sqlite": f"sqlite:///{tmp_path}/mlflow.db", "files": f"file://{tmp_path}/store"}[kind]
+    if kind == "files":
+        refused = two("mlflow", "toy-graph@1", "--tracking-uri", uri)
+        assert "MLFLOW_ALLOW_FILE_STORE" in refused.errors[0]
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     two("promote", "toy-graph@1")
     log = ("mlflow", "toy-graph@1", "--tracking-uri", uri)
     said = two(*log)
@@ -237,7 +244,7 @@ def test_versions_are_logged_to_mlflow(two, tmp_path):
     client = mlflow.MlflowClient(uri, uri)
     opened = Registry(tmp_path / "r")
     active = client.get_model_version_by_alias("toy-graph", "active")
-    assert (active.version, active.tags["star_jax.state"]) == ("2", "active")
+    assert (str(active.version), active.tags["star_jax.state"]) == ("2", "active")
     previous = client.get_model_version_by_alias("toy-graph", "previous")
     assert previous.tags["star_jax.state"] == "deprecated"
     run = client.get_run(active.run_id)
