@@ -23,7 +23,7 @@ class Moments:
     Attributes:
       inputs: Width of x.
       gram: The sums.
-      least: Length of the shortest y.
+      least: Length of the shortest y that is not zero.
       most: Length of the longest y.
     """
 
@@ -46,7 +46,7 @@ class Moments:
         rows[:, 0], rows[:, 1 : 1 + self.inputs], rows[:, 1 + self.inputs :] = 1, x, y
         self.gram += rows.T @ rows  # BLAS takes half of the work where both are the same.
         length = np.linalg.norm(rows[:, 1 + self.inputs :], axis=1)
-        self.least = min(self.least, float(length.min()))
+        self.least = min(self.least, float(length.min(where=length > 0, initial=np.inf)))
         self.most = max(self.most, float(length.max()))
 
     def merge(self, other: "Moments") -> None:
