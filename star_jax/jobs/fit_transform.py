@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 from star_jax import artefacts
 from star_jax.config import InputError, to_json
+from star_jax.embeddings.registry.registry import locate
 from star_jax.embeddings.table import node_types
 from star_jax.embeddings.transforms.files import write_transform
 from star_jax.embeddings.transforms.fit import TransformConfig, fit, judge, measure
 from star_jax.embeddings.transforms.normal_equations import Moments
-from star_jax.embeddings.transforms.pairs import PARTS, Pairs, PairsConfig, match
+from star_jax.embeddings.transforms.pairs import Pairs, PairsConfig, match
 from star_jax.embeddings.transforms.transform import SHARED, Transform
 from star_jax.parallel import processes
 from star_jax.pipeline.scratch import alone, clear
@@ -47,7 +48,8 @@ def run(
     config: TransformConfig, *, old: str, new: str, output: Path, registry: str | None = None
 ) -> None:
     """Finds the pairs, adds up their moments, fits, judges and writes; all processes call it."""
-    folders = [_located(ref, registry) for ref in (old, new)]
+    processes.by_the_first(lambda: [str(locate(ref, registry)) for ref in (old, new)])
+    folders = [locate(ref, registry) for ref in (old, new)]  # What was fetched is there now.
     kind = _kind(*folders)
     sides = _Sides(*folders, output.with_name(f".{output.name}.pairs"))
     with _scratch(sides.scratch):
@@ -57,22 +59,16 @@ def run(
         processes.by_the_first(lambda: _finish(config, sides, counts, output))
 
 
-def _located(ref: str, registry: str | None) -> Path:
-    del registry
-    return Path(ref)
-
-
 def _kind(old: Path, new: Path) -> str:
     """What both are.
 
     Raises:
       InputError: They differ, or are no embeddings.
     """
-    kinds = [artefacts.kind(folder) for folder in (old, new)]
+    kinds = [artefacts.read_any(folder).kind for folder in (old, new)]
     for folder, kind in zip((old, new), kinds, strict=True):
         if kind not in (TEXT, GRAPH):
             raise InputError(f"{folder} holds {kind}, needed {TEXT} or {GRAPH}")
-        artefacts.read_manifest(folder, kind)
     if kinds[0] != kinds[1]:
         raise InputError(f"{old} holds {kinds[0]} and {new} {kinds[1]}, needed the same of both")
     return kinds[0]
@@ -165,9 +161,7 @@ def _finish(
             extra[name]["old_lengths"] = [moments.least, moments.most]
     digests = {side: artefacts.digest(getattr(sides, side)) for side in ("new", "old")}
     transform = Transform(config.mode, **digests, steps=steps)
-    judged = {
-        name: judge(transform, name, own, config.block_pairs) for name, own in pairs.items()
-    }
+    judged = {name: judge(transform, name, own, config.block_pairs) for name, own in pairs.items()}
     meta: dict[str, Any] = {
         "config": json.loads(to_json(config)),
         "pairs": counts,

@@ -135,9 +135,7 @@ def is_unit(moments: Moments) -> bool:
     return max(abs(moments.least - 1), abs(moments.most - 1)) <= _UNIT
 
 
-def measure(
-    pairs: Pairs, config: TransformConfig, *, worker: int = 0, workers: int = 1
-) -> Moments:
+def measure(pairs: Pairs, config: TransformConfig, *, worker: int = 0, workers: int = 1) -> Moments:
     """Moments of a worker's share of the pairs to fit on."""
     moments = Moments(*pairs.sizes)
     for x, y in pairs.blocks("fit", config.block_pairs, worker=worker, workers=workers):
