@@ -33,6 +33,7 @@ _MADE_BY = {  # Kinds, and the names of folders in the working directory that di
     "graph_only_embeddings": "star run",
     "evaluation": "star evaluate",
     "report": "star report",
+    "contract": "star check-consumers",
 }
 
 
@@ -142,6 +143,11 @@ def verify(folder: Path) -> None:
                 f"{folder / name} does not have the sha256 it was written with; "
                 f"remove {folder} and make it anew"
             )
+
+
+def kind_of(folder: Path) -> str:
+    """What an artefact is, for readers of several kinds."""
+    return _read(folder).kind
 
 
 def digest(folder: Path) -> str:
