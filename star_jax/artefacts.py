@@ -34,6 +34,7 @@ _MADE_BY = {  # Kinds, and the names of folders in the working directory that di
     "evaluation": "star evaluate",
     "report": "star report",
     "contract": "star check-consumers",
+    "transform": "star fit-transform",
 }
 
 
@@ -130,24 +131,24 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
     return manifest
 
 
+def read_any(folder: Path) -> Manifest:
+    """As `read_manifest`, of whatever kind is there."""
+    return read_manifest(folder, _read(folder).kind)
+
+
 def verify(folder: Path) -> None:
     """Reads every file again and compares its digest.
 
     Raises:
       InputError: Naming the file whose bytes changed.
     """
-    manifest = read_manifest(folder, _read(folder).kind)
+    manifest = read_any(folder)
     for name, expected in manifest.files.items():
         if file_digest(folder / name) != expected["sha256"]:
             raise InputError(
                 f"{folder / name} does not have the sha256 it was written with; "
                 f"remove {folder} and make it anew"
             )
-
-
-def kind_of(folder: Path) -> str:
-    """What an artefact is, for readers of several kinds."""
-    return _read(folder).kind
 
 
 def digest(folder: Path) -> str:

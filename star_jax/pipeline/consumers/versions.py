@@ -136,10 +136,9 @@ class Version:
 
 def _open(folder: Path) -> str:
     """The kind of the artefact."""
-    kind = artefacts.kind_of(folder)
+    kind = artefacts.read_any(folder).kind
     if kind not in (GRAPH, TEXT):
         raise InputError(f"{folder} holds {kind}, needed {GRAPH} or {TEXT}")
-    artefacts.read_manifest(folder, kind)
     return kind
 
 
