@@ -17,7 +17,13 @@ class Alignment(NamedTuple):
 
     def __add__(self, other: "Alignment") -> "Alignment":  # pyright: ignore[reportIncompatibleMethodOverride] # a sum of sums, not of tuples
         """The sums over the rows of both."""
-        return Alignment(*(one + two for one, two in zip(self, other, strict=True)))
+        return Alignment(
+            self.num_rows + other.num_rows,
+            self.norms + other.norms,
+            self.squares + other.squares,
+            self.total + other.total,
+            self.old_squares + other.old_squares,
+        )
 
     @property
     def error(self) -> float:

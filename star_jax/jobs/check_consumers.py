@@ -15,14 +15,13 @@ every limit holds.
 
 import dataclasses
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from star_jax import artefacts
 from star_jax.config import InputError, to_json
-from star_jax.embeddings.transforms.files import KIND as TRANSFORM
+from star_jax.embeddings.registry.registry import locate
 from star_jax.embeddings.transforms.files import read_transform
 from star_jax.pipeline.consumers.check import Answers, Pair, ScoreConfig, answers
 from star_jax.pipeline.consumers.fits import DOT, find_fit
@@ -33,8 +32,6 @@ from star_jax.pipeline.consumers.versions import Version
 from star_jax.pipeline.tables.read import read_meta
 
 KIND = "contract"
-
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,42 +66,37 @@ class ContractConfig:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
 
 
-class Contract(NamedTuple):
-    """What was found.
-
-    Attributes:
-      breaks: A line for every limit that does not hold.
-      tables: Title -> rows of cells, the first one a header.
-    """
-
-    breaks: list[str]
-    tables: dict[str, list[list[str]]]
-
-
 def run(
     config: ContractConfig,
     workdir: Path,
     *,
-    old: Path,
-    new: Path,
-    transform: Path | None,
-    output: Path,
-) -> Contract:
+    old: str,
+    new: str,
+    transform: str | None,
+    registry: str | None,
+    output: str,
+) -> dict[str, Any]:
     """Trains, freezes and scores the consumers; writes the contract.
 
     Args:
       config: Consumers, questions and limits.
       workdir: Whose tables have the labels.
-      old: Embeddings that consumers were trained on.
+      old: Embeddings that consumers were trained on: a folder, or a version of the registry.
       new: Embeddings of the same kind that are to take their place.
       transform: What maps the new ones to the old ones' space. None: they are served as they are.
+      registry: Path or URL; None where all of them are folders.
       output: Folder of the contract.
+
+    Returns:
+      `breaks`: a line for every limit that does not hold; `tables`: title -> rows of cells, the
+      first one a header.
 
     Raises:
       InputError: The versions do not go with each other, the tables or the transform.
     """
     tables = workdir / "tables"
-    pair = _open(old, new, transform, tables)
+    mapping = None if transform is None else locate(transform, registry)
+    pair = _open(locate(old, registry), locate(new, registry), mapping, tables)
     asked = Asked(tables, read_meta(tables), (pair.old, pair.new))
     fits = {name: find_fit(name) for name in config.consumers}
     questions = [
@@ -129,12 +121,76 @@ def run(
     meta = {
         "old": pair.old.digest,
         "new": pair.new.digest,
-        "transform": None if transform is None else artefacts.digest(transform),
+        "transform": None if mapping is None else artefacts.digest(mapping),
         "passed": not broken,
         "breaks": broken,
     }
-    with artefacts.writing(output, KIND) as folder:
+    with artefacts.writing(Path(output), KIND) as folder:
         text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
         artefacts.write_text(folder / "contract.json", text)
         artefacts.set_meta(folder, meta)
-    return Contract(broken, _tables(found, common, indexes))
+    return {"breaks": broken, "tables": _tables(found, common, indexes)}
+
+
+def _open(old: Path, new: Path, transform: Path | None, tables: Path) -> Pair:
+    """Opens the versions, and makes sure that what is served goes into consumers of the old one."""
+    before, after = Version(old, tables), Version(new, tables)
+    if before.kind != after.kind:
+        raise InputError(
+            f"old {old} holds {before.kind} and new {new} {after.kind}, needed one kind"
+        )
+    if transform is None:
+        pair = Pair(before, after, after, mapped=False)
+    else:
+        read = read_transform(transform)
+        if (read.new, read.old) != (after.digest, before.digest):
+            raise InputError(
+                f"transform {transform} maps {read.new[:12]} to {read.old[:12]}, needed a map of "
+                f"new {new} ({after.digest[:12]}) to old {old} ({before.digest[:12]})"
+            )
+        pair = Pair(before, after, after.through(read), mapped=True)
+    names = common_tables(pair)
+    if not names:
+        raise InputError(
+            f"old {old} and new {new} have no table with {NUM_NEIGHBOURS + 1} rows in common"
+        )
+    for name in names:
+        size = pair.served.vectors(name, pair.new.keys(name)[:1]).shape[1]
+        if size != before.sizes[name]:
+            raise InputError(
+                f"table {name}: what would be served of new {new} is {size} wide, old {old} "
+                f"{before.sizes[name]}; a --transform maps them"
+            )
+    return pair
+
+
+def _tables(
+    found: Answers, common: list[dict[str, Any]], indexes: list[dict[str, Any]]
+) -> dict[str, list[list[str]]]:
+    """What people read first: all rows but those of slices, of which the worst."""
+    worst: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in found.slices:
+        key = row["question"], row["consumer"], row["group"]
+        if key not in worst or row["drop"] > worst[key]["drop"]:
+            worst[key] = row
+    slices = ("question", "consumer", "group", "slice", "num_members", "old", "served", "drop")
+    metrics = ("question", "consumer", "metric", "old", "new", "served", "retrained", "drop")
+    listed = {
+        "frozen consumers": _cells(found.metrics, (*metrics, "interval")),
+        "worst slices": _cells(list(worst.values()), (*slices, "p_value")),
+        "vectors": _cells(common, tuple(common[0])),
+        "indexes of dot products": _cells(indexes, tuple(indexes[0]) if indexes else ()),
+    }
+    return {title: rows for title, rows in listed.items() if len(rows) > 1}
+
+
+def _cells(rows: Sequence[dict[str, Any]], columns: tuple[str, ...]) -> list[list[str]]:
+    return [list(columns), *([_cell(row[column]) for column in columns] for row in rows)]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_cell, value))}]"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -116,9 +116,7 @@ def _drawn(examples: Examples, num_rows: int, seed: int) -> Examples:
     return examples.take(np.sort(rows))
 
 
-def _scores(
-    name: str, train: Fit, fit: Examples, test: Ends, pair: Pair, seed: int
-) -> _Scores:
+def _scores(name: str, train: Fit, fit: Examples, test: Ends, pair: Pair, seed: int) -> _Scores:
     frozen = train(pair.old.features(fit.ends), fit.label, seed)
     retrained = train(pair.new.features(fit.ends), fit.label, seed)
 

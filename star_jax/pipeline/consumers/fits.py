@@ -76,9 +76,7 @@ def checked_scores(
     return found.astype(np.float64)
 
 
-def _dot(
-    features: Float32[np.ndarray, "B F"], labels: Bool[np.ndarray, " B"], seed: int
-) -> Score:
+def _dot(features: Float32[np.ndarray, "B F"], labels: Bool[np.ndarray, " B"], seed: int) -> Score:
     """The last third of a pair's features are the products of its vectors."""
     del features, labels, seed
     return lambda rows: rows[:, 2 * (rows.shape[1] // 3) :].sum(axis=1)
@@ -112,7 +110,9 @@ def _trees(seed: int) -> Sequence[Any]:
         HistGradientBoostingClassifier,
     )
 
-    return (HistGradientBoostingClassifier(max_leaf_nodes=15, early_stopping=True, random_state=seed),)
+    return (
+        HistGradientBoostingClassifier(max_leaf_nodes=15, random_state=seed),
+    )
 
 
 def _mlp(seed: int) -> Sequence[Any]:

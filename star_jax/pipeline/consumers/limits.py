@@ -105,7 +105,11 @@ def _of_indexes(indexes: list[dict[str, Any]], limits: Limits) -> Iterator[str]:
     for row in indexes:
         was, now = before[row["question"]][_RECALL], row[_RECALL]
         drop = round(was - now, 4)
-        if limits.recall_drop is None or "served" not in _mixture(row) or drop <= limits.recall_drop:
+        if (
+            limits.recall_drop is None
+            or "served" not in _mixture(row)
+            or drop <= limits.recall_drop
+        ):
             continue
         yield (
             f"recall_drop {limits.recall_drop}: {row['question']} with queries {row['queries']}, "
@@ -115,11 +119,12 @@ def _of_indexes(indexes: list[dict[str, Any]], limits: Limits) -> Iterator[str]:
 
 def _of_spaces(spaces: list[dict[str, Any]], limits: Limits) -> Iterator[str]:
     for row in spaces:
-        error, overlap = row["relative_alignment_error"], row[_OVERLAP]
-        if limits.alignment_error is not None and error > limits.alignment_error:
-            yield f"alignment_error {limits.alignment_error}: table {row['table']} has {error}"
-        if limits.neighbour_overlap is not None and overlap < limits.neighbour_overlap:
-            yield f"neighbour_overlap {limits.neighbour_overlap}: table {row['table']} has {overlap}"
+        error, most = row["relative_alignment_error"], limits.alignment_error
+        if most is not None and error > most:
+            yield f"alignment_error {most}: table {row['table']} has {error}"
+        overlap, least = row[_OVERLAP], limits.neighbour_overlap
+        if least is not None and overlap < least:
+            yield f"neighbour_overlap {least}: table {row['table']} has {overlap}"
 
 
 def _tells(row: dict[str, Any]) -> bool:

@@ -30,7 +30,9 @@ class Examples(NamedTuple):
 
     ends: Ends
     label: Bool[np.ndarray, " B"]
-    unit: Int[np.ndarray, " B"]  # Sender of a pair, or the node: examples of one are not independent.
+    unit: Int[
+        np.ndarray, " B"
+    ]  # Sender of a pair, or the node: examples of one are not independent.
 
     def take(self, rows: Shaped[np.ndarray, " C"]) -> "Examples":
         """Those alone, by index or mask."""
@@ -161,14 +163,8 @@ def _too_few(question: Question) -> str | None:
 
 
 def _of_task(asked: Asked, name: str, tables: tuple[str, str]) -> Question:
-    fit = read_pairs(asked.tables, name, "train")
-    pairs = read_pairs(asked.tables, name, "test")
-    examples, shared = [], []
-    for each in (fit, pairs):
-        ends = asked.versions[0].pair_ends(tables, each)
-        shared.append(asked.shared(ends))
-        examples.append(Examples(ends, each.label == 1, each.sender).take(shared[-1]))
-    kept = PairTable(*(column[shared[1]] for column in pairs))
+    fit, *_ = _pairs(asked, name, "train", tables)
+    test, kept, num_left_out = _pairs(asked, name, "test", tables)
     about = asked.meta.tasks[name]
     marked = labelled(kept, about)
     metrics = {f"auc_{kind}": rows_of(marked, kind) for kind in kinds(marked)}
@@ -178,8 +174,19 @@ def _of_task(asked: Asked, name: str, tables: tuple[str, str]) -> Question:
         if mark.startswith(("cold_", "warm_"))
     ]
     slices += _cohorts(asked, about.sender, kept.sender)
-    left_out = int(np.sum(~shared[1]))
-    return Question(name, *examples, metrics, slices, left_out)
+    return Question(name, fit, test, metrics, slices, num_left_out)
+
+
+def _pairs(
+    asked: Asked, name: str, split: str, tables: tuple[str, str]
+) -> tuple[Examples, PairTable, int]:
+    """Pairs whose ends both versions have, and how many are left out."""
+    pairs = read_pairs(asked.tables, name, split)
+    ends = asked.versions[0].pair_ends(tables, pairs)
+    shared = asked.shared(ends)
+    kept = PairTable(*(column[shared] for column in pairs))
+    examples = Examples(ends.take(shared), kept.label == 1, kept.sender)
+    return examples, kept, int(np.sum(~shared))
 
 
 def _cohorts(asked: Asked, sender: str, senders: Int[np.ndarray, " B"]) -> list[Slice]:
@@ -243,5 +250,7 @@ def _is_value(
         value = next(name for name, code in code_of.items() if code == max(frequent, 1))
     elif value not in code_of:
         some = ", ".join(list(code_of)[:10]) or "none"
-        raise InputError(f"attributes asks for the value {value!r} of {vocabulary}, which has {some}")
+        raise InputError(
+            f"attributes asks for the value {value!r} of {vocabulary}, which has {some}"
+        )
     return codes == code_of[value], known, value

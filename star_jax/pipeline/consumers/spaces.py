@@ -86,7 +86,9 @@ _INDEXES = (
 )
 
 
-def mixed_indexes(asked: Asked, pair: Pair, num_queries: int, seed: int) -> Iterator[dict[str, Any]]:
+def mixed_indexes(
+    asked: Asked, pair: Pair, num_queries: int, seed: int
+) -> Iterator[dict[str, Any]]:
     """Ranks by dot products, as a vector index does, with the two sides from either version.
 
     While a new version is rolled out, an index holds jobs of one version and is asked for members
@@ -114,9 +116,7 @@ def mixed_indexes(asked: Asked, pair: Pair, num_queries: int, seed: int) -> Iter
             yield {"question": name, **index._asdict(), "num_queries": len(chosen.sender)} | found
 
 
-def _answerable(
-    asked: Asked, pair: Pair, ranking: Ranking, tables: tuple[str, str]
-) -> Ranking:
+def _answerable(asked: Asked, pair: Pair, ranking: Ranking, tables: tuple[str, str]) -> Ranking:
     """Queries and candidates that both versions have; queries with nothing to find are left out."""
     ends = pair.old.ranking_ends(tables, ranking)
     has_query, has_candidate = (asked.shared(each) for each in ends)

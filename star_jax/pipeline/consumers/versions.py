@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int, Int64, Shaped
 
 from star_jax import artefacts
@@ -29,8 +28,8 @@ class Ends(NamedTuple):
     tables: tuple[str, ...]
     keys: tuple[Int[np.ndarray, " B"], ...]
 
-    def take(self, rows: Shaped[np.ndarray, " C"]) -> "Ends":
-        """Those examples alone, by index or mask."""
+    def take(self, rows: Shaped[np.ndarray, " C"] | slice) -> "Ends":
+        """Those examples alone, by index, mask or slice."""
         return Ends(self.tables, tuple(keys[rows] for keys in self.keys))
 
 
@@ -97,7 +96,7 @@ class Version:
             yield self.vectors(table, keys[start : start + _BLOCK_ROWS])
 
     def features(self, ends: Ends) -> Float32[np.ndarray, "B F"]:
-        """What a consumer sees of an example: the vector of a node; of a pair, both and products."""
+        """What a consumer sees: the vector of a node; of a pair, both and their product."""
         vectors = [self.vectors(*end) for end in zip(*ends, strict=True)]
         if len(vectors) == 1:
             return vectors[0]
@@ -147,8 +146,9 @@ def _read(folder: Path, kind: str, name: str, tables: Path) -> _Table:
     node_type = name.partition(".")[0]
     known = read_nodes(tables, node_type)["id"].combine_chunks()
     if kind == GRAPH:
-        place = pc.index_in(known, value_set=pa.array(ids, known.type)).fill_null(-1)
-        return _Table(place.to_numpy().astype(np.int64), table.vectors)
+        row_of = {name: row for row, name in enumerate(ids)}
+        rows = (row_of.get(name, -1) for name in known.to_pylist())
+        return _Table(np.fromiter(rows, np.int64, len(known)), table.vectors)
     owners = known.take(pa.array(read_texts(tables, node_type).entity))
     if len(owners) != len(ids) or owners.to_pylist() != ids:
         raise InputError(
