@@ -136,6 +136,22 @@ def read_any(folder: Path) -> Manifest:
     return read_manifest(folder, _read(folder).kind)
 
 
+def read_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Files by the manifest alone: relative path -> {"bytes", "sha256"}."""
+    return _read(folder).files
+
+
+def check_meta(folder: Path, meta: Mapping[str, object], *keys: str) -> None:
+    """Refuses a manifest whose meta data lack a key.
+
+    Raises:
+      InputError: One does.
+    """
+    missing = [key for key in keys if key not in meta]
+    if missing:
+        raise InputError(f"{folder / MANIFEST} says nothing of {', '.join(missing)} in its meta")
+
+
 def verify(folder: Path) -> None:
     """Reads every file again and compares its digest.
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int, Int64, Shaped
 
 from star_jax import artefacts
@@ -146,9 +147,9 @@ def _read(folder: Path, kind: str, name: str, tables: Path) -> _Table:
     node_type = name.partition(".")[0]
     known = read_nodes(tables, node_type)["id"].combine_chunks()
     if kind == GRAPH:
-        row_of = {name: row for row, name in enumerate(ids)}
-        rows = (row_of.get(name, -1) for name in known.to_pylist())
-        return _Table(np.fromiter(rows, np.int64, len(known)), table.vectors)
+        options = pc.SetLookupOptions(pa.array(ids, pa.string()))
+        rows: Any = pc.call_function("index_in", [known.cast(pa.string())], options)
+        return _Table(rows.fill_null(-1).to_numpy().astype(np.int64), table.vectors)
     owners = known.take(pa.array(read_texts(tables, node_type).entity))
     if len(owners) != len(ids) or owners.to_pylist() != ids:
         raise InputError(
