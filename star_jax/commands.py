@@ -10,6 +10,11 @@ class Command(NamedTuple):
     reads: str
     writes: str
     help: str
+    options: str = ""  # Words for `run` beside config and workdir; in brackets: None without them.
+
+    def named_options(self) -> dict[str, bool]:
+        """Name -> whether it must be given."""
+        return {word.strip("[]-"): word[0] != "[" for word in self.options.split()}
 
 
 COMMANDS = {
@@ -65,6 +70,13 @@ COMMANDS = {
     "evaluate": Command(
         "evaluate", "all of the above", "evaluation/", "score the fixed pairs with every model"
     ),
+    "check-consumers": Command(
+        "check_consumers",
+        "tables/, and two versions of embeddings",
+        "the folder of --output",
+        "score frozen consumers of old embeddings on new ones; fail beyond limits",
+        "--old --new [--transform] [--registry] --output",
+    ),
     "report": Command(
         "report", "evaluation/", "report/", "write metrics.json and a page with figures"
     ),
@@ -74,6 +86,14 @@ COMMANDS = {
         "all of the above",
         "all stages in order: unchanged ones are skipped, an interrupted one is resumed",
     ),
+}
+
+OPTIONS = {  # Those of `Command.options`.
+    "old": "embeddings that consumers were trained on: a folder, or NAME@VERSION of the registry",
+    "new": "embeddings that are to take their place",
+    "transform": "what maps the new ones to the old ones' space",
+    "registry": "path or URL of the registry that names are of",
+    "output": "folder to write",
 }
 
 BRANCH = {  # What `star branch` does, with its options: all of them are paths but the owner.
@@ -96,7 +116,8 @@ examples:
   star COMMAND CONFIG --help   every field of that config with its value
 
 CONFIG is a Python file whose get_config() returns the config. Given the config of a whole run,
-a single command takes its own part of it. Exit code 2: what was given is wrong, in one line.
+a single command takes its own part of it. Exit code 2: what was given is wrong, in one line; 1: a
+plan does not fit, or a contract is broken.
 Training that gets SIGTERM or Ctrl-C ends its step, saves it and exits with 143 or 130; the same
 command goes on from there. A second signal ends it at once.
 """
