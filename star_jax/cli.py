@@ -83,10 +83,11 @@ def _run(argv: list[str]) -> int:
             print(f"  --{path} {_shown(value)}")
         return 0
     needed = COMMANDS[args.command].named_options()
-    for name, required in {"workdir": True, **needed}.items():
+    for name, required in needed.items():
         if required and getattr(args, name) is None:
             raise InputError(f"--{name} is missing; see `star {args.command} --help`")
-    _keep_compiled(args.workdir)
+    if "workdir" in needed:
+        _keep_compiled(args.workdir)
     config = override(load_config(args.config), overrides)
     _log_to_terminal()
     _join(args)
@@ -95,9 +96,9 @@ def _run(argv: list[str]) -> int:
     given = {name: getattr(args, name) for name in needed}
     processes = _together()
     if processes and COMMANDS[args.command].module not in (*TOGETHER, "run"):
-        found = processes.by_the_first(lambda: job.run(part, args.workdir, **given))
+        found = processes.by_the_first(lambda: job.run(part, **given))
     else:
-        found = job.run(part, args.workdir, **given)
+        found = job.run(part, **given)
     if processes:
         processes.wait("done")  # None ends before the others: the first one holds them together.
     speaks = not processes or processes.is_first()
@@ -201,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         sub = subparsers.add_parser(
             name,
-            usage=f"star {name} CONFIG --workdir DIR [--a.b value ...]",
+            usage=f"star {name} CONFIG {command.options} [--a.b value ...]",
             description=f"{command.help[0].upper()}{command.help[1:]}.\n\n"
             f"reads   {command.reads}\nwrites  {command.writes}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -210,9 +211,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "config", metavar="CONFIG", type=Path, help="Python file with get_config()"
         )
-        sub.add_argument("--workdir", metavar="DIR", type=Path, help="folder of all artefacts")
         for option in command.named_options():
-            sub.add_argument(f"--{option}", help=OPTIONS[option])
+            kind = {"metavar": "DIR", "type": Path} if option == "workdir" else {}
+            sub.add_argument(f"--{option}", help=OPTIONS[option], **kind)
         _add_processes(sub)
         sub.add_argument_group(
             "overrides",

@@ -10,7 +10,7 @@ class Command(NamedTuple):
     reads: str
     writes: str
     help: str
-    options: str = ""  # Words for `run` beside config and workdir; in brackets: None without them.
+    options: str = "--workdir"  # Words for `run` beside config; in brackets: None without them.
 
     def named_options(self) -> dict[str, bool]:
         """Name -> whether it must be given."""
@@ -67,6 +67,13 @@ COMMANDS = {
         "graph_embeddings/",
         "write a vector for every node",
     ),
+    "fit-transform": Command(
+        "fit_transform",
+        "two versions of text or graph embeddings",
+        "the folder of --output",
+        "fit a map of new embeddings to the space of old ones",
+        "--old --new [--registry] --output",
+    ),
     "evaluate": Command(
         "evaluate", "all of the above", "evaluation/", "score the fixed pairs with every model"
     ),
@@ -75,7 +82,7 @@ COMMANDS = {
         "tables/, and two versions of embeddings",
         "the folder of --output",
         "score frozen consumers of old embeddings on new ones; fail beyond limits",
-        "--old --new [--transform] [--registry] --output",
+        "--workdir --old --new [--transform] [--registry] --output",
     ),
     "report": Command(
         "report", "evaluation/", "report/", "write metrics.json and a page with figures"
@@ -89,6 +96,7 @@ COMMANDS = {
 }
 
 OPTIONS = {  # Those of `Command.options`.
+    "workdir": "folder of all artefacts",
     "old": "embeddings that consumers were trained on: a folder, or NAME@VERSION of the registry",
     "new": "embeddings that are to take their place",
     "transform": "what maps the new ones to the old ones' space",

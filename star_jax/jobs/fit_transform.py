@@ -45,18 +45,27 @@ class _Sides(NamedTuple):
 
 
 def run(
-    config: TransformConfig, *, old: str, new: str, output: Path, registry: str | None = None
+    config: TransformConfig, *, old: str, new: str, output: str, registry: str | None = None
 ) -> None:
-    """Finds the pairs, adds up their moments, fits, judges and writes; all processes call it."""
+    """Finds the pairs, adds up their moments, fits, judges and writes; all processes call it.
+
+    Args:
+      config: As described there.
+      old: Folder of the old version, or its name in the registry.
+      new: Of the new one.
+      output: Folder of the transform.
+      registry: Path or URL of the registry that names are of.
+    """
     processes.by_the_first(lambda: [str(locate(ref, registry)) for ref in (old, new)])
     folders = [locate(ref, registry) for ref in (old, new)]  # What was fetched is there now.
     kind = _kind(*folders)
-    sides = _Sides(*folders, output.with_name(f".{output.name}.pairs"))
+    written = Path(output)
+    sides = _Sides(folders[0], folders[1], written.with_name(f".{written.name}.pairs"))
     with _scratch(sides.scratch):
         counts = processes.by_the_first(lambda: _find(config, sides, timed=kind == TEXT))
         if config.mode != "none" and not processes.is_alone():
             _share(config, sides, list(counts))
-        processes.by_the_first(lambda: _finish(config, sides, counts, output))
+        processes.by_the_first(lambda: _finish(config, sides, counts, written))
 
 
 def _kind(old: Path, new: Path) -> str:

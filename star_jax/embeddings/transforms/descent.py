@@ -53,11 +53,11 @@ class Rows(NamedTuple):
     """Pairs to draw from.
 
     Attributes:
-      count: Of pairs.
+      number: Of pairs.
       take: x and y of some of them, by number.
     """
 
-    count: int
+    number: int
     take: Callable[
         [Int64[np.ndarray, " N"]], tuple[Float[np.ndarray, "N I"], Float[np.ndarray, "N O"]]
     ]
@@ -112,9 +112,9 @@ def descend(
 
     look = jax.jit(loss)
     state = optimizer.init(params)
-    size = min(config.batch_size, rows.count)
+    size = min(config.batch_size, rows.number)
     best = Descended(jax.tree.map(np.array, params), 0, _mean(look, params, stopping, size))
-    drawn = _batches(rows.count, size, config.seed)
+    drawn = _batches(rows.number, size, config.seed)
     since = 0
     for step in range(1, config.num_steps + 1):
         params, state = update(params, state, *_block(rows, next(drawn)))
@@ -142,10 +142,10 @@ def _batches(count: int, size: int, seed: int) -> Iterator[Int64[np.ndarray, " N
 def _mean(look: Any, params: PyTree, rows: Rows, size: int) -> float:
     """The loss over all rows, block by block."""
     total = 0.0
-    for start in range(0, rows.count, size):
-        numbers = np.arange(start, min(start + size, rows.count))
+    for start in range(0, rows.number, size):
+        numbers = np.arange(start, min(start + size, rows.number))
         total += len(numbers) * float(look(params, *_block(rows, numbers)))
-    return total / rows.count
+    return total / rows.number
 
 
 def _block(

@@ -164,7 +164,7 @@ def _descended(
 ) -> tuple[Map, int]:
     inside = frame(moments, bias=config.bias, whiten=config.whiten)
     rows, stopping = (_rows(pairs, part, inside) for part in ("fit", "stopping"))
-    if not stopping.count:
+    if not stopping.number:
         raise InputError(
             f"{name}: none of {sum(map(_num_pairs, pairs))} pairs is left to choose the stopping "
             f"point, descent.stopping {config.descent.stopping}; give more"

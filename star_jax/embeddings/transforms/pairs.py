@@ -9,7 +9,7 @@ number of processes reads the vectors block by block.
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import duckdb
 import numpy as np
@@ -177,7 +177,7 @@ def _read(path: Path) -> Int64[np.ndarray, "N 2"]:
 
 @contextlib.contextmanager
 def _session(scratch: Path, memory_limit_gib: float) -> Iterator[duckdb.DuckDBPyConnection]:
-    settings = {
+    settings: dict[str, Any] = {
         "memory_limit": f"{int(memory_limit_gib * 1024)}MiB",
         "temp_directory": str(scratch / ".sorting"),
     }
