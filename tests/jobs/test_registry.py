@@ -5,10 +5,14 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 
 from star_jax import artefacts
 from star_jax.embeddings.registry.registry import Registry
+from star_jax.embeddings.transforms.files import read_transform, write_transform
+from star_jax.embeddings.transforms.maps import linear
+from star_jax.embeddings.transforms.transform import SHARED, Step, Transform
 from star_jax.pipeline.signals import Signal, Signals, without_each
 from tests.embeddings.registry.artefact import contract, link, write
 from tests.jobs import finished_run
@@ -89,6 +93,28 @@ def test_from_two_runs_to_a_version_that_serves_an_old_consumer(two, tmp_path):
     assert two("verify").out.startswith("10 versions and 14 events are as written; ")
 
 
+def test_maps_in_a_row_are_written_as_one(two, tmp_path):
+    finished_run.make(tmp_path / "three", "three")
+    two("add", "--workdir", tmp_path / "three", "--name", "toy")
+    opened = Registry(tmp_path / "r")
+    maps = [linear(np.diag([scale, 1]).astype(np.float32), None) for scale in (2, 3)]
+    for number, own in enumerate(maps, start=1):
+        new, old = (opened.version(f"toy-graph@{n}").digest for n in (number + 1, number))
+        step = {SHARED: (Step(own, renormalise=False),)}
+        write_transform(tmp_path / "t", Transform("ridge", new, old, step), {})
+        two("add", "--artefact", tmp_path / "t", "--name", "toy-map")
+    done = two("chain", "toy-graph@3", "toy-graph@1", "--output", tmp_path / "one-map")
+    folders = [str(opened.folder(f"toy-map@{number}")) for number in (2, 1)]
+    assert done.out.splitlines() == folders
+    two("add", "--artefact", tmp_path / "one-map", "--name", "toy-map")
+    assert opened.chain("toy-graph@3", "toy-graph@1") == [opened.folder("toy-map@3")]
+    vectors = np.array([[1, 1], [5, 7]], np.float32)
+    found = read_transform(opened.folder("toy-map@3")).apply("job", vectors)
+    np.testing.assert_array_equal(found, [[6, 1], [30, 7]])
+    same = two("chain", "toy-graph@1", "toy-graph@1", "--output", tmp_path / "none")
+    assert "toy-graph@1 and toy-graph@1 have the same content, needed two" in same.errors[0]
+
+
 def test_a_version_is_shown_with_all_that_is_known(two, tmp_path):
     two("promote", "toy-graph@1")
     two("consumer", "add", "ads", "toy-graph", "--owner", "ann")
@@ -96,7 +122,7 @@ def test_a_version_is_shown_with_all_that_is_known(two, tmp_path):
     opened = Registry(tmp_path / "r")
     model = opened.version("toy-graph-model@2").digest[:12]
     lines = two("show", "toy-graph").out.splitlines()
-    assert lines[0] == "toy-graph@2: graph_embeddings, active, active"
+    assert lines[0] == "toy-graph@2: graph_embeddings, active"
     assert "code      star_jax 0.1.0, c0ffee" in lines
     assert f"made from model {model} (toy-graph-model@2)" in lines
     assert any(re.fullmatch(r"forced    event 11 .*: promote toy-graph@2 \(ads agreed\)", line)

@@ -153,10 +153,10 @@ class Registry:
             }
             state.after(change | {"record": ("", ""), "reports": {}})  # Refused before copying.
             objects.store(self._files, folder, digest)
-            record = _record(folder, lineage, digest) | {"version": ref, "code": code_version}
-            change["record"] = self._write("records", f"{ref}-", record)
+            record = _record(folder, lineage, digest) | {"code": code_version}
+            change["record"] = self._write("records", f"{name}-", record)
             change["reports"] = {
-                report: self._write("reports", f"{ref}-{report}-", content)
+                report: self._write("reports", f"{name}-{report}-", content)
                 for report, content in (reports or {}).items()
             }
             try:
@@ -175,7 +175,7 @@ class Registry:
         """
         check_name(report, "report")
         version = self.version(ref)
-        stored = self._write("reports", f"{version.ref}-{report}-", content)
+        stored = self._write("reports", f"{version.name}-{report}-", content)
         self._change({"do": "attach", "version": version.ref, "report": report, "stored": stored})
 
     def promote(self, ref: str, *, force_reason: str | None = None) -> Version:

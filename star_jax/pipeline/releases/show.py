@@ -43,11 +43,12 @@ def show_lines(registry: Registry, ref: str) -> list[str]:
     version, state = registry.version(ref), registry.state()
     record, reports = registry.record(version.ref), registry.reports(version.ref)
     num_bytes = sum(file["bytes"] for file in record["files"].values())
-    aliases = ", ".join(_aliases(state, version))
+    aliases = [each for each in _aliases(state, version) if each != version.state]
     code = f", {record['code']}" if record["code"] else ""
-    gone = "" if version.has_files else "; its files are deleted"
+    words = [version.kind, version.state, *aliases]
+    words += [] if version.has_files else ["its files are deleted"]
     lines = [
-        f"{version.ref}: {version.kind}, {version.state}{f', {aliases}' * bool(aliases)}{gone}",
+        f"{version.ref}: {', '.join(words)}",
         f"digest    {version.digest}",
         f"added     {_times(registry.events())[version.ref]} UTC",
         f"files     {len(record['files'])}, {num_bytes} bytes",

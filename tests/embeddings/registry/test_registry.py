@@ -121,7 +121,8 @@ def test_promotion_needs_what_its_consumers_need(local, tmp_path):
         InputError,
         match=(
             r"market@2 cannot be promoted: consumer ads \(ann\), trained on market@1: no chain of "
-            r"at most 5 transforms leads from market@2 to market@1; run `star fit-transform`"
+            r"at most 5 transforms leads from market@2 to market@1; run `star "
+            r"fit-transform CONFIG --registry R --old market@1 --new market@2 --output MAP` and "
         ),
     ):
         local.promote("market@2")
@@ -149,11 +150,11 @@ def test_vectors_that_serve_as_they_are_need_no_map(local, tmp_path):
     local.promote("market@2")
 
 
-def test_a_long_chain_needs_a_contract_of_its_own(local, tmp_path):
+def test_a_long_chain_serves_once_it_is_one(local, tmp_path):
     serve(local, tmp_path, "market@2", "market@1")
     serve(local, tmp_path, "market@3", "market@2")
     assert local.chain("market@3", "market@1") == [local.folder("map@2"), local.folder("map@1")]
-    with pytest.raises(InputError, match="serves it through map@2, map@1; run `star check-consum"):
+    with pytest.raises(InputError, match=r"by map@2, map@1; write them as one by `star registry "):
         local.promote("market@3")
     with pytest.raises(InputError, match="no chain of at most 1 transforms leads from market@3"):
         Registry(local.url, max_chain=1).chain("market@3", "market@1")

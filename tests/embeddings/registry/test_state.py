@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from star_jax.config import InputError
-from star_jax.embeddings.registry.chains import chain_digest, find_chain
+from star_jax.embeddings.registry.chains import find_chain
 from star_jax.embeddings.registry.journal import Event
 from star_jax.embeddings.registry.state import State, fold
 
@@ -173,12 +173,6 @@ def test_of_two_maps_the_later_one_leads_and_a_deprecated_one_nowhere():
     assert [v.ref for v in find_chain(state, *ends, 5)] == ["map@2"]
     state = state.after({"do": "deprecate", "version": "map@2"})
     assert [v.ref for v in find_chain(state, *ends, 5)] == ["map@1"]
-
-
-def test_a_contract_names_one_transform_or_their_order():
-    assert chain_digest([]) is None
-    assert chain_digest(["a"]) == "a"
-    assert len({chain_digest(list(way)) for way in itertools.permutations("abc")}) == 6
 
 
 @pytest.mark.parametrize(
