@@ -38,9 +38,9 @@ def find_chain(state: State, new: Version, old: Version, max_chain: int) -> list
                 left.append(transform.facts["old"])
     if old.digest not in found:
         raise InputError(
-            f"no chain of at most {max_chain} transforms leads from {new.ref} to {old.ref}; run `star "
-            f"fit-transform CONFIG --registry R --old {old.ref} --new {new.ref} --output MAP` and "
-            f"{_added('MAP', old, 'map')}"
+            f"no chain of at most {max_chain} transforms leads from {new.ref} to {old.ref}; run "
+            f"`star fit-transform CONFIG --registry R --old {old.ref} --new {new.ref} --output MAP` "
+            f"and {_added('MAP', old, 'map')}"
         )
     return found[old.digest]
 
