@@ -150,6 +150,16 @@ def test_two_versions_are_compared_field_by_field(two, tmp_path):
     assert same == "toy-graph@1 and toy-graph@1 differ in nothing that was recorded\n"
 
 
+def test_what_one_side_alone_has_is_one_line(registry, tmp_path):
+    embeddings = write(tmp_path / "e", "graph_embeddings", model="m", graph="g")
+    registry("add", "--artefact", embeddings, "--name", "toy-graph")
+    lines = registry("diff", "toy-graph@1", "toy-graph@2").out.splitlines()
+    for part in ("config", "metrics", "cohorts"):
+        assert [line for line in lines if line.startswith(part)] == [
+            f'{part}: "recorded" -> "not recorded"'
+        ]
+
+
 def test_the_ablation_of_signals_goes_with_a_version(registry, star, tmp_path):
     signals = finished_run.write_signals(tmp_path / "all.json", SIGNALS)
     for name, others in without_each(SIGNALS).items():
