@@ -9,9 +9,10 @@ MAX_CHAIN = 5  # Transforms in a row: every one adds its error.
 
 
 def find_chain(state: State, new: Version, old: Version, max_chain: int) -> list[Version]:
-    """The shortest way from a version's vectors to another's; of equal ones, the latest added.
+    """The shortest way from a version's vectors to another's.
 
-    Transforms that are deprecated or retired lead nowhere.
+    Of equal ones, the latest that passed its contract, so that a transform which is added serves
+    nobody before it passes; without any, the latest. Deprecated and retired ones lead nowhere.
 
     Args:
       state: Of the registry.
@@ -26,7 +27,8 @@ def find_chain(state: State, new: Version, old: Version, max_chain: int) -> list
       InputError: There is no way.
     """
     leaving: dict[str, list[Version]] = {}
-    for version in reversed(_in_use(state, "transform")):
+    latest_first = reversed(_in_use(state, "transform"))
+    for version in sorted(latest_first, key=lambda each: not _passed(state, each)):
         leaving.setdefault(version.facts["new"], []).append(version)
     found: dict[str, list[Version]] = {new.digest: []}
     left = deque([new.digest])
@@ -39,8 +41,8 @@ def find_chain(state: State, new: Version, old: Version, max_chain: int) -> list
     if old.digest not in found:
         raise InputError(
             f"no chain of at most {max_chain} transforms leads from {new.ref} to {old.ref}; run "
-            f"`star fit-transform CONFIG --registry R --old {old.ref} --new {new.ref} --output MAP` "
-            f"and {_added('MAP', old, 'map')}"
+            f"`star fit-transform CONFIG --registry R --old {old.ref} --new {new.ref} --output MAP`"
+            f" and {_added('MAP', old, 'map')}"
         )
     return found[old.digest]
 
@@ -58,7 +60,7 @@ def why_unserved(state: State, consumer: Consumer, max_chain: int) -> str | None
     who = f"consumer {consumer.consumer} ({consumer.owner}), trained on {old.ref}"
     if new is None:
         return f"{who}, which is retired" if old.state == "retired" else None
-    if new.digest == old.digest or _breaks(state, old, new, None) == []:
+    if new.digest == old.digest or _breaks(state, old.digest, new.digest, None) == []:
         return None
     try:
         chain = find_chain(state, new, old, max_chain)
@@ -70,7 +72,7 @@ def why_unserved(state: State, consumer: Consumer, max_chain: int) -> str | None
             f"{who}: {new.ref} leads there by {by}; write them as one by `star registry chain "
             f"{new.ref} {old.ref} --registry R --output MAP` and {_added('MAP', old, 'map')}"
         )
-    breaks = _breaks(state, old, new, chain[0].digest)
+    breaks = _breaks(state, old.digest, new.digest, chain[0].digest)
     if breaks is None:
         return (
             f"{who}: no contract says that {new.ref} serves it through {by}; run `star "
@@ -88,11 +90,16 @@ def unserved(state: State, max_chain: int) -> dict[Consumer, str]:
     return {consumer: reason for consumer, reason in found.items() if reason is not None}
 
 
-def _breaks(state: State, old: Version, new: Version, transform: str | None) -> list[str] | None:
-    """What the latest contract of two versions says is broken; None without one."""
+def _passed(state: State, transform: Version) -> bool:
+    facts = transform.facts
+    return _breaks(state, facts["old"], facts["new"], transform.digest) == []
+
+
+def _breaks(state: State, old: str, new: str, transform: str | None) -> list[str] | None:
+    """What the latest contract of two contents says is broken; None without one."""
     for version in reversed(_in_use(state, "contract")):
         facts = version.facts
-        if (facts["old"], facts["new"], facts["transform"]) == (old.digest, new.digest, transform):
+        if (facts["old"], facts["new"], facts["transform"]) == (old, new, transform):
             return [] if facts["passed"] else facts["breaks"] or ["it did not pass"]
     return None
 

@@ -69,6 +69,12 @@ def test_the_same_content_is_stored_once(registry, tmp_path):
     files = registry._files.names("objects")
     assert len(files) == 3
     assert len(registry.events()) == 2
+    manifest = tmp_path / "b" / artefacts.MANIFEST  # Of another release of star_jax.
+    manifest.write_text(manifest.read_text().replace('"star_jax": "', '"star_jax": "1'))
+    assert registry.add(tmp_path / "b", "third").digest == first.digest
+    assert registry.verify().problems == []
+    with pytest.raises(InputError, match="other@1 was added with code None, got c0ffee, and never"):
+        registry.add(tmp_path / "b", "other", code_version="c0ffee")
 
 
 def test_a_report_is_added_once(registry, tmp_path):
@@ -184,6 +190,21 @@ def test_a_consumer_keeps_what_serves_it(local, tmp_path):
         local.folder("market@1")
     local.remove_consumer("ads", "market")
     assert local.deprecate("map@1").state == "deprecated"
+
+
+def test_a_map_that_is_added_or_promoted_takes_no_consumer_away(local, tmp_path):
+    serve(local, tmp_path, "market@2", "market@1")
+    local.promote("market@2")
+    new, old = local.version("market@2"), local.version("market@1")
+    local.add(link(tmp_path / "other", new, old, "other"), "map")
+    assert local.unserved() == {}
+    assert local.chain("market@2", "market@1") == [local.folder("map@1")]
+    local.promote("map@1")
+    with pytest.raises(InputError, match=r"map@2 cannot be promoted: consumer ads .*no contract"):
+        local.promote("map@2")
+    local.add(contract(tmp_path / "c", new, old, local.version("map@2")), "map-contract")
+    local.promote("map@2")
+    assert local.chain("market@2", "market@1") == [local.folder("map@2")]
 
 
 def test_a_version_with_a_consumer_that_nothing_serves_is_not_retired(local):

@@ -171,8 +171,14 @@ def test_of_two_maps_the_later_one_leads_and_a_deprecated_one_nowhere():
     )
     ends = state.find("market@2"), state.find("market@1")
     assert [v.ref for v in find_chain(state, *ends, 5)] == ["map@2"]
-    state = state.after({"do": "deprecate", "version": "map@2"})
-    assert [v.ref for v in find_chain(state, *ends, 5)] == ["map@1"]
+    without = state.after({"do": "deprecate", "version": "map@2"})
+    assert [v.ref for v in find_chain(without, *ends, 5)] == ["map@1"]
+    for number, passed in enumerate([True, False, True], start=1):
+        agreed = {"new": digest_of(2), "old": digest_of(1), "passed": passed, "breaks": []}
+        agreed["transform"] = "digest of map@1"
+        state = state.after(added(f"agreed@{number}", kind="contract", **agreed))
+        led = [v.ref for v in find_chain(state, *ends, 5)]
+        assert led == (["map@1"] if passed else ["map@2"])
 
 
 @pytest.mark.parametrize(
