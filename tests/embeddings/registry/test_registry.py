@@ -215,6 +215,8 @@ def test_a_version_with_a_consumer_that_nothing_serves_is_not_retired(local):
     local.retire("market@1")
     with pytest.raises(InputError, match="market@1 is retired; add its artefact again to use it"):
         local.promote("market@1")
+    with pytest.raises(InputError, match="market@previous is none of market@1"):
+        local.promote("market@previous")
     with pytest.raises(InputError, match="consumer ads of market is owned by ann, got bob"):
         local.add_consumer("ads", "market@2", "bob")
 
@@ -289,6 +291,9 @@ def test_files_of_nobody_are_named(local, tmp_path):
     stray.parent.mkdir()
     stray.write_bytes(b"x")
     assert local.verify().left_over == [str(stray)]
+    inside = local.folder("market@1") / "more.bin"
+    inside.write_bytes(b"x")
+    assert local.verify().problems == [f"{inside} is no file of the artefact"]
 
 
 def test_a_damaged_copy_is_not_handed_out(tmp_path, monkeypatch):
