@@ -166,7 +166,8 @@ def test_what_cannot_be_fitted_is_refused_and_leaves_nothing(market, tmp_path):
     refused(
         "shared True needs node types of the same widths, got job 12", "v1", "wide", shared=True
     )
-    refused("job: no pair is left to fit on of 3 with held_out 0.95", "v1", "few", held_out=0.95)
+    most = {"held_out": 0.999, "descent": DescentConfig(stopping=0.001)}
+    refused("job: no pair is left to fit on of 3 with held_out 0.999", "v1", "few", **most)
     refused("job: none of 3 pairs is left to choose the st", "v1", "few", mode="mlp", held_out=0.0)
     refused("ridge 0.0: the pairs do not span all 4 dim", "v1", "few", ridge=0.0, held_out=0.0)
 
@@ -184,8 +185,8 @@ def test_what_cannot_be_fitted_is_refused_and_leaves_nothing(market, tmp_path):
 def test_configs_that_mean_nothing_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         TransformConfig(**fields)
-    with pytest.raises(ValueError, match="stopping 0 must be a share"):
-        DescentConfig(stopping=0)
+    with pytest.raises(ValueError, match="stopping 0.0 must be a share"):
+        DescentConfig(stopping=0.0)
 
 
 def test_texts_pair_by_their_times(tmp_path):
