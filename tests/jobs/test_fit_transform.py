@@ -185,7 +185,7 @@ def test_what_cannot_be_fitted_is_refused_and_leaves_nothing(market, tmp_path):
 def test_configs_that_mean_nothing_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         TransformConfig(**fields)
-    with pytest.raises(ValueError, match="stopping 0.0 must be a share"):
+    with pytest.raises(ValueError, match=r"stopping 0\.0 must be a share"):
         DescentConfig(stopping=0.0)
 
 
@@ -215,7 +215,7 @@ def test_the_command_takes_folders_and_names_of_a_registry(market, tmp_path, sta
 
 def test_processes_share_the_rows(market, tmp_path):
     """Two real ones: the map is that of one."""
-    alone, _ = fitted(market, tmp_path / "alone", TransformConfig())
+    alone, meta = fitted(market, tmp_path / "alone", TransformConfig())
     config = "from configs.transform.ridge import get_config"
     given = {"old": market / "v1", "new": market / "v2", "output": tmp_path / "t"}
     options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
@@ -223,7 +223,7 @@ def test_processes_share_the_rows(market, tmp_path):
     codes = [process.wait(timeout=300) for process in running]
     logs = [(tmp_path / f"{index}.log").read_text() for index in range(2)]
     assert codes == [0, 0], "\n".join(logs)
-    assert "wrote" in logs[0]
+    assert f"job: this process added up {meta['pairs']['job']['fit'] // 2} pairs" in logs[0]
     together = read_transform(tmp_path / "t")
     for name in ("member", "job"):
         maps = [each.of(name)[0].map for each in (together, alone)]
