@@ -8,12 +8,14 @@ import pytest
 
 from star_jax import artefacts
 from star_jax.config import InputError
+from star_jax.embeddings.registry.registry import Registry
 from star_jax.embeddings.table import read_table
 from star_jax.embeddings.transforms.descent import DescentConfig
 from star_jax.embeddings.transforms.files import read_transform
 from star_jax.embeddings.transforms.fit import TransformConfig
 from star_jax.embeddings.transforms.maps import Identity, Linear, Residual
 from star_jax.embeddings.transforms.transform import SHARED
+from star_jax.evaluation.auc import roc_auc
 from star_jax.jobs import fit_transform
 from tests.embeddings.transforms.versions import Side, drift, write_version
 from tests.jobs.together import start
@@ -206,11 +208,45 @@ def test_the_command_takes_folders_and_names_of_a_registry(market, tmp_path, sta
     config = ROOT / "configs/transform/ridge.py"
     given = ["fit-transform", config, "--old", market / "v1", "--output", tmp_path / "t"]
     assert star(*given, "--new", market / "v2", "--ridge", "0.5").code == 0
-    assert artefacts.read_manifest(tmp_path / "t", "transform").meta["config"]["ridge"] == 0.5
+    meta = artefacts.read_manifest(tmp_path / "t", "transform").meta
+    assert meta["config"]["ridge"] == 0.5
     missing = star(*given)
     assert missing.errors == ["star: error: --new is missing; see `star fit-transform --help`"]
     unknown = star(*given, "--new", "jobs@2")
     assert "jobs@2 is no folder of an artefact; as a version, NAME" in unknown.errors[0]
+    registry = tmp_path / "registry"
+    for version in ("v1", "v2"):
+        Registry(str(registry)).add(market / version, "jobs")
+    refs = ["--old", "jobs@1", "--new", "jobs@2", "--registry", registry]
+    assert star("fit-transform", config, *refs, "--output", tmp_path / "u").code == 0
+    named = artefacts.read_manifest(tmp_path / "u", "transform").meta
+    assert [named[side] for side in ("new", "old")] == [meta[side] for side in ("new", "old")]
+
+
+def test_a_consumer_of_the_old_version_goes_on(tmp_path, star):
+    """A linear one, trained once, on members that no map was fitted to."""
+    rng = np.random.default_rng(0)
+    latent = rng.normal(size=(3000, 16))
+    labels = latent @ rng.normal(size=16) > 0
+    ids = [f"id{i}" for i in range(len(latent))]
+    tables = {}
+    for version, noise in (("v1", 0.05), ("v2", 0.4)):
+        vectors = latent @ rng.normal(size=(16, 24)) / 4 + noise * rng.normal(size=(3000, 24))
+        tables[version] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        write_version(tmp_path / version, {"member": Side(ids, tables[version])})
+    train, test = slice(0, 1500), slice(1500, 3000)
+    consumer = np.linalg.lstsq(tables["v1"][train], 2.0 * labels[train] - 1, rcond=None)[0]
+    fewer = Side(ids[train], tables["v2"][train])  # The map sees none of those that are scored.
+    write_version(tmp_path / "v2_train", {"member": fewer})
+    config = ROOT / "configs/transform/ridge.py"
+    folders = ["--old", tmp_path / "v1", "--new", tmp_path / "v2_train", "--output", tmp_path / "t"]
+    assert star("fit-transform", config, *folders).code == 0
+    mapped = read_transform(tmp_path / "t").apply("member", tables["v2"][test])
+    given = {"old": tables["v1"][test], "mapped": mapped, "unmapped": tables["v2"][test]}
+    scores = {name: roc_auc(labels[test], vectors @ consumer) for name, vectors in given.items()}
+    assert scores["old"] > 0.98
+    assert 0.9 < scores["mapped"] < scores["old"]
+    assert scores["unmapped"] < 0.7
 
 
 def test_processes_share_the_rows(market, tmp_path):

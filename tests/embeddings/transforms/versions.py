@@ -31,7 +31,7 @@ def write_version(
                 vectors = side.vectors[own].astype(np.float32)
                 table = EmbeddingTable(own, own, t[own], vectors)
                 write_shard(partial / name, shard, [side.ids[i] for i in own], table)
-        artefacts.set_meta(partial, {"name": folder.name})
+        artefacts.set_meta(partial, {"model": folder.name, "graph": "g"})
     return folder
 
 
