@@ -144,6 +144,9 @@ def test_no_map_is_for_a_version_of_the_same_width(market, tmp_path):
 def test_what_cannot_be_fitted_is_refused_and_leaves_nothing(market, tmp_path):
     write_version(tmp_path / "texts", {"job": drift(4, 9)}, kind="text_embeddings")
     write_version(tmp_path / "skills", {"skill": drift(4, 9)})
+    broken = drift(12, 30)
+    broken.vectors[:5] = np.nan
+    write_version(tmp_path / "broken", {"job": broken})
     write_version(tmp_path / "few", {"job": drift(4, 3)})
     write_version(tmp_path / "wide", {"job": drift(12, 9), "member": drift(9, 9)})
     (tmp_path / "graph").mkdir()
@@ -171,6 +174,7 @@ def test_what_cannot_be_fitted_is_refused_and_leaves_nothing(market, tmp_path):
     most = {"held_out": 0.999, "descent": DescentConfig(stopping=0.001)}
     refused("job: no pair is left to fit on of 3 with held_out 0.999", "v1", "few", **most)
     refused("job: none of 3 pairs is left to choose the st", "v1", "few", mode="mlp", held_out=0.0)
+    refused("job: a vector of the pairs is not finite; make both anew", "v1", "broken")
     refused("ridge 0.0: the pairs do not span all 4 dim", "v1", "few", ridge=0.0, held_out=0.0)
 
 
