@@ -11,7 +11,7 @@ from star_jax.config import InputError
 from star_jax.embeddings.registry.registry import Registry
 from star_jax.embeddings.table import read_table
 from star_jax.embeddings.transforms.descent import DescentConfig
-from star_jax.embeddings.transforms.files import read_transform
+from star_jax.embeddings.transforms.files import read_chain, read_transform
 from star_jax.embeddings.transforms.fit import TransformConfig
 from star_jax.embeddings.transforms.maps import Identity, Linear, Residual
 from star_jax.embeddings.transforms.transform import SHARED
@@ -73,6 +73,20 @@ def test_every_mode_brings_the_old_space_back(market, tmp_path, mode):
     assert counts["fit"] + counts["held_out"] + counts["stopping"] == COUNT
     assert (counts["stopping"] > 0) == config.descends
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
+def test_a_chain_leads_two_versions_back(market, tmp_path):
+    """By one matrix, of 16 to 12 dimensions: every step was rescaled to unit vectors."""
+    for new, old in (("v3", "v2"), ("v2", "v1")):
+        fitted(market, tmp_path / new, TransformConfig(), new=new, old=old)
+    chain = read_chain([tmp_path / "v3", tmp_path / "v2"])
+    assert chain.sizes() == {"member": (16, 12), "job": (16, 12)}
+    assert len(chain.of("member")) == 1
+    new, old = (np.array(read_table(market / v, "member").vectors) for v in ("v3", "v1"))
+    mapped = chain.apply("member", new)
+    assert np.sum(mapped * old, axis=1).mean() > 0.9
+    steps = [read_transform(tmp_path / v).apply for v in ("v3", "v2")]
+    np.testing.assert_allclose(mapped, steps[1]("member", steps[0]("member", new)), atol=1e-5)
 
 
 def test_a_ridge_fits_the_pairs_that_are_not_held_out(market, tmp_path):
