@@ -1,7 +1,7 @@
 """Fitting a transform to ten million pairs: time, memory, and the digits of the solution.
 
 Run, on Linux:
-    OPENBLAS_NUM_THREADS=1 PYTHONPATH=. nice python bench/transform.py > bench/results/transform.md
+    nice env OPENBLAS_NUM_THREADS=1 PYTHONPATH=. python bench/transform.py > bench/results/transform.md
 
 One thread: where others use the cores too, several wait for each other most of the time.
 Pairs of 200 and 200 dimensions are drawn block by block from a seed and never held: the time of
@@ -112,9 +112,8 @@ def main() -> int:
         print(*one_pass(int(sys.argv[1]))[0])
         return 0
     print("# Fitting a transform\n")
-    print(
-        "    OPENBLAS_NUM_THREADS=1 PYTHONPATH=. nice python bench/transform.py > bench/results/transform.md\n"
-    )
+    print("    nice env OPENBLAS_NUM_THREADS=1 PYTHONPATH=. python bench/transform.py ", end="")
+    print("> bench/results/transform.md\n")
     print(f"{os.cpu_count()} cores. Pairs of {WIDTH} and {WIDTH} dimensions in blocks of {BLOCK},")
     print(
         "added up in float64 in one pass; CPU seconds of all threads together; peak: of the whole"
