@@ -27,6 +27,7 @@ from star_jax.embeddings.transforms.pairs import Pairs, PairsConfig, match
 from star_jax.embeddings.transforms.transform import SHARED, Transform
 from star_jax.parallel import processes
 from star_jax.pipeline.scratch import alone, clear
+from star_jax.train.reporter import Progress
 
 TEXT, GRAPH = "text_embeddings", "graph_embeddings"
 
@@ -135,8 +136,9 @@ def _share(config: TransformConfig, sides: _Sides, names: list[str]) -> None:
     """Writes the moments of this process's share of the rows; returns when all have."""
     worker, workers = processes.index(), processes.count()
     for name in names:
-        moments = measure(sides.pairs(name), config, worker=worker, workers=workers)
+        moments = _added_up(config, name, sides.pairs(name), worker, workers)
         moments.write(sides.scratch / name / f"moments-{worker:05d}.npz")
+        _log.info("%s: this process added up %d pairs", name, moments.count)
     processes.wait("moments")
 
 
@@ -144,11 +146,22 @@ def _moments(config: TransformConfig, sides: _Sides, name: str, pairs: Pairs) ->
     """Of all pairs of a node type: added up already, or now."""
     shares = sorted((sides.scratch / name).glob("moments-*.npz"))
     if not shares and config.mode != "none":
-        return measure(pairs, config)
+        return _added_up(config, name, pairs, worker=0, workers=1)
     moments = Moments(*pairs.sizes)
     for path in shares:
         moments.merge(Moments.read(path))
     return moments
+
+
+def _added_up(
+    config: TransformConfig, name: str, pairs: Pairs, worker: int, workers: int
+) -> Moments:
+    progress = Progress(f"fit-transform {name}", pairs.count("fit") / workers, "pairs")
+
+    def advance(num_pairs: int) -> None:
+        progress.advance(float(num_pairs), float(num_pairs))
+
+    return measure(pairs, config.block_pairs, advance, worker=worker, workers=workers)
 
 
 def _finish(

@@ -18,7 +18,7 @@ def fit_linear(
     """The map that the mode says is best.
 
     Args:
-      moments: Of one pair or more.
+      moments: Of one pair or more, all finite.
       mode: Whose `solve_...` defines it.
       ridge: Of `ridge` and `lowrank`.
       rank: Of `lowrank`.
@@ -26,7 +26,7 @@ def fit_linear(
       whiten: Maps both versions whitened, each by its own moments, and folds that in.
 
     Raises:
-      InputError: The pairs do not determine it, or are not finite.
+      InputError: The pairs do not determine it.
     """
     second = moments.second(centred=bias)
     means = second.x_mean, second.y_mean

@@ -1,7 +1,7 @@
 """Which map is fitted to the pairs of two versions: the config, and each mode from its module."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -115,6 +115,7 @@ def fit(config: TransformConfig, name: str, moments: Moments, pairs: Sequence[Pa
             f"{name}: no pair is left to fit on of {sum(map(_num_pairs, pairs))} with held_out "
             f"{config.held_out}; give less"
         )
+    moments.check_finite(name)
     best: int | None = None
     if config.mode in ("sgd", "mlp"):
         found, best = _descended(config, name, moments, pairs)
@@ -135,11 +136,19 @@ def is_unit(moments: Moments) -> bool:
     return max(abs(moments.least - 1), abs(moments.most - 1)) <= _UNIT
 
 
-def measure(pairs: Pairs, config: TransformConfig, *, worker: int = 0, workers: int = 1) -> Moments:
-    """Moments of a worker's share of the pairs to fit on."""
+def measure(
+    pairs: Pairs,
+    block: int,
+    on_block: Callable[[int], None],
+    *,
+    worker: int = 0,
+    workers: int = 1,
+) -> Moments:
+    """Moments of a worker's share of the pairs to fit on; each block is told of."""
     moments = Moments(*pairs.sizes)
-    for x, y in pairs.blocks("fit", config.block_pairs, worker=worker, workers=workers):
+    for x, y in pairs.blocks("fit", block, worker=worker, workers=workers):
         moments.add(x, y)
+        on_block(len(x))
     return moments
 
 

@@ -77,15 +77,18 @@ class Moments:
             moments.least, moments.most = stored["lengths"].tolist()
         return moments
 
-    def second(self, *, centred: bool) -> "Second":
-        """Mean products, about the means or about zero.
+    def check_finite(self, name: str) -> None:
+        """Refuses what would spoil every map.
 
         Raises:
-          InputError: A vector was not finite.
+          InputError: Some vector of `name` was not finite.
         """
+        if not np.isfinite(self.gram).all():
+            raise InputError(f"{name}: a vector of the pairs is not finite; make both anew")
+
+    def second(self, *, centred: bool) -> "Second":
+        """Mean products of finite vectors, about the means or about zero."""
         mean = self.gram / max(self.count, 1)
-        if not np.isfinite(mean).all():
-            raise InputError("a vector of the pairs is not finite; make these embeddings anew")
         shift = mean[0] if centred else np.zeros(len(mean))
         if centred:
             mean = mean - np.outer(shift, shift)
