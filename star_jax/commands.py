@@ -10,7 +10,7 @@ class Command(NamedTuple):
     reads: str
     writes: str
     help: str
-    options: str = ""  # Words for `run` beside config and workdir; in brackets: None without them.
+    options: str = "--workdir"  # Words for `run` beside config; in brackets: None without them.
 
     def named_options(self) -> dict[str, bool]:
         """Name -> whether it must be given."""
@@ -67,6 +67,13 @@ COMMANDS = {
         "graph_embeddings/",
         "write a vector for every node",
     ),
+    "fit-transform": Command(
+        "fit_transform",
+        "two versions of text or graph embeddings",
+        "the folder of --output",
+        "fit a map of new embeddings to the space of old ones",
+        "--old --new [--registry] --output",
+    ),
     "evaluate": Command(
         "evaluate", "all of the above", "evaluation/", "score the fixed pairs with every model"
     ),
@@ -75,7 +82,7 @@ COMMANDS = {
         "tables/, and two versions of embeddings",
         "the folder of --output",
         "score frozen consumers of old embeddings on new ones; fail beyond limits",
-        "--old --new [--transform] [--registry] --output",
+        "--workdir --old --new [--transform] [--registry] --output",
     ),
     "report": Command(
         "report", "evaluation/", "report/", "write metrics.json and a page with figures"
@@ -89,6 +96,7 @@ COMMANDS = {
 }
 
 OPTIONS = {  # Those of `Command.options`.
+    "workdir": "folder of all artefacts",
     "old": "embeddings that consumers were trained on: a folder, or NAME@VERSION of the registry",
     "new": "embeddings that are to take their place",
     "transform": "what maps the new ones to the old ones' space",
@@ -96,12 +104,71 @@ OPTIONS = {  # Those of `Command.options`.
     "output": "folder to write",
 }
 
-BRANCH = {  # What `star branch` does, with its options: all of them are paths but the owner.
-    "init": ("--workdir --owner --output", "write the signals of all that was imported"),
-    "diff": ("A B", "print which signals B adds, removes and changes"),
-    "merge": ("BASE A B --output", "write the union of two branches, or name their conflicts"),
-    "ablate": ("SIGNALS --output", "write the signals without each of them, into a folder"),
-    "cost": ("SIGNALS CONFIG --workdir", "print bytes, parameters and edges of each signal"),
+
+class Action(NamedTuple):
+    """What a command of several does: arguments as `NAME=kind`, optional ones in brackets."""
+
+    arguments: str  # Kinds: path, text, number, flag, or a|b for one of some words.
+    help: str
+
+
+BRANCH = {  # What `star branch` does.
+    "init": Action(
+        "--workdir=path --owner=text --output=path", "write the signals of all that was imported"
+    ),
+    "diff": Action("A=path B=path", "print which signals B adds, removes and changes"),
+    "merge": Action(
+        "BASE=path A=path B=path --output=path",
+        "write the union of two branches, or name their conflicts",
+    ),
+    "ablate": Action(
+        "SIGNALS=path --output=path", "write the signals without each of them, into a folder"
+    ),
+    "report": Action(
+        "SIGNALS=path --workdir=path --runs=path --output=path",
+        "write what runs without each signal lose, of those that are there",
+    ),
+    "cost": Action(
+        "SIGNALS=path CONFIG=path --workdir=path",
+        "print bytes, parameters and edges of each signal",
+    ),
+}
+
+REGISTRY = {  # What `star registry` does, besides --registry.
+    "add": Action(
+        "--name=text [--workdir=path] [--artefact=path] [--code=text] [--ablation=path]",
+        "add the embeddings and models of a run, or one artefact, as next versions",
+    ),
+    "attach": Action("REF=text --ablation=path", "store an ablation report with a version"),
+    "list": Action("[NAME=text]", "list versions, and consumers that are not served"),
+    "show": Action("REF=text", "print what is known of a version"),
+    "diff": Action("A=text B=text", "print what two versions differ in"),
+    "log": Action("", "print all that happened"),
+    "promote": Action(
+        "REF=text [--force=flag] [--reason=text] [--max-chain=number]",
+        "make a version active; what was becomes deprecated",
+    ),
+    "deprecate": Action(
+        "REF=text [--reason=text] [--max-chain=number]", "mark a candidate as not to be used"
+    ),
+    "retire": Action(
+        "REF=text [--delete-vectors=flag] [--force=flag] [--reason=text] [--max-chain=number]",
+        "end a deprecated version; its record stays",
+    ),
+    "alias": Action("REF=text ALIAS=text", "name a version, or move the name to it"),
+    "unalias": Action("NAME=text ALIAS=text", "take such a name away"),
+    "consumer": Action(
+        "WHAT=add|remove|list [CONSUMER=text] [REF=text] [--owner=text]",
+        "say what was trained on a version: add CONSUMER REF, remove CONSUMER NAME, list",
+    ),
+    "chain": Action(
+        "NEW=text OLD=text [--max-chain=number]", "print the transforms from one to another"
+    ),
+    "verify": Action("[REF=text]", "read everything again, to the last byte"),
+    "mlflow": Action(
+        "REF=text --tracking-uri=text [--experiment=text]",
+        "log a version as a run and a registered model of MLflow",
+    ),
 }
 
 PLAN = "say whether a config fits chips that are not here, and how long it takes"
