@@ -17,7 +17,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from star_jax import artefacts
 from star_jax.config import InputError, to_json
@@ -66,15 +66,24 @@ class ContractConfig:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
 
 
+class _Found(NamedTuple):
+    """Rows of the contract's tables."""
+
+    answers: Answers
+    spaces: list[dict[str, Any]]
+    indexes: list[dict[str, Any]]
+    num_left_out: dict[str, int]  # Test examples of which a version has no vector, by question.
+
+
 def run(
     config: ContractConfig,
     workdir: Path,
     *,
     old: str,
     new: str,
-    transform: str | None,
-    registry: str | None,
     output: str,
+    transform: str | None = None,
+    registry: str | None = None,
 ) -> dict[str, Any]:
     """Trains, freezes and scores the consumers; writes the contract.
 
@@ -94,28 +103,18 @@ def run(
     Raises:
       InputError: The versions do not go with each other, the tables or the transform.
     """
-    tables = workdir / "tables"
     mapping = None if transform is None else locate(transform, registry)
-    pair = _open(locate(old, registry), locate(new, registry), mapping, tables)
-    asked = Asked(tables, read_meta(tables), (pair.old, pair.new))
-    fits = {name: find_fit(name) for name in config.consumers}
-    questions = [
-        *link_questions(asked, config.tasks),
-        *attribute_questions(asked, config.attributes, config.seed),
-    ]
-    found = answers(questions, pair, fits, config.score, config.seed)
-    add_p_values(found, config.limits)
-    common = spaces(pair, config.num_sampled, config.seed)
-    indexes = list(mixed_indexes(asked, pair, config.num_queries, config.seed))
-    broken = breaks(found, common, indexes, config.limits, config.score.level)
+    pair = _open(locate(old, registry), locate(new, registry), mapping, workdir / "tables")
+    found = _measure(config, pair, workdir / "tables")
+    broken = breaks(*found[:3], config.limits, config.score.level)
     content = {
         "config": json.loads(to_json(config)),
-        "num_left_out": {question.name: question.num_left_out for question in questions},
-        "consumers": found.metrics,
-        "slices": found.slices,
-        "num_suppressed": found.num_suppressed,
-        "spaces": common,
-        "indexes": indexes,
+        "consumers": found.answers.metrics,
+        "slices": found.answers.slices,
+        "num_suppressed": found.answers.num_suppressed,
+        "spaces": found.spaces,
+        "indexes": found.indexes,
+        "num_left_out": found.num_left_out,
         "breaks": broken,
     }
     meta = {
@@ -129,7 +128,7 @@ def run(
         text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
         artefacts.write_text(folder / "contract.json", text)
         artefacts.set_meta(folder, meta)
-    return {"breaks": broken, "tables": _tables(found, common, indexes)}
+    return {"breaks": broken, "tables": _tables(found)}
 
 
 def _open(old: Path, new: Path, transform: Path | None, tables: Path) -> Pair:
@@ -164,22 +163,39 @@ def _open(old: Path, new: Path, transform: Path | None, tables: Path) -> Pair:
     return pair
 
 
-def _tables(
-    found: Answers, common: list[dict[str, Any]], indexes: list[dict[str, Any]]
-) -> dict[str, list[list[str]]]:
+def _measure(config: ContractConfig, pair: Pair, tables: Path) -> _Found:
+    asked = Asked(tables, read_meta(tables), (pair.old, pair.new))
+    fits = {name: find_fit(name) for name in config.consumers}
+    questions = [
+        *link_questions(asked, config.tasks),
+        *attribute_questions(asked, config.attributes, config.seed),
+    ]
+    answered = answers(questions, pair, fits, config.score, config.seed)
+    add_p_values(answered, config.limits)
+    return _Found(
+        answered,
+        spaces(pair, config.num_sampled, config.seed),
+        list(mixed_indexes(asked, pair, config.num_queries, config.seed)),
+        {question.name: question.num_left_out for question in questions},
+    )
+
+
+def _tables(found: _Found) -> dict[str, list[list[str]]]:
     """What people read first: all rows but those of slices, of which the worst."""
     worst: dict[tuple[str, ...], dict[str, Any]] = {}
-    for row in found.slices:
+    for row in found.answers.slices:
         key = row["question"], row["consumer"], row["group"]
         if key not in worst or row["drop"] > worst[key]["drop"]:
             worst[key] = row
     slices = ("question", "consumer", "group", "slice", "num_members", "old", "served", "drop")
     metrics = ("question", "consumer", "metric", "old", "new", "served", "retrained", "drop")
     listed = {
-        "frozen consumers": _cells(found.metrics, (*metrics, "interval")),
+        "frozen consumers": _cells(found.answers.metrics, (*metrics, "interval")),
         "worst slices": _cells(list(worst.values()), (*slices, "p_value")),
-        "vectors": _cells(common, tuple(common[0])),
-        "indexes of dot products": _cells(indexes, tuple(indexes[0]) if indexes else ()),
+        "vectors": _cells(found.spaces, tuple(found.spaces[0])),
+        "indexes of dot products": _cells(
+            found.indexes, tuple(found.indexes[0]) if found.indexes else ()
+        ),
     }
     return {title: rows for title, rows in listed.items() if len(rows) > 1}
 

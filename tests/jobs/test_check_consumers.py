@@ -1,21 +1,20 @@
 """Contracts between versions of embeddings and what was trained on them."""
 
 import json
-from typing import Any
 
 import numpy as np
 import pytest
 
 from star_jax import artefacts
+from star_jax.embeddings.registry.registry import Registry
 from star_jax.evaluation.auc import roc_auc
 from star_jax.jobs import check_consumers
 from star_jax.jobs.check_consumers import ContractConfig
-from star_jax.pipeline.consumers.fits import find_fit
 from star_jax.pipeline.consumers.limits import Limits
 from star_jax.pipeline.tables.read import read_nodes, read_pairs, read_ranking
 from tests.jobs import two_versions
+from tests.jobs.two_versions import OWN, check, row
 
-OWN = "tests.jobs.two_versions:fit_products"
 CONFIG = """
 from star_jax.jobs.check_consumers import ContractConfig
 
@@ -35,30 +34,6 @@ def world(tmp_path_factory):
         new = two_versions.write_version(folder / name, turned)
         two_versions.write_map(folder / f"map_{name}", old, new, back)
     return folder, vectors
-
-
-def check(folder, new, transform=None, old="old", **fields: Any):
-    """Runs the job; returns what the contract's file says, and its manifest's meta."""
-    output = folder / "contract"
-    fields = {"consumers": ("dot", OWN)} | fields
-    config = ContractConfig(**fields)
-    check_consumers.run(
-        config,
-        folder,
-        old=str(folder / old),
-        new=str(folder / new),
-        transform=None if transform is None else str(folder / transform),
-        registry=None,
-        output=str(output),
-    )
-    content = json.loads((output / "contract.json").read_text(encoding="utf-8"))
-    return content, artefacts.read_manifest(output, "contract").meta
-
-
-def row(rows, **wanted):
-    """The one row with these values."""
-    (found,) = (each for each in rows if wanted.items() <= each.items())
-    return found
 
 
 @pytest.mark.parametrize("new", ["same", "wide"])
@@ -287,12 +262,6 @@ def test_versions_that_do_not_go_together_are_refused(world):
         check(folder, "nothing@1")
 
 
-def test_scikit_learn_that_is_missing_is_named(world, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"names 'trees'.*pip install 'star_jax\[consumers\]'"):
-        check(world[0], "same", consumers=("trees",))
-
-
 def test_the_command_prints_the_tables_and_fails_a_broken_contract(world, star, tmp_path):
     folder, _ = world
     config = tmp_path / "config.py"
@@ -317,6 +286,21 @@ def test_the_command_prints_the_tables_and_fails_a_broken_contract(world, star, 
     ]
 
 
+def test_versions_are_found_in_a_registry(world, tmp_path):
+    folder, _ = world
+    registry = Registry(tmp_path / "registry")
+    for name, ref in (("old", "vectors"), ("same", "vectors"), ("map_same", "map")):
+        registry.add(folder / name, ref)
+    refs = {"old": "vectors@1", "new": "vectors@2", "transform": "map@1"}
+    output = tmp_path / "contract"
+    where = {"registry": str(tmp_path / "registry"), "output": str(output)}
+    check_consumers.run(ContractConfig(consumers=("dot",)), folder, **refs, **where)
+    meta = artefacts.read_manifest(output, "contract").meta
+    assert meta["passed"]
+    assert meta["new"] == artefacts.digest(folder / "same")
+    assert meta["transform"] == artefacts.digest(folder / "map_same")
+
+
 @pytest.mark.extra("consumers")
 def test_models_of_scikit_learn_lose_without_the_map_and_nothing_with_it(world):
     folder, _ = world
@@ -329,16 +313,6 @@ def test_models_of_scikit_learn_lose_without_the_map_and_nothing_with_it(world):
         assert found["served"] == pytest.approx(found["old"], abs=0.02), model
         assert found["new"] < found["old"] - 0.2, model
         assert found["retrained"] > found["new"] + 0.2, model
-
-
-@pytest.mark.extra("consumers")
-@pytest.mark.parametrize("model", ["logistic", "trees", "mlp"])
-def test_a_seed_makes_the_same_consumer(model):
-    rng = np.random.default_rng(0)
-    features = rng.standard_normal((80, 6)).astype(np.float32)
-    labels = features[:, 0] + rng.standard_normal(80) > 0
-    one, again = (find_fit(model)(features, labels, 3)(features) for _ in range(2))
-    np.testing.assert_array_equal(one, again)
 
 
 def test_a_contract_is_the_same_bytes_again(world):

@@ -7,6 +7,7 @@ of it back, and without the map its dot products say little.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +18,12 @@ from star_jax.embeddings.table import EmbeddingTable, write_shard
 from star_jax.embeddings.transforms.files import write_transform
 from star_jax.embeddings.transforms.maps import linear
 from star_jax.embeddings.transforms.transform import SHARED, Step, Transform
+from star_jax.jobs import check_consumers
+from star_jax.jobs.check_consumers import ContractConfig
 from star_jax.shapes import NO_TIME
 from tests.jobs.fake_run import make_run
 
+OWN = "tests.jobs.two_versions:fit_products"
 SIZE = 7  # Of the old vectors: three regions, four tastes.
 
 
@@ -73,7 +77,30 @@ def write_version(folder: Path, vectors, *, keep=None) -> Path:
                 rows[nodes].astype(np.float32),
             )
             write_shard(partial / name, 0, [f"{name}-{node}" for node in nodes], table)
+        artefacts.set_meta(partial, {"model": "none", "graph": "none"})
     return folder
+
+
+def write_texts(workdir: Path, vectors):
+    """A second, later text of every third member: texts of W/tables and vectors of all of them."""
+    path = workdir / "tables" / "texts" / "member.parquet"
+    texts = pq.read_table(path)
+    again = texts.take(np.arange(0, len(texts), 3))
+    number = pa.array(np.arange(len(texts), len(texts) + len(again), dtype=np.int32))
+    later = again.set_column(0, "text_id", number)
+    pq.write_table(pa.concat_tables([texts, later]), path)
+    meta = json.loads((workdir / "tables" / artefacts.MANIFEST).read_text("utf-8"))["meta"]
+    artefacts.seal(workdir / "tables", "tables", meta)
+    rows = np.concatenate([np.arange(len(texts)), np.arange(0, len(texts), 3)])
+    with artefacts.writing(workdir / "texts", "text_embeddings") as partial:
+        for name, own in {"member": rows, "job": np.arange(len(vectors["job"]))}.items():
+            text_id = np.arange(len(own), dtype=np.int32)
+            time = np.full(len(own), NO_TIME, np.int64)
+            shown = vectors[name][own].astype(np.float32)
+            shown[len(vectors[name]) :] += 1  # The later text says something else.
+            table = EmbeddingTable(own.astype(np.int32), text_id, time, shown)
+            write_shard(partial / name, 0, [f"{name}-{node}" for node in own], table)
+    return rows
 
 
 def write_map(folder: Path, old: Path, new: Path, matrix) -> Path:
@@ -102,3 +129,27 @@ def fit_nothing(features, labels, seed):
     """A consumer that gives no number per row."""
     del features, labels, seed
     return lambda rows: rows
+
+
+def check(folder, new, transform=None, old="old", **fields: Any):
+    """Runs the job; returns what the contract's file says, and its manifest's meta."""
+    output = folder / "contract"
+    fields = {"consumers": ("dot", OWN)} | fields
+    config = ContractConfig(**fields)
+    check_consumers.run(
+        config,
+        folder,
+        old=str(folder / old),
+        new=str(folder / new),
+        transform=None if transform is None else str(folder / transform),
+        registry=None,
+        output=str(output),
+    )
+    content = json.loads((output / "contract.json").read_text(encoding="utf-8"))
+    return content, artefacts.read_manifest(output, "contract").meta
+
+
+def row(rows, **wanted):
+    """The one row with these values."""
+    (found,) = (each for each in rows if wanted.items() <= each.items())
+    return found
