@@ -12,14 +12,8 @@ from star_jax.graph.conflicts import Conflicts, make_conflicts
 from star_jax.graph.engines.drawing import in_step
 from star_jax.graph.engines.protocol import GraphEngine, ProgramEngine
 from star_jax.graph.identities import ROW_MULTIPLE, TABLES
-from star_jax.graph.model import (
-    GraphModel,
-    GraphModelConfig,
-    LinkTask,
-    StatefulLoss,
-    make_loss,
-    rows_read,
-)
+from star_jax.graph.model import GraphModel, GraphModelConfig, LinkTask, rows_read
+from star_jax.graph.objective import StatefulLoss, make_loss
 from star_jax.graph.samplers.adaptive import AdaptiveConfig
 from star_jax.graph.samplers.fanouts import FanoutConfig, channels, resolve
 from star_jax.graph.samplers.sampler import SamplerConfig
