@@ -142,14 +142,9 @@ def read_table(
     Raises:
       InputError: The node type has no table here, not in this precision, or a shard is broken.
     """
-    shards = _shards(folder, node_type)
-    rows = [pq.read_table(path) for path in shards]
-    found = [
-        _vectors(array_path(path.parent, shard, precision), path, len(table))
-        for shard, (path, table) in enumerate(zip(shards, rows, strict=True))
-    ]
+    found = map_vectors(folder, node_type, precision)
     vectors = found[0] if len(found) == 1 else np.concatenate(found)
-    joined = pa.concat_tables(rows)
+    joined = pa.concat_tables([pq.read_table(path) for path in _shards(folder, node_type)])
     time = joined["t"].combine_chunks()
     return EmbeddingTable(
         entity=joined["entity"].to_numpy(),
@@ -161,13 +156,29 @@ def read_table(
     )
 
 
+def map_vectors(
+    folder: Path, node_type: str, precision: Precision = "float32"
+) -> list[Shaped[np.ndarray, "_ E"]]:
+    """The vectors of all shards, one after the other, on disk until used.
+
+    Raises:
+      InputError: As `read_table`.
+    """
+    return [
+        _vectors(array_path(path.parent, shard, precision), path, pq.read_metadata(path).num_rows)
+        for shard, path in enumerate(_shards(folder, node_type))
+    ]
+
+
 def read_ids(folder: Path, node_type: str) -> list[str]:
     """The entities' own ids, in the order of `read_table`."""
-    return [
-        name
-        for path in _shards(folder, node_type)
-        for name in pq.read_table(path, columns=["id"])["id"].to_pylist()
-    ]
+    return id_column(folder, node_type).to_pylist()
+
+
+def id_column(folder: Path, node_type: str) -> pa.ChunkedArray:
+    """As `read_ids`, without a Python object for each."""
+    shards = [pq.read_table(path, columns=["id"])["id"] for path in _shards(folder, node_type)]
+    return pa.chunked_array([chunk for shard in shards for chunk in shard.chunks], pa.string())
 
 
 def read_ranges(path: Path, size: int) -> Float32[np.ndarray, "2 E"]:
