@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from star_jax.graph.batches import OldVectors, PairBatch, Role
+from star_jax.graph.batches import HostOrDevice, OldVectors, PairBatch, Role
 
 MAPS = "compatible"
 """Where their parameters stand beside those of the encoders."""
@@ -50,14 +50,14 @@ class CompatibleMaps(nn.Module):
     maps: tuple[CompatibleMap, ...]
 
     @nn.compact
-    def __call__(self, name: str, embedding: Float[Array, "S E"]) -> Float[Array, "S F"]:
+    def __call__(self, name: str, embedding: Float[HostOrDevice, "S E"]) -> Float[Array, "S F"]:
         """B_k z of every row."""
         widths = {each.name: each.width for each in self.maps}
         shape = (embedding.shape[1], widths[name])
         return embedding @ self.param(name, nn.initializers.lecun_normal(), shape)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)  # Arrays have no one equality.
 class Alignment:
     """What maps miss of the older vectors: MSE_sender + MSE_receiver + MSE_negatives.
 

@@ -7,6 +7,7 @@ model.json; sealed when training has finished.
 
 import functools
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from star_jax.parallel import processes
 from star_jax.parallel.mesh import make_mesh, num_row_shards
 from star_jax.parallel.rules import own_parts
 from star_jax.pipeline.graph_adaptive import AdaptiveBatches, AdaptiveValidation, GraphValidate
+from star_jax.pipeline.graph_compatible import compatible_inputs
 from star_jax.pipeline.graph_conflicts import with_conflicts
 from star_jax.pipeline.graph_data import GraphData
 from star_jax.pipeline.graph_engines import make_engine
@@ -70,7 +72,8 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
     meta = read_meta(workdir / "tables")
     features = config.model.features
     inputs = inputs_of(workdir, text_input(features.text, config.text_encoder))
-    check_begun(folder / JOB, config, inputs)
+    begun_with = inputs | compatible_inputs(config.compatible)
+    check_begun(folder / JOB, config, begun_with)
     if (folder / artefacts.MANIFEST).is_file():
         artefacts.read_manifest(folder, KIND)
         _log.info("%s is trained already", folder)
@@ -79,7 +82,7 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
     file = describe(config, workdir, store, meta)
 
     def begin() -> None:
-        note_begun(folder / JOB, config, inputs)
+        note_begun(folder / JOB, config, begun_with)
         artefacts.write_text(folder / MODEL, to_json(file))
 
     processes.write_once(begin, "begun")
@@ -144,8 +147,9 @@ def _train(
             folder / CHECKPOINTS,
             config=config,
             frozen_digest=parts.frozen_digest,
-            inputs=file.inputs,
+            inputs=file.inputs | compatible_inputs(config.compatible),
         ),
+        accept_from=_accept_from(config, plan),
         reporter=Reporter(folder, writes=processes.is_first()),
     )
     return trained, plan, num_parameters
@@ -174,7 +178,11 @@ def _parts(
 ) -> _Parts:
     model = file.build()
     params, statistics = init_model(model, config.seed)
-    loss, texts, digest = make_model_loss(config, model, meta), None, tree_digest({})
+    loss, texts, digest = (
+        make_model_loss(config, model, meta, file.compatible),
+        None,
+        tree_digest({}),
+    )
     rules = graph_rules(config)
     engine = make_engine(config.engine, store, mesh)
     frozen = engine.arrays if isinstance(engine, ProgramEngine) else {}
@@ -208,6 +216,11 @@ def _of_state(validation: GraphValidate) -> Validate:
     return lambda state: validation(
         {"params": state.trainable, "batch_stats": state.statistics}, int(state.step)
     )
+
+
+def _accept_from(config: GraphTrainConfig, plan: Plan) -> int:
+    """The first step whose checkpoint may be better than those after it."""
+    return 0 if config.compatible is None else math.ceil(config.compatible.settled * plan.num_steps)
 
 
 def _rate(config: GraphTrainConfig, plan: Plan) -> Callable[[int], float]:

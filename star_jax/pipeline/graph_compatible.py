@@ -10,7 +10,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from jaxtyping import Float32, Int32
 
 from star_jax import artefacts
 from star_jax.config import InputError
-from star_jax.embeddings.registry.registry import locate
+from star_jax.embeddings.registry.registry import Registry, locate
 from star_jax.embeddings.table import id_column, map_vectors
 from star_jax.embeddings.transforms.files import read_transform, write_transform
 from star_jax.embeddings.transforms.maps import Identity, Linear, linear
@@ -57,6 +57,7 @@ class CompatibleConfig:
       shared: One map for all tables; else each table of embeddings has its own.
       chain: For joint_multi: transforms (folders, or versions) that lead from the older version
         to those before it, the newest first. They stay as they are.
+      oldest: In the place of `chain`: the version that the registry finds the way to.
       settled: Share of the steps before which no checkpoint counts as the best, because the map
         still moves: until then the newest one does.
     """
@@ -67,6 +68,7 @@ class CompatibleConfig:
     weight: float = 16.0
     shared: bool = False
     chain: tuple[str, ...] = ()
+    oldest: str | None = None
     settled: float = 0.5
 
     def __post_init__(self) -> None:
@@ -74,16 +76,26 @@ class CompatibleConfig:
             raise ValueError(f"weight {self.weight} must be > 0")
         if not 0 <= self.settled <= 1:
             raise ValueError(f"settled {self.settled} must be in [0, 1]")
-        if (self.mode == "joint_multi") != bool(self.chain):
+        given = (len(self.chain) > 0) + (self.oldest is not None)
+        if given != (self.mode == "joint_multi"):
+            needed = "one of them" if self.mode == "joint_multi" else "neither"
             raise ValueError(
-                f"chain has {len(self.chain)} transforms with mode {self.mode}, needed "
-                + ("one or more" if self.mode == "joint_multi" else "none")
+                f"chain {self.chain}, oldest {self.oldest} with mode {self.mode}, needed {needed}"
             )
+        if self.oldest is not None and self.registry is None:
+            raise ValueError(f"oldest {self.oldest} without registry, which finds the way to it")
 
     @property
     def folder(self) -> Path:
         """Of the older embeddings."""
         return locate(self.old, self.registry)
+
+    @property
+    def transforms(self) -> list[Path]:
+        """Folders of the transforms of older versions, the newest first."""
+        if self.oldest is not None and self.registry is not None:
+            return Registry(self.registry).chain(self.old, self.oldest)
+        return [locate(ref, self.registry) for ref in self.chain]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,9 +131,8 @@ def compatible_inputs(config: CompatibleConfig | None) -> dict[str, str]:
     if config is None:
         return {}
     found = {"compatible.old": artefacts.digest(config.folder)}
-    for number, ref in enumerate(config.chain):
-        found[f"compatible.chain.{number}"] = artefacts.digest(locate(ref, config.registry))
-    return found
+    digests = map(artefacts.digest, config.transforms)
+    return found | {f"compatible.chain.{number}": each for number, each in enumerate(digests)}
 
 
 def describe_compatible(
@@ -161,7 +172,7 @@ def describe_compatible(
                 node_type=node_type,
                 role=role,
                 table=table,
-                name="shared" if config.shared else table,
+                name=SHARED if config.shared else table,
                 width=meta["embedding_size"],
             )
         )
@@ -187,21 +198,22 @@ def alignment_of(config: CompatibleConfig, compatible: Compatible) -> Alignment:
     Raises:
       InputError: The chain does not lead on from the older version, or is not linear.
     """
-    transforms = [read_transform(locate(ref, config.registry)) for ref in config.chain]
+    folders = config.transforms
+    transforms = [read_transform(folder) for folder in folders]
     at = compatible.old
-    for ref, transform in zip(config.chain, transforms, strict=True):
+    for folder, transform in zip(folders, transforms, strict=True):
         if transform.new != at:
             raise InputError(
-                f"compatible.chain {ref} maps vectors of {transform.new[:12]}, needed those of "
+                f"compatible.chain {folder} maps vectors of {transform.new[:12]}, needed those of "
                 f"{at[:12]}; it begins at compatible.old and goes back version by version"
             )
         at = transform.old
-    older = {each.table: _composed(config.chain, transforms, each) for each in compatible.maps}
+    older = {each.table: _composed(folders, transforms, each) for each in compatible.maps}
     return Alignment(weight=config.weight, maps=compatible.maps, older=older)
 
 
 def _composed(
-    refs: tuple[str, ...], transforms: list[Transform], of: CompatibleMap
+    folders: list[Path], transforms: list[Transform], of: CompatibleMap
 ) -> tuple[Float32[np.ndarray, "E _"], ...]:
     """B_(k-1), B_(k-2) B_(k-1), ... of a table, as far back as it was mapped.
 
@@ -209,19 +221,19 @@ def _composed(
     normalisation, which compares directions alone, is left out.
     """
     product, found = np.eye(of.width), []
-    for ref, transform in zip(refs, transforms, strict=True):
+    for folder, transform in zip(folders, transforms, strict=True):
         if not {SHARED, of.table} & transform.steps.keys():
             break
         for step in transform.of(of.table):
             if not isinstance(step.map, Linear | Identity):
                 raise InputError(
-                    f"compatible.chain {ref} has a network for {of.table}, needed linear maps for "
-                    "mode joint_multi; use mode joint"
+                    f"compatible.chain {folder} has a network for {of.table}, needed linear maps "
+                    "for mode joint_multi; use mode joint"
                 )
             if (size := step.map.widths()[0]) != product.shape[1]:
                 raise InputError(
-                    f"compatible.chain {ref} maps {of.table} vectors of {size} dimensions, needed "
-                    f"{product.shape[1]}"
+                    f"compatible.chain {folder} maps {of.table} vectors of {size} dimensions, "
+                    f"needed {product.shape[1]}"
                 )
             if isinstance(step.map, Linear):
                 product = product @ step.map.matrix()
@@ -264,7 +276,10 @@ class OldVersion:
         return OldVectors(vectors, row >= 0)
 
     def of_task(
-        self, task: LinkTask, nodes: Mapping[Role, Int32[np.ndarray, " _"]], sizes: Mapping[Role, int]
+        self,
+        task: LinkTask,
+        nodes: Mapping[Role, Int32[np.ndarray, " _"]],
+        sizes: Mapping[Role, int],
     ) -> dict[str, OldVectors]:
         """By table, the vectors of the seeds of both roles, padded up to their sizes."""
         return {
@@ -276,8 +291,9 @@ class OldVersion:
 
 def _rows_of(new: pa.ChunkedArray, old: pa.ChunkedArray) -> Int32[np.ndarray, " N"]:
     """Where each id stands among the older ones; -1 where it does not."""
-    found = pc.index_in(new.cast(pa.string()), value_set=old)
-    return found.fill_null(-1).combine_chunks().to_numpy()
+    options = pc.SetLookupOptions(old.combine_chunks())
+    found: Any = pc.call_function("index_in", [new.cast(pa.string()).combine_chunks()], options)
+    return found.fill_null(-1).to_numpy()
 
 
 def write_maps(folder: Path, compatible: Compatible, params: PyTree, new: str) -> None:
@@ -292,6 +308,6 @@ def write_maps(folder: Path, compatible: Compatible, params: PyTree, new: str) -
     steps = {}
     for each in compatible.maps:
         step = Step(linear(np.asarray(params[MAPS][each.name])), compatible.unit_norm)
-        steps[SHARED if each.name == "shared" else each.table] = (step,)
+        steps[each.name] = (step,)
     transform = Transform(compatible.mode, new, compatible.old, steps)
     write_transform(folder, transform, {})
