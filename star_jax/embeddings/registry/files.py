@@ -55,6 +55,10 @@ class Files(Protocol):
         """The sha256 of a file, in hexadecimal."""
         ...
 
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        ...
+
     def delete(self, name: str) -> None:
         """Deletes a file."""
         ...
@@ -135,6 +139,10 @@ class LocalFiles:
         """As `Files.digest`."""
         return artefacts.file_digest(self._root / name)
 
+    def size(self, name: str) -> int:
+        """As `Files.size`."""
+        return (self._root / name).stat().st_size
+
     def delete(self, name: str) -> None:
         """As `Files.delete`; folders that are empty then go with it."""
         path = self._root / name
@@ -210,6 +218,10 @@ class RemoteFiles:
             while chunk := file.read(_CHUNK_BYTES):
                 sha.update(chunk)
         return sha.hexdigest()
+
+    def size(self, name: str) -> int:
+        """As `Files.size`."""
+        return self._system.size(self._path(name))
 
     def delete(self, name: str) -> None:
         """As `Files.delete`."""

@@ -17,7 +17,7 @@ from star_jax.config import InputError
 from star_jax.embeddings.registry.files import Files
 
 FOLDER = "journal"
-_MARK = "registry.json"
+MARK = "registry.json"
 _LAYOUT = b'{"layout": 1}\n'
 
 
@@ -44,12 +44,12 @@ def begin(files: Files) -> None:
     """
     for _ in range(2):
         try:
-            files.create(_MARK, _LAYOUT)
+            files.create(MARK, _LAYOUT)
         except FileExistsError:
             check_is_registry(files)
             return
     raise InputError(
-        f"registry {files.url}: {_MARK} was created twice; its file system does not create files "
+        f"registry {files.url}: {MARK} was created twice; its file system does not create files "
         "exclusively, needed where several may write at once"
     )
 
@@ -61,13 +61,13 @@ def check_is_registry(files: Files) -> None:
       InputError: There is none, or one of another layout.
     """
     try:
-        content = files.read(_MARK)
+        content = files.read(MARK)
     except FileNotFoundError as error:
         raise InputError(
             f"{files.url} is no registry; `star registry add --registry {files.url}` makes one"
         ) from error
     if content != _LAYOUT:
-        raise InputError(f"{files.url}/{_MARK} holds {content[:80]!r}, needed {_LAYOUT!r}")
+        raise InputError(f"{files.url}/{MARK} holds {content[:80]!r}, needed {_LAYOUT!r}")
 
 
 def read_events(files: Files, known: list[Event]) -> list[Event]:

@@ -60,7 +60,7 @@ def _noted(folder: Path) -> dict[str, Any]:
     """Config and inputs; a stage's record counts for the content that it names."""
     path = folder / artefacts.STAGE
     if path.is_file():
-        record = artefacts.read_json(path, "state", "config", "inputs")
+        record = artefacts.read_json(path, "config")
         if record.get("output") == artefacts.digest(folder):
             return record
     path = folder / _JOB

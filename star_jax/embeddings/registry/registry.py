@@ -31,6 +31,7 @@ from star_jax.embeddings.registry.journal import (
 )
 from star_jax.embeddings.registry.lineage import Lineage, read_lineage
 from star_jax.embeddings.registry.state import State, Stored, Version, check_name, fold
+from star_jax.embeddings.registry.verify import Findings, read_again
 
 
 class Registry:
@@ -146,6 +147,7 @@ class Registry:
                 "version": ref,
                 "kind": lineage.kind,
                 "digest": digest,
+                "manifest_sha256": artefacts.file_digest(folder / artefacts.MANIFEST),
                 "parents": lineage.parents,
                 "facts": lineage.facts,
             }
@@ -274,6 +276,17 @@ class Registry:
         self.state()
         self._change({"do": "remove-consumer", "consumer": consumer, "name": name})
 
+    def verify(self, ref: str | None = None) -> Findings:
+        """Reads one version or all, and every event, to the last byte.
+
+        Raises:
+          InputError: An event is not what was written.
+        """
+        check_is_registry(self._files)
+        self._events, self._state = [], State()
+        known = list(self.state().versions.values())
+        return read_again(self._files, known if ref is None else [self.version(ref)], known)
+
     def unserved(self) -> dict[str, str]:
         """Consumer -> why the active version does not serve it."""
         found = unserved(self.state(), self._max_chain)
@@ -338,7 +351,6 @@ def _record(folder: Path, lineage: Lineage, digest: str) -> dict[str, Any]:
     return {
         **lineage._asdict(),
         "digest": digest,
-        "manifest_sha256": artefacts.file_digest(folder / artefacts.MANIFEST),
         "files": artefacts.read_files(folder),
     }
 

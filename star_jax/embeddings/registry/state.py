@@ -34,6 +34,7 @@ class Version(NamedTuple):
     number: int  # From 1 on.
     kind: str  # Of the artefact.
     digest: str  # Of the artefact.
+    manifest_sha256: str
     parents: dict[str, str]  # What it was made from -> digest.
     facts: dict[str, Any]  # What rules read of the artefact's meta data.
     state: str
@@ -150,6 +151,7 @@ def _add(state: State, change: dict[str, Any], _: str) -> None:
         number=int(number),
         kind=change["kind"],
         digest=change["digest"],
+        manifest_sha256=change["manifest_sha256"],
         parents=change["parents"],
         facts=change["facts"],
         state="candidate",
@@ -211,6 +213,9 @@ def _deprecate(state: State, change: dict[str, Any], _: str) -> None:
 
 def _retire(state: State, change: dict[str, Any], when: str) -> None:
     version = state.versions[change["version"]]
+    if version.state == "retired" and version.has_files and change["delete"]:
+        state._set(version.ref, has_files=False)
+        return
     _check_not_retired(version)
     if version.state != "deprecated":
         raise InputError(
