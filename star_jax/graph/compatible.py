@@ -17,7 +17,7 @@ MAPS = "compatible"
 Mapped = dict[str, dict[str, Float[Array, "..."]]]
 """By task and table, vectors of seeds in the older version's space."""
 
-_Rows = tuple[Float[Array, "shards S"], Bool[Array, "shards S"]]
+_Rows = tuple[Float[Array, "_ _"], Bool[Array, "_ _"]]
 """A number per seed, and which seeds count."""
 
 

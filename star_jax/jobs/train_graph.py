@@ -71,9 +71,8 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
     folder = workdir / config.output
     meta = read_meta(workdir / "tables")
     features = config.model.features
-    inputs = inputs_of(workdir, text_input(features.text, config.text_encoder))
-    begun_with = inputs | compatible_inputs(config.compatible)
-    check_begun(folder / JOB, config, begun_with)
+    inputs = begun_with(config, workdir)
+    check_begun(folder / JOB, config, inputs)
     if (folder / artefacts.MANIFEST).is_file():
         artefacts.read_manifest(folder, KIND)
         _log.info("%s is trained already", folder)
@@ -82,7 +81,7 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
     file = describe(config, workdir, store, meta)
 
     def begin() -> None:
-        note_begun(folder / JOB, config, begun_with)
+        note_begun(folder / JOB, config, inputs)
         artefacts.write_text(folder / MODEL, to_json(file))
 
     processes.write_once(begin, "begun")
@@ -98,6 +97,12 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
         "embedding_size": config.model.encoder.dim,
     }
     processes.write_once(lambda: artefacts.seal(folder, KIND, summary), "sealed")
+
+
+def begun_with(config: GraphTrainConfig, workdir: Path) -> dict[str, str]:
+    """Digests of all that a training reads."""
+    text = text_input(config.model.features.text, config.text_encoder)
+    return inputs_of(workdir, text) | compatible_inputs(config.compatible)
 
 
 def _train(
@@ -147,7 +152,7 @@ def _train(
             folder / CHECKPOINTS,
             config=config,
             frozen_digest=parts.frozen_digest,
-            inputs=file.inputs | compatible_inputs(config.compatible),
+            inputs=begun_with(config, workdir),
         ),
         accept_from=_accept_from(config, plan),
         reporter=Reporter(folder, writes=processes.is_first()),

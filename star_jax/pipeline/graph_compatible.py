@@ -151,6 +151,7 @@ def describe_compatible(
     """
     folder = config.folder
     meta = artefacts.read_manifest(folder, KIND).meta
+    artefacts.check_meta(folder, meta, "roles", "embedding_size", "graph", "visible")
     if meta["graph"] == graph and meta["visible"] != "train":
         _log.warning(
             "%s was exported from this graph with visible=%s: validation may look too good",
