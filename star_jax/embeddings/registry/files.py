@@ -11,7 +11,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from star_jax import artefacts
 from star_jax.config import InputError
@@ -19,6 +19,7 @@ from star_jax.config import InputError
 _CHUNK_BYTES = 1 << 20
 
 
+@runtime_checkable
 class Files(Protocol):
     """A place for files, named by paths relative to it."""
 
