@@ -15,12 +15,14 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from jaxtyping import Float32, Int32
 
 from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.embeddings.registry.registry import Registry, locate
-from star_jax.embeddings.table import id_column, map_vectors
+from star_jax.embeddings.reuse import VectorFiles
+from star_jax.embeddings.table import open_vectors, read_id_column, rows_paths
 from star_jax.embeddings.transforms.files import read_transform, write_transform
 from star_jax.embeddings.transforms.maps import Identity, Linear, linear
 from star_jax.embeddings.transforms.transform import SHARED, Step, Transform
@@ -189,7 +191,8 @@ def describe_compatible(
 
 
 def _have_unit_norm(folder: Path, table: str) -> bool:
-    vectors = map_vectors(folder, table)[0][:_LOOKED_AT]
+    in_first = pq.read_metadata(rows_paths(folder, table)[0]).num_rows
+    vectors = open_vectors(folder, table).take(np.arange(min(in_first, _LOOKED_AT)))
     return bool((np.abs(np.linalg.norm(vectors, axis=1) - 1.0) < _UNIT).all())
 
 
@@ -256,25 +259,24 @@ class OldVersion:
         folder = config.folder
         self.maps = compatible.maps
         self._rows: dict[str, Int32[np.ndarray, " N"]] = {}
-        self._shards: dict[str, list[np.ndarray]] = {}
+        self._vectors: dict[str, VectorFiles] = {}
         for each in compatible.maps:
-            row = _rows_of(read_nodes(tables, each.node_type)["id"], id_column(folder, each.table))
-            self._rows[each.table] = row
-            self._shards[each.table] = map_vectors(folder, each.table)
+            ids = read_nodes(tables, each.node_type)["id"]
+            row = _rows_of(ids, read_id_column(folder, each.table))
+            self._rows[each.table], self._vectors[each.table] = (
+                row,
+                open_vectors(folder, each.table),
+            )
             known = int((row >= 0).sum())
             _log.info("older vectors: %d of %d rows of %s", known, len(row), each.table)
 
     def take(self, of: CompatibleMap, nodes: Int32[np.ndarray, " S"], size: int) -> OldVectors:
         """The vectors of nodes, with padding up to `size` rows."""
-        row = np.full(size, -1, np.int64)
+        row = np.full(size, -1, np.int32)
         row[: len(nodes)] = self._rows[of.table][nodes]
-        vectors = np.zeros((size, of.width), np.float32)
-        start = 0
-        for shard in self._shards[of.table]:
-            here = np.flatnonzero((row >= start) & (row < start + len(shard)))
-            vectors[here] = shard[row[here] - start]
-            start += len(shard)
-        return OldVectors(vectors, row >= 0)
+        vectors, known = np.zeros((size, of.width), np.float32), row >= 0
+        vectors[known] = self._vectors[of.table].take(row[known])
+        return OldVectors(vectors, known)
 
     def of_task(
         self,
