@@ -54,7 +54,7 @@ class CompatibleMaps(nn.Module):
         """B_k z of every row."""
         widths = {each.name: each.width for each in self.maps}
         shape = (embedding.shape[1], widths[name])
-        return embedding @ self.param(name, nn.initializers.lecun_normal(), shape)
+        return jnp.asarray(embedding) @ self.param(name, nn.initializers.lecun_normal(), shape)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)  # Arrays have no one equality.

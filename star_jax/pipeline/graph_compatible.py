@@ -263,10 +263,8 @@ class OldVersion:
         for each in compatible.maps:
             ids = read_nodes(tables, each.node_type)["id"]
             row = _rows_of(ids, read_id_column(folder, each.table))
-            self._rows[each.table], self._vectors[each.table] = (
-                row,
-                open_vectors(folder, each.table),
-            )
+            self._rows[each.table] = row
+            self._vectors[each.table] = open_vectors(folder, each.table)
             known = int((row >= 0).sum())
             _log.info("older vectors: %d of %d rows of %s", known, len(row), each.table)
 
