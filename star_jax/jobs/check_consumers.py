@@ -27,7 +27,7 @@ from star_jax.pipeline.consumers.check import Answers, Pair, ScoreConfig, answer
 from star_jax.pipeline.consumers.fits import DOT, find_fit
 from star_jax.pipeline.consumers.limits import Limits, add_p_values, breaks
 from star_jax.pipeline.consumers.questions import Asked, attribute_questions, link_questions
-from star_jax.pipeline.consumers.spaces import NUM_NEIGHBOURS, common_tables, mixed_indexes, spaces
+from star_jax.pipeline.consumers.spaces import mixed_indexes, spaces
 from star_jax.pipeline.consumers.versions import Version
 from star_jax.pipeline.tables.read import read_meta
 
@@ -148,12 +148,7 @@ def _open(old: Path, new: Path, transform: Path | None, tables: Path) -> Pair:
                 f"new {new} ({after.digest[:12]}) to old {old} ({before.digest[:12]})"
             )
         pair = Pair(before, after, after.through(read), mapped=True)
-    names = common_tables(pair)
-    if not names:
-        raise InputError(
-            f"old {old} and new {new} have no table with {NUM_NEIGHBOURS + 1} rows in common"
-        )
-    for name in names:
+    for name in sorted(before.sizes.keys() & after.sizes.keys()):
         size = pair.served.vectors(name, pair.new.keys(name)[:1]).shape[1]
         if size != before.sizes[name]:
             raise InputError(
@@ -171,6 +166,11 @@ def _measure(config: ContractConfig, pair: Pair, tables: Path) -> _Found:
         *attribute_questions(asked, config.attributes, config.seed),
     ]
     answered = answers(questions, pair, fits, config.score, config.seed)
+    if not answered.metrics:  # A contract that asks nothing would hold.
+        raise InputError(
+            f"consumers {', '.join(config.consumers)} were asked nothing: no task and no attribute "
+            "has examples in both versions; see the log"
+        )
     add_p_values(answered, config.limits)
     return _Found(
         answered,

@@ -15,6 +15,7 @@ from star_jax.pipeline.tables.read import read_nodes, read_pairs, read_ranking
 from tests.jobs import two_versions
 from tests.jobs.two_versions import OWN, check, row
 
+ATTRIBUTES = {"member.region=west", "member.ambition"}
 CONFIG = """
 from star_jax.jobs.check_consumers import ContractConfig
 
@@ -49,11 +50,7 @@ def test_a_map_that_loses_nothing_passes(world, new):
     for found in content["consumers"]:
         assert found["served"] == pytest.approx(found["old"], abs=2e-3)
         assert (found["new"] is None) == (new == "wide")
-    assert {found["question"] for found in content["consumers"]} == {
-        "apply",
-        "member.region=west",
-        "member.ambition",
-    }
+    assert {found["question"] for found in content["consumers"]} == {"apply", *ATTRIBUTES}
     for found in content["spaces"]:
         assert found["alignment_error"] < 1e-4
         assert found["overlap@10_served"] > 0.99 > found["overlap@10_new"]
@@ -116,7 +113,7 @@ def test_vectors_that_say_nothing_break_every_kind_of_limit_by_name(world):
         "neighbour_overlap",
     }
     nothing = dict.fromkeys(("auc_drop", "cohort_drop", "cold_drop", "recall_drop"))
-    nothing |= dict.fromkeys(("alignment_error", "neighbour_overlap"))
+    nothing |= dict.fromkeys(("alignment_error", "neighbour_overlap", "missing_rows"))
     assert check(folder, "drawn", limits=Limits(**nothing))[1]["passed"]
 
 
@@ -197,8 +194,18 @@ def test_rows_are_matched_by_id_and_those_of_one_version_are_left_out(world):
     found = row(content["consumers"], consumer="dot", metric="auc_uniform")
     assert found["num_examples"] == rows.sum()
     assert found["old"] == found["served"]
-    assert meta["passed"]
+    assert meta["breaks"] == [
+        "missing_rows 0.05: table job lacks 0.25 of its rows",
+        "missing_rows 0.05: table member lacks 0.125 of its rows",
+    ]
     assert row(content["spaces"], table="job")["num_rows"] == len(keep["job"])
+    two_versions.write_version(folder / "members", {"member": vectors["member"]})
+    content, meta = check(folder, "members")
+    assert {found["question"] for found in content["consumers"]} == ATTRIBUTES
+    assert meta["breaks"] == ["missing_rows 0.05: table job lacks 1.0 of its rows"]
+    assert row(content["spaces"], table="job")["overlap@10_served"] is None
+    with pytest.raises(ValueError, match="consumers dot were asked nothing: no task and no attrib"):
+        check(folder, "members", consumers=("dot",))
 
 
 def test_attributes_are_asked_by_value_and_by_median(world):

@@ -78,7 +78,9 @@ class Version:
         return np.logical_and.reduce([row >= 0 for row in rows])
 
     def keys(self, table: str) -> Int64[np.ndarray, " K"]:
-        """Keys that have a row here."""
+        """Keys that have a row here; none of a table that is not here."""
+        if table not in self._tables:
+            return np.zeros(0, np.int64)
         return np.flatnonzero(self._tables[table].row >= 0)
 
     def vectors(self, table: str, keys: Int[np.ndarray, " B"]) -> Float32[np.ndarray, "B E"]:
