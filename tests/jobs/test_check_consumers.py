@@ -293,19 +293,35 @@ def test_the_command_prints_the_tables_and_fails_a_broken_contract(world, star, 
     ]
 
 
-def test_versions_are_found_in_a_registry(world, tmp_path):
-    folder, _ = world
-    registry = Registry(tmp_path / "registry")
-    for name, ref in (("old", "vectors"), ("same", "vectors"), ("map_same", "map")):
+def test_a_registry_promotes_what_its_contract_allows(world, tmp_path):
+    folder, vectors = world
+    there, _ = two_versions.turned(vectors, two_versions.SIZE)
+    third, back = two_versions.turned(there, two_versions.SIZE + 1, seed=8)
+    new = two_versions.write_version(folder / "third", third)
+    two_versions.write_map(folder / "map_third", folder / "same", new, back)
+    url = str(tmp_path / "registry")
+    registry = Registry(url)
+    for name, ref in (("old", "vectors"), ("same", "vectors"), ("third", "vectors")):
         registry.add(folder / name, ref)
-    refs = {"old": "vectors@1", "new": "vectors@2", "transform": "map@1"}
-    output = tmp_path / "contract"
-    where = {"registry": str(tmp_path / "registry"), "output": str(output)}
-    check_consumers.run(ContractConfig(consumers=("dot",)), folder, **refs, **where)
-    meta = artefacts.read_manifest(output, "contract").meta
-    assert meta["passed"]
-    assert meta["new"] == artefacts.digest(folder / "same")
-    assert meta["transform"] == artefacts.digest(folder / "map_same")
+    for name in ("map_third", "map_same"):
+        registry.add(folder / name, name)
+    registry.promote("vectors@1")
+    registry.add_consumer("ads", "vectors@1", "team")
+    made = {}
+    for transform in ("chain", "map_third@1,map_same@1"):
+        refs = {"old": "vectors@1", "new": "vectors@3", "transform": transform, "registry": url}
+        output = tmp_path / transform.replace("@", "")
+        config = ContractConfig(consumers=("dot",))
+        check_consumers.run(config, folder, output=str(output), **refs)
+        made[transform] = artefacts.read_manifest(output, "contract").meta
+    assert made["chain"] == made["map_third@1,map_same@1"]
+    assert made["chain"]["passed"]
+    with pytest.raises(ValueError, match="no contract says that vectors@3 serves it through map_"):
+        registry.promote("vectors@3")
+    registry.add(tmp_path / "chain", "contract")
+    assert registry.promote("vectors@3").number == 3
+    with pytest.raises(ValueError, match="--transform chain needs --registry, which finds it"):
+        check(folder, "third", "chain")
 
 
 @pytest.mark.extra("consumers")
