@@ -28,7 +28,8 @@ from bench.gnn_step_world import (
     whole,
 )
 from bench.turns import Answer, take_turns
-from star_jax.graph.model import init_model, make_loss
+from star_jax.graph.model import init_model
+from star_jax.graph.objective import make_loss
 from star_jax.graph.samplers import sample as sampling
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES

@@ -46,7 +46,8 @@ from star_jax.graph.engines.drawing import in_step
 from star_jax.graph.engines.host import HostEngine
 from star_jax.graph.engines.mesh.engine import MeshArrays, MeshEngine, MeshProgram
 from star_jax.graph.engines.protocol import Question
-from star_jax.graph.model import GraphBatch, init_model, make_loss
+from star_jax.graph.model import GraphBatch, init_model
+from star_jax.graph.objective import make_loss
 from star_jax.graph.samplers.calibrate import SeedBatch, calibrate
 from star_jax.graph.samplers.sample import Exclusion
 from star_jax.graph.samplers.sampler import SamplerConfig

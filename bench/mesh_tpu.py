@@ -39,7 +39,8 @@ from bench.mesh_shapes import (
 )
 from star_jax.graph.engines.drawing import in_step
 from star_jax.graph.engines.mesh.engine import MeshProgram
-from star_jax.graph.model import init_model, make_loss
+from star_jax.graph.model import init_model
+from star_jax.graph.objective import make_loss
 from star_jax.parallel.mesh import make_mesh, num_row_shards
 from star_jax.parallel.rules import device_bytes
 from star_jax.pipeline.graph_training import graph_rules, make_graph_optimizer

@@ -25,14 +25,8 @@ from star_jax.graph.decoders import DecoderConfig
 from star_jax.graph.encoder import GraphEncoderConfig
 from star_jax.graph.features import NodeFeatures
 from star_jax.graph.match import MatchConfig
-from star_jax.graph.model import (
-    GraphBatch,
-    GraphModel,
-    GraphModelConfig,
-    LinkTask,
-    init_model,
-    make_loss,
-)
+from star_jax.graph.model import GraphBatch, GraphModel, GraphModelConfig, LinkTask, init_model
+from star_jax.graph.objective import make_loss
 from star_jax.losses.semi_hard import SemiHardConfig
 from star_jax.pipeline.graph_text import (
     BatchTexts,

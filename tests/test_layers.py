@@ -30,6 +30,7 @@ ONLY_IN = {  # Libraries that one place wraps for all others.
     "torch": ("star_jax/pipeline/interop.py",),
     "peft": ("star_jax/pipeline/interop.py",),
     "sentence_transformers": ("star_jax/pipeline/interop.py",),
+    "sklearn": ("star_jax/pipeline/consumers/fits.py",),
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 ALL_CODE = sorted(

@@ -194,11 +194,13 @@ def open_vectors(folder: Path, node_type: str) -> VectorFiles:
 
 def read_ids(folder: Path, node_type: str) -> list[str]:
     """The entities' own ids, in the order of `read_table`."""
-    return [
-        name
-        for path in rows_paths(folder, node_type)
-        for name in pq.read_table(path, columns=["id"])["id"].to_pylist()
-    ]
+    return read_id_column(folder, node_type).to_pylist()
+
+
+def read_id_column(folder: Path, node_type: str) -> pa.ChunkedArray:
+    """As `read_ids`, without a Python object for each."""
+    paths = rows_paths(folder, node_type)
+    return pa.concat_tables([pq.read_table(path, columns=["id"]) for path in paths])["id"]
 
 
 def read_ranges(path: Path, size: int) -> Float32[np.ndarray, "2 E"]:

@@ -108,7 +108,7 @@ def too_small(
     rows: Bool[np.ndarray, " B"],
     min_members: int,
 ) -> bool:
-    """Whether a group is not shown: by the members of the rarer class, as an AUC stands on those."""
+    """Whether a group is not shown, by members of the rarer class: an AUC stands on those."""
     return any(len(np.unique(members[rows & which])) < min_members for which in (labels, ~labels))
 
 

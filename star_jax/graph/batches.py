@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
@@ -10,6 +10,9 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from star_jax.graph.schema import parse_key
 
 HostOrDevice = Array | np.ndarray  # The sampler fills these on the host, the step reads them.
+
+Role = Literal["sender", "receiver"]
+ROLES: tuple[Role, ...] = ("sender", "receiver")
 
 
 class NodeTable(NamedTuple):
@@ -54,6 +57,13 @@ class Subgraph(NamedTuple):
         return self._replace(nodes=nodes)
 
 
+class OldVectors(NamedTuple):
+    """What an older version has of the seeds of one role, in their order."""
+
+    vectors: Float[HostOrDevice, "S E"]  # Zeros where it has nothing.
+    known: Bool[HostOrDevice, " S"]  # False for nodes that it lacks, and for padding.
+
+
 class PairBatch(NamedTuple):
     """Labelled pairs; each role has its own subgraph, so that a dual encoder is exact.
 
@@ -70,6 +80,8 @@ class PairBatch(NamedTuple):
     linked: Bool[HostOrDevice, "B B"] | None = None
     # Log of the share of the row's receiver among those of all batches; where the loss asks.
     log_q: Float[HostOrDevice, " B"] | None = None
+    # By table of embeddings, where the training stays compatible with an older version.
+    old: dict[str, OldVectors] | None = None
 
 
 def padded(array: np.ndarray, size: int) -> np.ndarray:

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Key
 
 from star_jax import trees
 from star_jax.graph.identities import TABLES
-from star_jax.graph.model import GraphBatch, GraphModel, make_loss
+from star_jax.graph.model import GraphBatch, GraphModel
+from star_jax.graph.objective import make_loss
 from star_jax.shapes import PyTree
 
 _OWN = rf"decoder_.*|{TABLES}"  # Weights of one task; tables are too large to copy per task.

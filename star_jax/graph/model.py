@@ -1,37 +1,31 @@
-"""The link model: features, an encoder per role, a decoder per task; the loss over all tasks."""
+"""The link model: features, an encoder per role, a decoder per task."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float
 
-from star_jax import trees
-from star_jax.graph.batches import HostOrDevice, Neighbours, NodeTable, PairBatch, Subgraph
+from star_jax.graph.batches import (
+    ROLES,
+    HostOrDevice,
+    Neighbours,
+    NodeTable,
+    PairBatch,
+    Role,
+    Subgraph,
+)
+from star_jax.graph.compatible import MAPS, CompatibleMap, CompatibleMaps, Mapped
 from star_jax.graph.decoders import Decoder, DecoderConfig, SeedVectors
 from star_jax.graph.encoder import GraphEncoder, GraphEncoderConfig, num_rounds
 from star_jax.graph.features import FeatureConfig, NodeFeatures, SliceLayer
-from star_jax.graph.heads import (
-    Classifier,
-    NodeClasses,
-    NodeHead,
-    NodeTask,
-    classification_loss,
-    held_out,
-)
+from star_jax.graph.heads import Classifier, NodeClasses, NodeHead, NodeTask, held_out
 from star_jax.graph.identities import batch_rows, by_table, with_rows
 from star_jax.graph.match import MatchEncoder, MatchLayout
-from star_jax.losses.bce import binary_cross_entropy
-from star_jax.losses.in_batch import in_batch_softmax
 from star_jax.shapes import PyTree
-
-Role = Literal["sender", "receiver"]
-ROLES: tuple[Role, ...] = ("sender", "receiver")
-
-_SHARDS = "shards"  # Name of the mapped axis over the devices' own subgraphs.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +74,7 @@ class GraphOutputs(NamedTuple):
 
     links: dict[str, Float[Array, "..."]]  # By task, as its decoder gives them.
     classes: dict[str, NodeClasses]  # By name of a head, of all seeds of its type.
+    mapped: Mapped  # Where there are maps to an older version.
 
 
 class GraphModel(nn.Module):
@@ -91,6 +86,7 @@ class GraphModel(nn.Module):
       keys: Every edge key, reverses included.
       tasks: The links to predict.
       heads: The columns of nodes to predict.
+      maps: To vectors of an older version, of the seeds that have some.
       axis_name: Mapped axis over which batch statistics are summed; None for none.
     """
 
@@ -99,6 +95,7 @@ class GraphModel(nn.Module):
     keys: tuple[str, ...]
     tasks: tuple[LinkTask, ...]
     heads: tuple[NodeHead, ...] = ()
+    maps: tuple[CompatibleMap, ...] = ()
     axis_name: str | None = None
 
     def setup(self) -> None:
@@ -115,6 +112,7 @@ class GraphModel(nn.Module):
             self.sender_encoder = self.receiver_encoder = self._encoder("sender")
         layout = match_layout(self.config.decoder, self.features)
         self.match = None if layout is None else MatchEncoder(layout)
+        self.compatible = CompatibleMaps(self.maps, name=MAPS)
         self.decoders = {
             task.name: Decoder(self.config.decoder, layout, name=f"decoder_{task.name}")
             for task in self.tasks
@@ -129,13 +127,15 @@ class GraphModel(nn.Module):
         }
 
     def __call__(self, batches: dict[str, PairBatch], train: bool) -> GraphOutputs:
-        """Logits of every task's pairs, and of the classes of their nodes."""
+        """Logits of every task's pairs and of their nodes' classes; seeds in older spaces."""
         links: dict[str, Float[Array, "B ..."]] = {}
+        mapped: Mapped = {}
         classes: dict[str, list[NodeClasses]] = {head.task.name: [] for head in self.heads}
         for task in self.tasks:
             batch = batches[task.name]
             ends = self._ends(task, batch, train)
             links[task.name] = self._decode_pairs(task.name, batch, ends, train)
+            mapped[task.name] = self._mapped(task, ends)
             for role, vectors in ends.items():
                 for head in self.heads:
                     if head.task.node_type == getattr(task, role):
@@ -145,7 +145,7 @@ class GraphModel(nn.Module):
             name: jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
             for name, found in classes.items()
         }
-        return GraphOutputs(links, joined)
+        return GraphOutputs(links, joined, mapped)
 
     def logits_of(self, task: str, batch: PairBatch, train: bool) -> Float[Array, "B ..."]:
         """Logits of one task's pairs."""
@@ -188,6 +188,15 @@ class GraphModel(nn.Module):
         return self.decode(
             task, senders, ends["receiver"].take(jnp.asarray(batch.receiver_row)), train
         )
+
+    def _mapped(
+        self, task: LinkTask, ends: Mapping[Role, SeedVectors]
+    ) -> dict[str, Float[Array, "S E"]]:
+        return {
+            each.table: self.compatible(each.name, ends[each.role].embedding)
+            for each in self.maps
+            if each.node_type == getattr(task, each.role)
+        }
 
     def _classes(
         self, head: NodeHead, nodes: NodeTable, vectors: SeedVectors, train: bool
@@ -283,100 +292,3 @@ def rows_read(model: GraphModel) -> Callable[[GraphBatch], tuple[GraphBatch, PyT
         return batch._replace(tasks=tasks), by_table(rows, signatures=signatures)
 
     return read
-
-
-def _of_size(model: GraphModel, params: PyTree) -> GraphModel:
-    """The model with as many identities as the parameters hold: all rows, or those of a batch."""
-
-    def of_type(features: NodeFeatures) -> NodeFeatures:
-        if not features.num_identities:
-            return features
-        table = params[f"features_{features.node_type}"]["identity_embedding"]
-        return dataclasses.replace(features, num_identities=table.shape[0])
-
-    return model.clone(features=tuple(of_type(each) for each in model.features))
-
-
-StatefulLoss = Callable[
-    [PyTree, PyTree, PyTree, GraphBatch, Key[Array, ""]],
-    tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], PyTree]],
-]
-
-
-def make_loss(
-    model: GraphModel, *, task_weights: Mapping[str, float], positive_weight: Mapping[str, float]
-) -> StatefulLoss:
-    """The training loss: weighted sum over all tasks and heads, plus L2 of the encoders' kernels.
-
-    A task's loss is BCE, or what the decoder's kind "softmax" says.
-
-    Args:
-      model: Its axis name is set here when a batch has more than one shard.
-      task_weights: lambda_t of every task.
-      positive_weight: By task, weight of a positive pair, where a negative one weighs 1.
-    """
-
-    def forward(
-        params: PyTree,
-        statistics: PyTree,
-        tasks: dict[str, PairBatch],
-        key: Key[Array, ""],
-        axis_name: str | None,
-    ) -> Any:
-        mapped = _of_size(model, params).clone(axis_name=axis_name)
-        found, updated = mapped.apply(
-            {"params": params, "batch_stats": statistics},
-            tasks,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-        )
-        return found, updated.get("batch_stats", statistics)
-
-    def loss(
-        params: PyTree, statistics: PyTree, frozen: PyTree, batch: GraphBatch, key: Key[Array, ""]
-    ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], PyTree]]:
-        del frozen  # All parameters train.
-        shards = batch.mask.shape[0]
-        if shards == 1:
-            single = jax.tree.map(lambda array: array[0], batch.tasks)
-            found, statistics = forward(params, statistics, single, key, None)
-            found = jax.tree.map(lambda leaf: leaf[None], found)
-        else:
-            keys = jax.random.split(key, shards)
-            found, statistics = jax.vmap(
-                lambda tasks, key: forward(params, statistics, tasks, key, _SHARDS),
-                axis_name=_SHARDS,
-                out_axes=(0, None),
-            )(batch.tasks, keys)
-        total = model.config.kernel_l2 * _sum_of_squares(params)
-        metrics = {}
-        for name, value in found.links.items():
-            metrics[f"loss_{name}"] = _task_loss(value, batch.tasks[name], positive_weight[name])
-            total += task_weights[name] * metrics[f"loss_{name}"]
-        for head in model.heads:
-            name = head.task.name
-            entropy, accuracy = classification_loss(found.classes[name])
-            metrics |= {f"loss_{name}": entropy, f"accuracy_{name}": accuracy}
-            total += head.task.weight * entropy
-        return total, (metrics, statistics)
-
-    return loss
-
-
-def _task_loss(
-    logits: Float[Array, "shards B ..."], pairs: PairBatch, positive_weight: float
-) -> Float[Array, ""]:
-    label, mask = jnp.asarray(pairs.label), jnp.asarray(pairs.mask)
-    if logits.ndim == 3:
-        assert pairs.linked is not None
-        log_q = None if pairs.log_q is None else jnp.asarray(pairs.log_q)
-        return in_batch_softmax(logits, label, mask, jnp.asarray(pairs.linked), log_q)
-    return binary_cross_entropy(
-        logits.reshape(-1), label.reshape(-1), mask.reshape(-1), positive_weight
-    )
-
-
-def _sum_of_squares(params: PyTree) -> Float[Array, ""]:
-    kernels = trees.select(params, r"encoder.*/.*kernel.*")
-    return sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(kernels)), jnp.zeros(()))

@@ -17,21 +17,23 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from star_jax import artefacts
 from star_jax.config import InputError, to_json
-from star_jax.embeddings.registry.registry import locate
-from star_jax.embeddings.transforms.files import read_transform
+from star_jax.embeddings.registry.chains import chain_digest
+from star_jax.embeddings.registry.registry import Registry, locate
+from star_jax.embeddings.transforms.files import read_chain
 from star_jax.pipeline.consumers.check import Answers, Pair, ScoreConfig, answers
 from star_jax.pipeline.consumers.fits import DOT, find_fit
 from star_jax.pipeline.consumers.limits import Limits, add_p_values, breaks
 from star_jax.pipeline.consumers.questions import Asked, attribute_questions, link_questions
-from star_jax.pipeline.consumers.spaces import NUM_NEIGHBOURS, common_tables, mixed_indexes, spaces
+from star_jax.pipeline.consumers.spaces import mixed_indexes, spaces
 from star_jax.pipeline.consumers.versions import Version
 from star_jax.pipeline.tables.read import read_meta
 
 KIND = "contract"
+_CHAIN = "chain"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,15 +68,24 @@ class ContractConfig:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
 
 
+class _Found(NamedTuple):
+    """Rows of the contract's tables."""
+
+    answers: Answers
+    spaces: list[dict[str, Any]]
+    indexes: list[dict[str, Any]]
+    num_left_out: dict[str, int]  # Test examples of which a version has no vector, by question.
+
+
 def run(
     config: ContractConfig,
     workdir: Path,
     *,
     old: str,
     new: str,
-    transform: str | None,
-    registry: str | None,
     output: str,
+    transform: str | None = None,
+    registry: str | None = None,
 ) -> dict[str, Any]:
     """Trains, freezes and scores the consumers; writes the contract.
 
@@ -83,7 +94,9 @@ def run(
       workdir: Whose tables have the labels.
       old: Embeddings that consumers were trained on: a folder, or a version of the registry.
       new: Embeddings of the same kind that are to take their place.
-      transform: What maps the new ones to the old ones' space. None: they are served as they are.
+      transform: What maps the new ones to the old ones' space; several of a chain are separated by
+        commas, the one of the new version first, or are `chain`: those that the registry would
+        serve old consumers by. None: the new vectors are served as they are.
       registry: Path or URL; None where all of them are folders.
       output: Folder of the contract.
 
@@ -94,34 +107,24 @@ def run(
     Raises:
       InputError: The versions do not go with each other, the tables or the transform.
     """
-    tables = workdir / "tables"
-    mapping = None if transform is None else locate(transform, registry)
-    pair = _open(locate(old, registry), locate(new, registry), mapping, tables)
-    asked = Asked(tables, read_meta(tables), (pair.old, pair.new))
-    fits = {name: find_fit(name) for name in config.consumers}
-    questions = [
-        *link_questions(asked, config.tasks),
-        *attribute_questions(asked, config.attributes, config.seed),
-    ]
-    found = answers(questions, pair, fits, config.score, config.seed)
-    add_p_values(found, config.limits)
-    common = spaces(pair, config.num_sampled, config.seed)
-    indexes = list(mixed_indexes(asked, pair, config.num_queries, config.seed))
-    broken = breaks(found, common, indexes, config.limits, config.score.level)
+    maps = _maps(transform, old, new, registry)
+    pair = _open(locate(old, registry), locate(new, registry), maps, workdir / "tables")
+    found = _measure(config, pair, workdir / "tables")
+    broken = breaks(*found[:3], config.limits, config.score.level)
     content = {
         "config": json.loads(to_json(config)),
-        "num_left_out": {question.name: question.num_left_out for question in questions},
-        "consumers": found.metrics,
-        "slices": found.slices,
-        "num_suppressed": found.num_suppressed,
-        "spaces": common,
-        "indexes": indexes,
+        "consumers": found.answers.metrics,
+        "slices": found.answers.slices,
+        "num_suppressed": found.answers.num_suppressed,
+        "spaces": found.spaces,
+        "indexes": found.indexes,
+        "num_left_out": found.num_left_out,
         "breaks": broken,
     }
     meta = {
         "old": pair.old.digest,
         "new": pair.new.digest,
-        "transform": None if mapping is None else artefacts.digest(mapping),
+        "transform": chain_digest([artefacts.digest(each) for each in maps]),
         "passed": not broken,
         "breaks": broken,
     }
@@ -129,32 +132,38 @@ def run(
         text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
         artefacts.write_text(folder / "contract.json", text)
         artefacts.set_meta(folder, meta)
-    return {"breaks": broken, "tables": _tables(found, common, indexes)}
+    return {"breaks": broken, "tables": _tables(found)}
 
 
-def _open(old: Path, new: Path, transform: Path | None, tables: Path) -> Pair:
+def _maps(transform: str | None, old: str, new: str, registry: str | None) -> list[Path]:
+    if transform is None:
+        return []
+    if transform != _CHAIN:
+        return [locate(ref, registry) for ref in transform.split(",")]
+    if registry is None:
+        raise InputError(f"--transform {_CHAIN} needs --registry, which finds it")
+    return Registry(registry).chain(new, old)
+
+
+def _open(old: Path, new: Path, maps: list[Path], tables: Path) -> Pair:
     """Opens the versions, and makes sure that what is served goes into consumers of the old one."""
     before, after = Version(old, tables), Version(new, tables)
     if before.kind != after.kind:
         raise InputError(
             f"old {old} holds {before.kind} and new {new} {after.kind}, needed one kind"
         )
-    if transform is None:
+    if not maps:
         pair = Pair(before, after, after, mapped=False)
     else:
-        read = read_transform(transform)
+        read = read_chain(maps)
         if (read.new, read.old) != (after.digest, before.digest):
+            given = ", ".join(map(str, maps))
             raise InputError(
-                f"transform {transform} maps {read.new[:12]} to {read.old[:12]}, needed a map of "
+                f"transform {given} maps {read.new[:12]} to {read.old[:12]}, needed a map of "
                 f"new {new} ({after.digest[:12]}) to old {old} ({before.digest[:12]})"
             )
         pair = Pair(before, after, after.through(read), mapped=True)
-    names = common_tables(pair)
-    if not names:
-        raise InputError(
-            f"old {old} and new {new} have no table with {NUM_NEIGHBOURS + 1} rows in common"
-        )
-    for name in names:
+    for name in sorted(before.sizes.keys() & after.sizes.keys()):
         size = pair.served.vectors(name, pair.new.keys(name)[:1]).shape[1]
         if size != before.sizes[name]:
             raise InputError(
@@ -164,22 +173,44 @@ def _open(old: Path, new: Path, transform: Path | None, tables: Path) -> Pair:
     return pair
 
 
-def _tables(
-    found: Answers, common: list[dict[str, Any]], indexes: list[dict[str, Any]]
-) -> dict[str, list[list[str]]]:
+def _measure(config: ContractConfig, pair: Pair, tables: Path) -> _Found:
+    asked = Asked(tables, read_meta(tables), (pair.old, pair.new))
+    fits = {name: find_fit(name) for name in config.consumers}
+    questions = [
+        *link_questions(asked, config.tasks),
+        *attribute_questions(asked, config.attributes, config.seed),
+    ]
+    answered = answers(questions, pair, fits, config.score, config.seed)
+    if not answered.metrics:  # A contract that asks nothing would hold.
+        raise InputError(
+            f"consumers {', '.join(config.consumers)} were asked nothing: no task and no attribute "
+            "has examples in both versions; see the log"
+        )
+    add_p_values(answered, config.limits)
+    return _Found(
+        answered,
+        spaces(pair, config.num_sampled, config.seed),
+        list(mixed_indexes(asked, pair, config.num_queries, config.seed)),
+        {question.name: question.num_left_out for question in questions},
+    )
+
+
+def _tables(found: _Found) -> dict[str, list[list[str]]]:
     """What people read first: all rows but those of slices, of which the worst."""
     worst: dict[tuple[str, ...], dict[str, Any]] = {}
-    for row in found.slices:
+    for row in found.answers.slices:
         key = row["question"], row["consumer"], row["group"]
         if key not in worst or row["drop"] > worst[key]["drop"]:
             worst[key] = row
     slices = ("question", "consumer", "group", "slice", "num_members", "old", "served", "drop")
     metrics = ("question", "consumer", "metric", "old", "new", "served", "retrained", "drop")
     listed = {
-        "frozen consumers": _cells(found.metrics, (*metrics, "interval")),
+        "frozen consumers": _cells(found.answers.metrics, (*metrics, "interval")),
         "worst slices": _cells(list(worst.values()), (*slices, "p_value")),
-        "vectors": _cells(common, tuple(common[0])),
-        "indexes of dot products": _cells(indexes, tuple(indexes[0]) if indexes else ()),
+        "vectors": _cells(found.spaces, tuple(found.spaces[0])),
+        "indexes of dot products": _cells(
+            found.indexes, tuple(found.indexes[0]) if found.indexes else ()
+        ),
     }
     return {title: rows for title, rows in listed.items() if len(rows) > 1}
 

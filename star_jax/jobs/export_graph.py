@@ -1,7 +1,8 @@
 """`star export-graph`: a vector for every node of some types, from the best checkpoint.
 
 Reads the tables, the graph, the text vectors and `W/graph_model`; writes `W/graph_embeddings`:
-one table per node type, whose row i is node i.
+one table per node type, whose row i is node i. Where the model was trained with `compatible`, also
+`W/transform`: its maps to the vectors of the older version.
 
 The vectors alone do not rebuild the scores that `evaluate` reports as `graph`. A score is the
 output of the task's decoder, whose parameters stay in the model's checkpoint; with
@@ -23,10 +24,11 @@ from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.embeddings.table import EmbeddingTable, write_shard
 from star_jax.graph.decoders import DecoderConfig
-from star_jax.graph.model import ROLES, Role, rounds_of
+from star_jax.graph.model import Role, rounds_of
 from star_jax.graph.schema import parse_key
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.graph_buckets import Shapes
+from star_jax.pipeline.graph_compatible import KIND, embedding_tables, write_maps
 from star_jax.pipeline.graph_embedding import (
     Embedder,
     SplitView,
@@ -40,8 +42,6 @@ from star_jax.pipeline.graph_states import StateFiles, complete
 from star_jax.pipeline.scratch import alone, clear
 from star_jax.pipeline.tables.read import read_nodes
 from star_jax.train.reporter import Progress
-
-KIND = "graph_embeddings"
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ class GraphExportConfig:
       part_nodes: Nodes embedded and written at a time: the rows of one file.
       model: Folder of the trained model.
       output: Folder of the tables.
+      transform: Folder of the maps to an older version, where the model has some.
     """
 
     node_types: tuple[str, ...] = ()
@@ -83,6 +84,7 @@ class GraphExportConfig:
     part_nodes: int = 1 << 17
     model: str = "graph_model"
     output: str = "graph_embeddings"
+    transform: str = "transform"
 
     def __post_init__(self) -> None:
         if self.part_nodes < 1:
@@ -112,13 +114,7 @@ def targets(file: GraphModelFile, config: GraphExportConfig) -> list[Target]:
     Raises:
       InputError: A node type is unknown, or the model has nothing to tell its nodes apart by.
     """
-    found: dict[tuple[str, Role], Target] = {}
-    for task in file.tasks:
-        for role in ROLES:
-            node_type = getattr(task, role)
-            first = all(other != node_type for other, _ in found)
-            name = node_type if first else f"{node_type}.{role}"
-            found.setdefault((node_type, role), Target(name, node_type, role))
+    found = {end: Target(name, *end) for end, name in embedding_tables(file.tasks).items()}
     if not config.node_types:
         return list(found.values())
     ends = {node_type for node_type, _ in found}
@@ -205,6 +201,10 @@ def _write(export: _Export, parts_of: Callable[[Target], Iterator[_Part]]) -> No
             meta |= {"inference": config.inference, "neighbours": config.neighbours}
         artefacts.set_meta(partial, meta)
     _log.info("wrote %s", ", ".join(f"{n} {t}" for t, n in sizes.items()))
+    if trained.file.compatible is not None:
+        new = artefacts.digest(workdir / config.output)
+        params = trained.variables["params"]
+        write_maps(workdir / config.transform, trained.file.compatible, params, new)
 
 
 def _sampled(export: _Export, embedder: Embedder, target: Target) -> Iterator[_Part]:

@@ -28,6 +28,7 @@ from star_jax.jobs import (
 )
 from star_jax.parallel import processes
 from star_jax.pipeline import graph_model, graph_training
+from star_jax.pipeline.graph_compatible import compatible_inputs
 
 _RESUMABLE = ("text_model", "graph_model")  # Kinds that fill their folder step by step.
 _log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Stage(NamedTuple):
     inputs: tuple[str, ...]  # Folders in the working directory.
     in_place: bool  # Fills its folder step by step and can go on from any of them.
     together: bool = False  # By all processes of this run; else by the first one.
+    others: Callable[[], dict[str, str]] = dict  # Digests of what it reads from elsewhere, by name.
 
 
 def stages(config: RunConfig) -> list[Stage]:
@@ -87,7 +89,9 @@ def stages(config: RunConfig) -> list[Stage]:
         stage("train-text", train_text, c.train_text, "text", "text_model", *pairs),
         stage("export-text", export_text, c.export_text, vectors, vectors, "tables", "text"),
         stage("build-graph", build_graph, c.build_graph, "graph", "graph", "tables"),
-        stage("train-graph", train_graph, c.train_graph, model, model, *data, read),
+        stage("train-graph", train_graph, c.train_graph, model, model, *data, read)._replace(
+            others=functools.partial(compatible_inputs, c.train_graph.compatible)
+        ),
         *own_texts,
         stage("export-graph", export_graph, c.export_graph, made, made, *data, seen, model),
         stage("train-graph-only", train_graph, train_only, only, model, *data),
@@ -204,7 +208,7 @@ def _seconds_before(path: Path) -> float:
 
 def _inputs(stage: Stage, workdir: Path) -> dict[str, str]:
     """Digests of the artefacts a stage reads and of the files its config names."""
-    found = {name: artefacts.digest(workdir / name) for name in stage.inputs}
+    found = {name: artefacts.digest(workdir / name) for name in stage.inputs} | stage.others()
     for path, value in fields(stage.config).items():
         if isinstance(value, Path):
             found[f"--{path}"] = _content(value, path)

@@ -7,6 +7,7 @@ model.json; sealed when training has finished.
 
 import functools
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from star_jax.parallel import processes
 from star_jax.parallel.mesh import make_mesh, num_row_shards
 from star_jax.parallel.rules import own_parts
 from star_jax.pipeline.graph_adaptive import AdaptiveBatches, AdaptiveValidation, GraphValidate
+from star_jax.pipeline.graph_compatible import compatible_inputs
 from star_jax.pipeline.graph_conflicts import with_conflicts
 from star_jax.pipeline.graph_data import GraphData
 from star_jax.pipeline.graph_engines import make_engine
@@ -69,7 +71,7 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
     folder = workdir / config.output
     meta = read_meta(workdir / "tables")
     features = config.model.features
-    inputs = inputs_of(workdir, text_input(features.text, config.text_encoder))
+    inputs = begun_with(config, workdir)
     check_begun(folder / JOB, config, inputs)
     if (folder / artefacts.MANIFEST).is_file():
         artefacts.read_manifest(folder, KIND)
@@ -95,6 +97,12 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
         "embedding_size": config.model.encoder.dim,
     }
     processes.write_once(lambda: artefacts.seal(folder, KIND, summary), "sealed")
+
+
+def begun_with(config: GraphTrainConfig, workdir: Path) -> dict[str, str]:
+    """Digests of all that a training reads."""
+    text = text_input(config.model.features.text, config.text_encoder)
+    return inputs_of(workdir, text) | compatible_inputs(config.compatible)
 
 
 def _train(
@@ -144,8 +152,9 @@ def _train(
             folder / CHECKPOINTS,
             config=config,
             frozen_digest=parts.frozen_digest,
-            inputs=file.inputs,
+            inputs=begun_with(config, workdir),
         ),
+        accept_from=_accept_from(config, plan),
         reporter=Reporter(folder, writes=processes.is_first()),
     )
     return trained, plan, num_parameters
@@ -174,7 +183,11 @@ def _parts(
 ) -> _Parts:
     model = file.build()
     params, statistics = init_model(model, config.seed)
-    loss, texts, digest = make_model_loss(config, model, meta), None, tree_digest({})
+    loss, texts, digest = (
+        make_model_loss(config, model, meta, file.compatible),
+        None,
+        tree_digest({}),
+    )
     rules = graph_rules(config)
     engine = make_engine(config.engine, store, mesh)
     frozen = engine.arrays if isinstance(engine, ProgramEngine) else {}
@@ -208,6 +221,11 @@ def _of_state(validation: GraphValidate) -> Validate:
     return lambda state: validation(
         {"params": state.trainable, "batch_stats": state.statistics}, int(state.step)
     )
+
+
+def _accept_from(config: GraphTrainConfig, plan: Plan) -> int:
+    """The first step whose checkpoint may be better than those after it."""
+    return 0 if config.compatible is None else math.ceil(config.compatible.settled * plan.num_steps)
 
 
 def _rate(config: GraphTrainConfig, plan: Plan) -> Callable[[int], float]:

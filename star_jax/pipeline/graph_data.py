@@ -7,6 +7,7 @@ from pathlib import Path
 from star_jax.graph.engines.protocol import GraphEngine
 from star_jax.graph.store import GraphStore
 from star_jax.pipeline.graph_adaptive import GraphValidate
+from star_jax.pipeline.graph_compatible import OldVersion
 from star_jax.pipeline.graph_loader import Groups
 from star_jax.pipeline.graph_model import GraphModelFile
 from star_jax.pipeline.graph_streams import (
@@ -54,6 +55,9 @@ class GraphData:
         self._texts, self._own = texts, own
         self._config, self._workdir, self._file = config, workdir, file
         self._store, self._meta, self._shards, self._engine = store, meta, shards, engine
+        self._old = None
+        if config.compatible is not None and file.compatible is not None:
+            self._old = OldVersion(config.compatible, file.compatible, workdir / "tables")
         self._groups = {
             task.name: Groups(read_pairs(workdir / "tables", task.name, "train"))
             for task in file.tasks
@@ -90,6 +94,7 @@ class GraphData:
             max_pairs=config.validation_pairs,
             seed=config.seed,
             resolve=None if self._texts is None else self._texts.current,
+            old=self._old,
         )
         return validation if self._texts is None else self._texts.validation(validation)
 
@@ -107,6 +112,7 @@ class GraphData:
             size_power=config.size_power,
             seed=config.seed,
             engine=self._engine,
+            old=self._old,
         )
 
     def _sized(self, size: int) -> GraphModelFile:

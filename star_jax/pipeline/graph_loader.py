@@ -37,6 +37,11 @@ class Pairs(NamedTuple):
     sender_text: Int32[np.ndarray, " B"]
     receiver_text: Int32[np.ndarray, " B"]
 
+    @property
+    def first(self) -> Int[np.ndarray, " G"]:
+        """The first pair of each group: all have its sender."""
+        return np.searchsorted(self.group, np.arange(len(self.time)))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -259,7 +264,7 @@ class PairSampler:
         exclude = Exclusion(pairs.group, pairs.sender, pairs.receiver, self._hides)
         if role == "receiver":
             return SeedBatch(pairs.receiver, pairs.group, pairs.time, exclude, pairs.receiver_text)
-        first = np.searchsorted(pairs.group, np.arange(len(pairs.time)))
+        first = pairs.first
         groups = np.arange(len(first), dtype=np.int32)
         return SeedBatch(pairs.sender[first], groups, pairs.time, exclude, pairs.sender_text[first])
 

@@ -16,6 +16,7 @@ from star_jax.graph.identities import num_rows
 from star_jax.graph.model import GraphModel, GraphModelConfig, LinkTask, init_model
 from star_jax.graph.store import GraphStore, TextNumbers
 from star_jax.parallel.rules import FSDP_RULES, replicated, shardings
+from star_jax.pipeline.graph_compatible import Compatible
 from star_jax.pipeline.graph_loader import Sampling
 from star_jax.pipeline.graph_text import GraphTextConfig, text_width
 from star_jax.pipeline.tables.read import TablesMeta, read_meta
@@ -38,6 +39,7 @@ class GraphModelFile:
       tasks: The links it predicts.
       heads: The columns of nodes it predicts.
       text_encoder: Given, the texts were encoded in its training's steps.
+      compatible: Given, it has maps to the vectors of an older version.
       sampling: How neighbours were drawn.
       inputs: Folder -> digest of what it was trained on.
     """
@@ -50,10 +52,12 @@ class GraphModelFile:
     inputs: dict[str, str]
     heads: tuple[NodeHead, ...] = ()
     text_encoder: GraphTextConfig | None = None
+    compatible: Compatible | None = None
 
     def build(self) -> GraphModel:
         """The model without its parameters."""
-        return GraphModel(self.model, self.features, self.keys, self.tasks, self.heads)
+        maps = () if self.compatible is None else self.compatible.maps
+        return GraphModel(self.model, self.features, self.keys, self.tasks, self.heads, maps)
 
 
 class TrainedGraph(NamedTuple):

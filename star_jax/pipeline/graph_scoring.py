@@ -1,12 +1,13 @@
 """Scores pairs and rankings with a trained graph model, under the split or the time rule."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Int, Int32
 
 from star_jax.graph.decoders import SeedVectors
 from star_jax.graph.model import GraphModel, LinkTask, Role
@@ -37,8 +38,8 @@ _BATCH_PAIRS = 1024
 class Prepared(NamedTuple):
     """Pairs whose different seeds were sampled; `sender_row` and `receiver_row` point at them."""
 
-    senders: Sampled
-    receivers: Sampled
+    seeds: dict[Role, Sampled]
+    nodes: dict[Role, Int32[np.ndarray, " S"]]  # Of the seeds, in their order.
     sender_row: Int[np.ndarray, " B"]
     receiver_row: Int[np.ndarray, " B"]
 
@@ -67,19 +68,27 @@ class SplitScoring:
     def prepare(self, pairs: PairTable) -> Prepared:
         """Samples the different seeds of both roles, to be scored with any variables."""
         senders, receivers, sender_row, receiver_row = self._ends(pairs)
+        ends: dict[Role, Seeds] = {"sender": senders, "receiver": receivers}
         return Prepared(
-            self._embedder.prepare(self._wanted("sender", senders)),
-            self._embedder.prepare(self._wanted("receiver", receivers)),
+            {role: self._embedder.prepare(self._wanted(role, s)) for role, s in ends.items()},
+            {role: seeds.node for role, seeds in ends.items()},
             sender_row,
             receiver_row,
         )
 
-    def score(self, variables: PyTree, prepared: Prepared) -> Float32[np.ndarray, " B"]:
-        """Logit of every prepared pair."""
-        senders = self._embedder(variables, "sender", self._task.sender, prepared.senders)
-        receivers = self._embedder(variables, "receiver", self._task.receiver, prepared.receivers)
+    def ends(self, variables: PyTree, prepared: Prepared) -> dict[Role, SeedVectors]:
+        """Vectors of the different seeds of prepared pairs."""
+        return {
+            role: self._embedder(variables, role, getattr(self._task, role), seeds)
+            for role, seeds in prepared.seeds.items()
+        }
+
+    def score(
+        self, variables: PyTree, prepared: Prepared, ends: Mapping[Role, SeedVectors]
+    ) -> Float32[np.ndarray, " B"]:
+        """Logit of every prepared pair, from the vectors of its ends."""
         rows = (prepared.sender_row, prepared.receiver_row)
-        return self._decoder(variables, senders, receivers, *rows)
+        return self._decoder(variables, ends["sender"], ends["receiver"], *rows)
 
     def score_once(self, variables: PyTree, pairs: PairTable) -> Float32[np.ndarray, " B"]:
         """Logit of every pair; few samples are held at a time."""

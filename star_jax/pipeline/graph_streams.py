@@ -1,5 +1,6 @@
 """The training batches of all tasks: which groups, how many, and their neighbourhoods."""
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,12 +10,13 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from star_jax.graph.batches import PairBatch, Subgraph, padded
+from star_jax.graph.batches import OldVectors, PairBatch, Role, Subgraph, padded
 from star_jax.graph.engines.protocol import GraphEngine
-from star_jax.graph.model import GraphBatch
+from star_jax.graph.model import GraphBatch, LinkTask
 from star_jax.graph.samplers.memory import POOL
 from star_jax.graph.samplers.sample import sampling_key
 from star_jax.graph.store import GraphStore
+from star_jax.pipeline.graph_compatible import OldVersion
 from star_jax.pipeline.graph_links import KnownLinks
 from star_jax.pipeline.graph_loader import (
     TRAIN_SPLITS,
@@ -48,6 +50,7 @@ class TaskStream:
         seed: int,
         links: KnownLinks | None = None,
         log_q: Float32[np.ndarray, " N"] | None = None,
+        older: Callable[[Pairs, Mapping[Role, int]], dict[str, OldVectors]] | None = None,
     ) -> None:
         """Shuffles the groups anew in every epoch.
 
@@ -60,9 +63,10 @@ class TaskStream:
           seed: Of the order and of the draws.
           links: Given, batches say which of their senders and receivers are linked.
           log_q: Per receiver; given, batches have it of theirs.
+          older: Given, batches have the older vectors of their seeds, padded up to a size per role.
         """
         self._groups, self._sampler, self._negatives = groups, sampler, negatives
-        self._links, self._log_q = links, log_q
+        self._links, self._log_q, self._older = links, log_q, older
         self._seed, self.num_groups, self.num_pairs = seed, num_groups, num_pairs
         self.order = (
             grain.MapDataset.range(len(groups))
@@ -109,6 +113,9 @@ class TaskStream:
             batch = batch._replace(linked=np.pad(linked, ((0, rest), (0, rest))))
         if self._log_q is not None:
             batch = batch._replace(log_q=padded(self._log_q[pairs.receiver], self.num_pairs))
+        if self._older is not None:
+            sizes: dict[Role, int] = {"sender": self.num_groups, "receiver": self.num_pairs}
+            batch = batch._replace(old=self._older(pairs, sizes))
         return batch, num_cut
 
 
@@ -167,6 +174,7 @@ def make_streams(
     size_power: float,
     seed: int,
     engine: GraphEngine,
+    old: OldVersion | None = None,
 ) -> dict[str, TaskStream]:
     """Every task's part of the batch, of a static shape.
 
@@ -182,6 +190,7 @@ def make_streams(
       size_power: A task's share of them is its number of groups to this power.
       seed: Of the order and of the draws.
       engine: Draws the neighbourhoods.
+      old: Given, batches have its vectors of their seeds.
     """
     total = sum(len(groups[task.name]) ** size_power for task in file.tasks)
     streams = {}
@@ -211,8 +220,16 @@ def make_streams(
             seed=seed + number,
             links=KnownLinks(mine.positives()) if know_links else None,
             log_q=_log_q(mine, store.num_nodes[task.receiver], num_negatives) if correct else None,
+            older=None if old is None else functools.partial(_older, old, task),
         )
     return streams
+
+
+def _older(
+    old: OldVersion, task: LinkTask, pairs: Pairs, sizes: Mapping[Role, int]
+) -> dict[str, OldVectors]:
+    nodes: dict[Role, Any] = {"sender": pairs.sender[pairs.first], "receiver": pairs.receiver}
+    return old.of_task(task, nodes, sizes)
 
 
 def _log_q(groups: Groups, num_nodes: int, num_negatives: int | None) -> Float32[np.ndarray, " N"]:

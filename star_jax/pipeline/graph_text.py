@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Key
 
 from star_jax.config import InputError
 from star_jax.graph.batches import HostOrDevice, NodeTable
-from star_jax.graph.model import GraphBatch, StatefulLoss
+from star_jax.graph.model import GraphBatch
+from star_jax.graph.objective import StatefulLoss
 from star_jax.parallel.rules import Rules
 from star_jax.pipeline import text_model
 from star_jax.shapes import PyTree

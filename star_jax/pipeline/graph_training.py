@@ -5,27 +5,28 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from star_jax.config import InputError
+from star_jax.graph.compatible import MAPS
 from star_jax.graph.conflicts import Conflicts, make_conflicts
 from star_jax.graph.engines.drawing import in_step
 from star_jax.graph.engines.protocol import GraphEngine, ProgramEngine
 from star_jax.graph.identities import ROW_MULTIPLE, TABLES
-from star_jax.graph.model import (
-    GraphModel,
-    GraphModelConfig,
-    LinkTask,
-    StatefulLoss,
-    make_loss,
-    rows_read,
-)
+from star_jax.graph.model import GraphModel, GraphModelConfig, LinkTask, rows_read
+from star_jax.graph.objective import StatefulLoss, make_loss
 from star_jax.graph.samplers.adaptive import AdaptiveConfig
 from star_jax.graph.samplers.fanouts import FanoutConfig, channels, resolve
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.store import GraphMeta, GraphStore
 from star_jax.parallel.mesh import MeshConfig
-from star_jax.parallel.rules import FSDP_RULES, Rules, with_tables
+from star_jax.parallel.rules import FSDP_RULES, Rule, Rules, with_tables
+from star_jax.pipeline.graph_compatible import (
+    Compatible,
+    CompatibleConfig,
+    alignment_of,
+    describe_compatible,
+)
 from star_jax.pipeline.graph_engines import EngineConfig, why_refused
 from star_jax.pipeline.graph_loader import Sampling
 from star_jax.pipeline.graph_model import (
@@ -81,6 +82,7 @@ class GraphTrainConfig:
       text_encoder: Given, the texts of a batch are encoded in its step, with or without training
         the encoder, in place of the vectors of `star export-text`; with the engine `host`.
       exchange: Given, a step has several batches, between which the devices do not meet.
+      compatible: Given, the model comes with maps to the vectors of an older version.
       engine: Where neighbourhoods come from in training; validation, scoring and export sample on
         the host. `host` and `mesh` give the same samples, `deepgnn` others of the same kind.
       plan_of: Folder whose settled number of steps this training takes when it begins, instead of
@@ -112,6 +114,7 @@ class GraphTrainConfig:
     gradient_conflicts: bool = False
     text_encoder: GraphTextConfig | None = None
     exchange: ExchangeConfig | None = None
+    compatible: CompatibleConfig | None = None
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     output: str = "graph_model"
     plan_of: str | None = None
@@ -178,7 +181,10 @@ class GraphTrainConfig:
 
 
 def without_text(config: GraphTrainConfig) -> GraphTrainConfig:
-    """The same training of the graph alone: of equal length, in the same compiled program."""
+    """The same training of the graph alone: of equal length, in the same compiled program.
+
+    It is compatible with nothing: its vectors are there to be compared, not to be read by others.
+    """
     features = config.model.features
     if features.text == "vectors":
         features = dataclasses.replace(features, text="zeros")
@@ -187,6 +193,7 @@ def without_text(config: GraphTrainConfig) -> GraphTrainConfig:
         config,
         model=model,
         text_encoder=None,
+        compatible=None,
         output="graph_only_model",
         plan_of=config.output,
     )
@@ -211,6 +218,9 @@ def describe(
         raise InputError("gradient_conflicts compares tasks, needed two with training pairs")
     sampling = sampling_of(config, store.meta, tasks, config.fanouts.largest)
     heads = node_heads(config.model, store, tasks)
+    compatible = None
+    if config.compatible is not None:
+        compatible = describe_compatible(config.compatible, tasks, store.version)
     return GraphModelFile(
         model=config.model,
         features=node_features(config.model.features, store, tasks, heads),
@@ -220,15 +230,32 @@ def describe(
         sampling=sampling,
         inputs=inputs_of(workdir, text_input(config.model.features.text, config.text_encoder)),
         text_encoder=config.text_encoder,
+        compatible=compatible,
     )
 
 
-def make_model_loss(config: GraphTrainConfig, model: GraphModel, meta: TablesMeta) -> StatefulLoss:
-    """The loss of all tasks, with the config's weights and the tables' class weights."""
+def make_model_loss(
+    config: GraphTrainConfig,
+    model: GraphModel,
+    meta: TablesMeta,
+    compatible: Compatible | None = None,
+) -> StatefulLoss:
+    """The loss of all tasks, with the config's weights and the tables' class weights.
+
+    Args:
+      config: Of the training.
+      model: Its model.
+      meta: Of the tables.
+      compatible: Of the model; None: without what its maps miss.
+    """
+    alignment = None
+    if config.compatible is not None and compatible is not None:
+        alignment = alignment_of(config.compatible, compatible)
     return make_loss(
         model,
         task_weights={task.name: 1.0 for task in model.tasks} | dict(config.task_weights),
         positive_weight=_positive_weights(config, model, meta),
+        alignment=alignment,
     )
 
 
@@ -247,6 +274,8 @@ def _positive_weights(
 def make_graph_optimizer(config: GraphTrainConfig, model: GraphModel) -> Optimizer:
     """AdamW for all parameters, or with `identity_update` a row rule for the identity tables."""
     features, optimizer = config.model.features, config.optimizer
+    if config.compatible is not None:
+        optimizer = dataclasses.replace(optimizer, no_decay=rf"{optimizer.no_decay}|{MAPS}/.*")
     if config.text_encoder is not None and config.text_encoder.mode != "frozen":
         multipliers = (*optimizer.rate_multipliers, (f"{TREE}/.*", config.text_encoder.rate))
         optimizer = dataclasses.replace(optimizer, rate_multipliers=multipliers)
@@ -300,7 +329,9 @@ def sees_own_rows(config: GraphTrainConfig) -> bool:
 
 
 def graph_rules(config: GraphTrainConfig, rest: Rules = FSDP_RULES) -> Rules:
-    """Where the parameters lie: tables that are updated by rows are split by rows."""
+    """Where the parameters lie: tables updated by rows are split by rows, maps are copied."""
+    if config.compatible is not None:
+        rest = (Rule(f"{MAPS}/.*", PartitionSpec()), *rest)
     if config.model.features.identity_update == "dense":
         return rest
     return with_tables(rest, TABLES)

@@ -1,18 +1,21 @@
 """AUC of the graph model on a fixed part of the val pairs of every task, accuracy of its heads."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from star_jax.evaluation.auc import roc_auc
-from star_jax.graph.batches import Subgraph
-from star_jax.graph.model import GraphModel
+from star_jax.graph.batches import Role, Subgraph
+from star_jax.graph.compatible import MAPS
+from star_jax.graph.decoders import SeedVectors
+from star_jax.graph.model import GraphModel, LinkTask
 from star_jax.graph.store import GraphStore
 from star_jax.pipeline.graph_classes import HeldOut
+from star_jax.pipeline.graph_compatible import OldVersion
 from star_jax.pipeline.graph_embedding import Embedder
 from star_jax.pipeline.graph_model import GraphModelFile
 from star_jax.pipeline.graph_scoring import Prepared, SplitScoring
@@ -23,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Task(NamedTuple):
+    link: LinkTask
     scoring: SplitScoring
     prepared: Prepared
     label: Bool[np.ndarray, " B"]
@@ -43,6 +47,7 @@ class GraphValidation:
         max_pairs: int,
         seed: int,
         resolve: Callable[[Subgraph], Subgraph] | None = None,
+        old: OldVersion | None = None,
     ) -> None:
         """Chooses the pairs.
 
@@ -54,7 +59,9 @@ class GraphValidation:
           max_pairs: Per task; whole groups are drawn while they fit. As many nodes per node task.
           seed: Of the draw.
           resolve: As in `Embedder`.
+          old: Given, it is also validated how near the maps come to its vectors.
         """
+        self._old = old
         embedder = Embedder(model, file.sampling, resolve)
         self._heads = [HeldOut(model, store, embedder, head, most=max_pairs) for head in file.heads]
         self._tasks: dict[str, _Task] = {}
@@ -67,13 +74,14 @@ class GraphValidation:
                 continue
             scoring = SplitScoring(model, store, embedder, task, "val")
             prepared = scoring.prepare(pairs)
-            self._tasks[task.name] = _Task(scoring, prepared, label, pairs.negative, kinds)
+            self._tasks[task.name] = _Task(task, scoring, prepared, label, pairs.negative, kinds)
 
     def __call__(self, variables: PyTree, step: int) -> dict[str, float]:
         """Metrics by name, and `score`, the mean of the main task's AUCs.
 
         With one task `auc_<kind>` per kind of negative and `bce`; with more, `<task>/` before them.
-        Of node tasks, what `HeldOut` says.
+        Of node tasks, what `HeldOut` says. With an older version `alignment`: the mean length of
+        B_k z_k - z_(k-1) over the different seeds of the pairs that it knows.
 
         Args:
           variables: Of the model.
@@ -83,7 +91,11 @@ class GraphValidation:
         main: list[float] = []  # AUCs of the first task: rarer links would add noise to the choice.
         for name, task in self._tasks.items():
             prefix = f"{name}/" if len(self._tasks) > 1 else ""
-            logits = task.scoring.score(variables, task.prepared)
+            ends = task.scoring.ends(variables, task.prepared)
+            logits = task.scoring.score(variables, task.prepared, ends)
+            if self._old is not None:
+                missed = self._missed(variables, task, ends)
+                metrics[f"{prefix}alignment"] = float(np.mean(missed))
             signs = np.where(task.label, -1.0, 1.0)
             metrics[f"{prefix}bce"] = float(np.logaddexp(0.0, signs * logits).mean())
             for kind in task.kinds:
@@ -94,6 +106,22 @@ class GraphValidation:
         for head in self._heads:
             metrics |= head(variables)
         return metrics | {"score": float(np.mean(main)) if main else float(step)}
+
+    def _missed(
+        self, variables: PyTree, task: _Task, ends: Mapping[Role, SeedVectors]
+    ) -> Float[np.ndarray, " S"]:
+        """Lengths of what the maps miss, of the seeds that the older version knows."""
+        assert self._old is not None
+        sizes: dict[Role, int] = {role: len(nodes) for role, nodes in task.prepared.nodes.items()}
+        old = self._old.of_task(task.link, task.prepared.nodes, sizes)
+        found = [np.zeros(0)]
+        for each in self._old.maps:
+            if each.table in old:
+                vectors = np.asarray(ends[each.role].embedding)
+                mapped = vectors @ np.asarray(variables["params"][MAPS][each.name])
+                length = np.linalg.norm(mapped - old[each.table].vectors, axis=1)
+                found.append(length[np.asarray(old[each.table].known)])
+        return np.concatenate(found)
 
 
 def _draw(pairs: PairTable, max_pairs: int, seed: int) -> PairTable:

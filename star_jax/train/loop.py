@@ -73,6 +73,7 @@ def train(
     validate: Validate,
     checkpointer: Checkpointer,
     reporter: Reporter,
+    accept_from: int = 0,
 ) -> Trained:
     """Trains from the newest checkpoint, or from `state` when there is none.
 
@@ -84,6 +85,7 @@ def train(
       peak_flops: A second, of all devices together; None: not known.
       rate: Step, counted from 0 -> learning rate.
       validate: Called before the first step, every `plan.validate_every` steps, and at the end.
+      accept_from: First step whose score counts: until then the newest checkpoint is the best.
 
     Raises:
       FloatingPointError: A loss or a gradient norm is not finite. Its batch is saved, the state
@@ -109,7 +111,7 @@ def train(
                 reports.finish()  # Before anything is saved: this step must be finite.
                 with reports.pausing():
                     if validating:
-                        best = _validate(validate, state, reporter, best)
+                        best = _validate(validate, state, reporter, best, accept_from)
                     checkpointer.save(state, batches.get_state(), best)
                 saved, saved_at = done, time.monotonic()
     reporter.close()
@@ -158,7 +160,7 @@ def _begin(
     reporter.resume(int(state.step))
     if restored is not None and restored.best is not None:
         return state, restored.best
-    best = _validate(validate, state, reporter, None)
+    best = _validate(validate, state, reporter, None, 0)
     checkpointer.save(state, batches.get_state(), best)
     return state, best
 
@@ -173,13 +175,17 @@ def _next(batches: Batches) -> tuple[Any, float]:
     return next(batches), time.monotonic() - begun
 
 
-def _validate(validate: Validate, state: TrainState, reporter: Reporter, best: Best | None) -> Best:
+def _validate(
+    validate: Validate, state: TrainState, reporter: Reporter, best: Best | None, accept_from: int
+) -> Best:
     step = int(state.step)
     metrics = validate(state)
     reporter.log(step, "val", metrics)
     _log.info("step %d: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
     score = metrics["score"]
-    return Best(step, score) if best is None or score > best.value else best
+    if best is None or best.step < accept_from or score > best.value:
+        return Best(step, score)
+    return best
 
 
 class _Begun(NamedTuple):

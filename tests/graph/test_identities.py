@@ -10,7 +10,8 @@ import pytest
 from star_jax import trees
 from star_jax.graph.features import FeatureConfig, NodeFeatures, look_up
 from star_jax.graph.identities import TABLES, num_rows, read_rows, with_rows
-from star_jax.graph.model import GraphModel, init_model, make_loss, rows_read
+from star_jax.graph.model import GraphModel, init_model, rows_read
+from star_jax.graph.objective import make_loss
 from tests.graph.subgraphs import FEATURES, KEYS, random_subgraph
 from tests.graph.test_model import CONFIG, POSITIVE, TASKS, WEIGHTS, batch_of
 

@@ -9,14 +9,8 @@ from star_jax import trees
 from star_jax.graph.decoders import Decoder, DecoderConfig, SeedVectors
 from star_jax.graph.encoder import GraphEncoderConfig
 from star_jax.graph.match import MatchConfig
-from star_jax.graph.model import (
-    GraphBatch,
-    GraphModel,
-    GraphModelConfig,
-    LinkTask,
-    init_model,
-    make_loss,
-)
+from star_jax.graph.model import GraphBatch, GraphModel, GraphModelConfig, LinkTask, init_model
+from star_jax.graph.objective import make_loss
 from tests.graph.subgraphs import FEATURES, KEYS, random_pairs
 
 TASKS = (LinkTask("apply", "member", "job"), LinkTask("again", "member", "job"))

@@ -106,6 +106,17 @@ def test_files_that_a_config_names_are_inputs(jobs, tmp_path):
         jobs.run(TwoConfig(first=StageConfig(source=tmp_path / "none")), work)
 
 
+def test_what_a_stage_reads_elsewhere_counts(jobs, tmp_path):
+    elsewhere = {"older": "a"}
+    first, second = jobs.stages(TwoConfig())
+    first = first._replace(others=lambda: elsewhere)
+    for digest, expected in (("a", ["first", "second"]), ("a", []), ("b", ["first"])):
+        elsewhere["older"] = digest
+        jobs.ran.clear()
+        run_stages([first, second], tmp_path)
+        assert jobs.ran == expected
+
+
 def test_an_interrupted_stage_goes_on(jobs, tmp_path):
     jobs.stop_second = True
     with pytest.raises(StoppedError):

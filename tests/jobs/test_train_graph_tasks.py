@@ -11,7 +11,8 @@ from star_jax import trees
 from star_jax.config import InputError
 from star_jax.graph.conflicts import make_conflicts
 from star_jax.graph.engines.host import HostEngine
-from star_jax.graph.model import init_model, make_loss
+from star_jax.graph.model import init_model
+from star_jax.graph.objective import make_loss
 from star_jax.jobs import train_graph
 from star_jax.pipeline.graph_data import GraphData
 from star_jax.pipeline.graph_model import open_store, read_model_file

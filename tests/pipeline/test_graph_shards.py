@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec
 
 from star_jax import trees
 from star_jax.graph.identities import TABLES
-from star_jax.graph.model import LinkTask, init_model, make_loss
+from star_jax.graph.model import LinkTask, init_model
+from star_jax.graph.objective import make_loss
 from star_jax.graph.samplers.fanouts import FanoutConfig, resolve
 from star_jax.graph.schema import parse_key
 from star_jax.parallel import rules

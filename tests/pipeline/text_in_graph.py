@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 
 from star_jax.graph.engines.host import HostEngine
-from star_jax.graph.model import GraphBatch, GraphModel, StatefulLoss, init_model
+from star_jax.graph.model import GraphBatch, GraphModel, init_model
+from star_jax.graph.objective import StatefulLoss
 from star_jax.jobs import export_text
 from star_jax.jobs.export_text import TextExportConfig
 from star_jax.jobs.train_graph import GraphTrainConfig

@@ -36,6 +36,7 @@ class Job:
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=0.05, clip_norm=0.0)
     num_steps: int = 12
     patience: int | None = None
+    accept_from: int = 0
 
 
 class Batches:
@@ -109,6 +110,7 @@ def run(
         validate=validate or distance,
         checkpointer=checkpointer,
         reporter=Reporter(folder),
+        accept_from=job.accept_from,
     )
 
 

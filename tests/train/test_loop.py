@@ -147,6 +147,20 @@ def test_patience_ends_a_run_and_a_resumed_one_alike(tmp_path):
     assert int(again.state.step) == 16
 
 
+def test_no_checkpoint_is_the_best_before_it_may_be(tmp_path):
+    """Scores are highest at step 8; until step 13 the newest checkpoint stands in for the best."""
+    job = regression.Job(num_steps=40, patience=2, accept_from=13)
+    whole = regression.run(tmp_path / "whole", job, validate=scripted)
+    validated = {row["step"]: row["score"] for row in rows(tmp_path / "whole", "val")}
+    accepted = {step: score for step, score in validated.items() if step >= 13}
+    assert max(validated, key=validated.__getitem__) == 8
+    assert whole.best == max(accepted.items(), key=lambda item: item[1])
+    assert int(whole.state.step) == whole.best.step + 2 * 4
+    with pytest.raises(KeyboardInterrupt):
+        regression.run(tmp_path / "cut", job, validate=scripted, batches=Interrupted())
+    assert regression.run(tmp_path / "cut", job, validate=scripted).best == whole.best
+
+
 def test_rows_hold_the_figures(tmp_path, caplog):
     caplog.set_level("INFO")
     regression.run(tmp_path, regression.Job(num_steps=3))

@@ -31,7 +31,7 @@ class ScoreConfig:
       min_cohort_members: Slices of fewer members are not shown.
     """
 
-    fit_rows: int = 50_000
+    fit_rows: int = 20_000
     level: float = 0.95
     min_cohort_members: int = 20
 

@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
@@ -20,15 +20,11 @@ Score = Callable[[Float32[np.ndarray, "B F"]], Float[np.ndarray, " B"]]
 """A trained consumer: features -> scores, higher where the label is more likely True."""
 
 
-class Fit(Protocol):
-    """Trains a consumer: same arguments, same consumer."""
+Fit = Callable[[Float32[np.ndarray, "B F"], Bool[np.ndarray, " B"], int], Score]
+"""Trains a consumer: (features, labels, seed) -> what scores; same arguments, same consumer.
 
-    def __call__(
-        self, features: Float32[np.ndarray, "B F"], labels: Bool[np.ndarray, " B"], seed: int
-    ) -> Score:
-        """Features are those of `star_jax.pipeline.consumers.versions.features`."""
-        ...
-
+Features are those of `star_jax.pipeline.consumers.versions.Version.features`.
+"""
 
 DOT = "dot"  # Nothing is trained: the product of a pair's vectors, as a vector index ranks by.
 
@@ -110,7 +106,10 @@ def _trees(seed: int) -> Sequence[Any]:
         HistGradientBoostingClassifier,
     )
 
-    return (HistGradientBoostingClassifier(max_leaf_nodes=15, random_state=seed),)
+    trees = HistGradientBoostingClassifier(
+        learning_rate=0.2, max_iter=50, max_leaf_nodes=15, max_features=0.3, random_state=seed
+    )
+    return (trees,)
 
 
 def _mlp(seed: int) -> Sequence[Any]:
@@ -118,11 +117,10 @@ def _mlp(seed: int) -> Sequence[Any]:
     from sklearn.preprocessing import StandardScaler  # pyright: ignore[reportMissingImports]
 
     network = MLPClassifier(
-        hidden_layer_sizes=(128, 64),
-        alpha=1e-3,
-        early_stopping=True,
-        max_iter=50,
-        n_iter_no_change=5,
+        hidden_layer_sizes=(64,),
+        alpha=0.1,
+        learning_rate_init=3e-3,
+        max_iter=40,  # Held-out rows of few examples would stop it at the first epochs.
         random_state=seed,
     )
     return StandardScaler(), network

@@ -9,9 +9,8 @@ from scipy import stats
 
 from star_jax.evaluation.significance import holm
 from star_jax.pipeline.consumers.check import Answers
-from star_jax.pipeline.consumers.spaces import NUM_NEIGHBOURS
+from star_jax.pipeline.consumers.spaces import OVERLAP
 
-_OVERLAP = f"overlap@{NUM_NEIGHBOURS}_served"
 _RECALL = "recall@10"
 
 
@@ -29,6 +28,7 @@ class Limits:
       alignment_error: Relative alignment error of any table (`star_jax.evaluation.alignment`):
         0 is equal, 1 is no closer than the mean vector.
       neighbour_overlap: Least share of the 10 nearest neighbours that stay, in any table.
+      missing_rows: Share of the old version's rows, in any table, that the new one may lack.
     """
 
     auc_drop: float | None = 0.02
@@ -37,6 +37,7 @@ class Limits:
     recall_drop: float | None = 0.05
     alignment_error: float | None = 0.8
     neighbour_overlap: float | None = 0.2
+    missing_rows: float | None = 0.05
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -119,11 +120,14 @@ def _of_indexes(indexes: list[dict[str, Any]], limits: Limits) -> Iterator[str]:
 
 def _of_spaces(spaces: list[dict[str, Any]], limits: Limits) -> Iterator[str]:
     for row in spaces:
+        lacking, most = row["missing_rows"], limits.missing_rows
+        if most is not None and lacking > most:
+            yield f"missing_rows {most}: table {row['table']} lacks {lacking} of its rows"
         error, most = row["relative_alignment_error"], limits.alignment_error
-        if most is not None and error > most:
+        if most is not None and error is not None and error > most:
             yield f"alignment_error {most}: table {row['table']} has {error}"
-        overlap, least = row[_OVERLAP], limits.neighbour_overlap
-        if least is not None and overlap < least:
+        overlap, least = row[f"{OVERLAP}_served"], limits.neighbour_overlap
+        if least is not None and overlap is not None and overlap < least:
             yield f"neighbour_overlap {least}: table {row['table']} has {overlap}"
 
 

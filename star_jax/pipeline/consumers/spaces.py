@@ -17,11 +17,22 @@ from star_jax.pipeline.consumers.versions import Ends, Version
 from star_jax.pipeline.tables.read import Ranking, read_ranking
 
 NUM_NEIGHBOURS = 10
+OVERLAP = f"overlap@{NUM_NEIGHBOURS}"
+_COLUMNS = (
+    "table",
+    "num_rows",
+    "missing_rows",
+    "num_sampled",
+    "alignment_error",
+    "relative_alignment_error",
+    f"{OVERLAP}_new",
+    f"{OVERLAP}_served",
+)
 _QUERY_ROWS = 256  # Queries against all candidates at a time.
 
 
 def spaces(pair: Pair, num_sampled: int, seed: int) -> list[dict[str, Any]]:
-    """A row per table that both versions have.
+    """A row per table of the old version; None where both have too few rows for neighbours.
 
     Args:
       pair: The versions.
@@ -29,21 +40,24 @@ def spaces(pair: Pair, num_sampled: int, seed: int) -> list[dict[str, Any]]:
         the alignment is that of all rows.
       seed: Of the sample.
     """
-    return [_space(pair, name, num_sampled, seed) for name in common_tables(pair)]
+    found = []
+    for name in pair.old.sizes:
+        before, after = pair.old.keys(name), pair.new.keys(name)
+        keys = np.intersect1d(before, after, assume_unique=True)
+        row: dict[str, Any] = dict.fromkeys(_COLUMNS)
+        row |= {
+            "table": name,
+            "num_rows": len(keys),
+            "missing_rows": round(1 - len(keys) / max(len(before), 1), 4),
+        }
+        enough = len(keys) > NUM_NEIGHBOURS
+        found.append(row | _space(pair, name, keys, num_sampled, seed) if enough else row)
+    return found
 
 
-def common_tables(pair: Pair) -> list[str]:
-    """Tables of which both versions have the same rows, at least enough for neighbours."""
-    names = sorted(pair.old.sizes.keys() & pair.new.sizes.keys())
-    return [name for name in names if len(_common(pair, name)) > NUM_NEIGHBOURS]
-
-
-def _common(pair: Pair, name: str) -> Int64[np.ndarray, " K"]:
-    return np.intersect1d(pair.old.keys(name), pair.new.keys(name), assume_unique=True)
-
-
-def _space(pair: Pair, name: str, num_sampled: int, seed: int) -> dict[str, Any]:
-    keys = _common(pair, name)
+def _space(
+    pair: Pair, name: str, keys: Int64[np.ndarray, " K"], num_sampled: int, seed: int
+) -> dict[str, Any]:
     rows = np.random.default_rng(seed).permutation(len(keys))[:num_sampled]
 
     def neighbours(version: Version) -> Int64[np.ndarray, "Q K"]:
@@ -54,19 +68,17 @@ def _space(pair: Pair, name: str, num_sampled: int, seed: int) -> dict[str, Any]
     shared = {
         which: overlap(before, neighbours(version))
         for which, version in (("new", pair.new), ("served", pair.served))
-        if pair.mapped or which == "served"
+        if pair.mapped or which == "served"  # Else they are one.
     }
     blocks = zip(pair.old.blocks(name, keys), pair.served.blocks(name, keys), strict=True)
     aligned = functools.reduce(operator.add, (alignment(*block) for block in blocks))
-    found = {
-        "table": name,
-        "num_rows": len(keys),
+    found: dict[str, Any] = {
         "num_sampled": len(rows),
         "alignment_error": round(aligned.error, 4),
         "relative_alignment_error": round(aligned.relative_error, 4),
     }
     for which, values in shared.items():
-        found[f"overlap@{NUM_NEIGHBOURS}_{which}"] = round(float(values.mean()), 4)
+        found[f"{OVERLAP}_{which}"] = round(float(values.mean()), 4)
     return found
 
 

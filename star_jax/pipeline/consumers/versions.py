@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float32, Int, Int64, Shaped
 
 from star_jax import artefacts
 from star_jax.config import InputError
-from star_jax.embeddings.table import read_ids, read_table
+from star_jax.embeddings.table import node_types, read_ids, read_table
 from star_jax.embeddings.transforms.transform import Transform
 from star_jax.pipeline.tables.read import PairTable, Ranking, read_nodes, read_texts
 
@@ -56,8 +56,7 @@ class Version:
         """
         self.kind = _open(folder)
         self.digest = artefacts.digest(folder)
-        names = sorted(path.parent.name for path in folder.glob("*/rows-00000.parquet"))
-        self._tables = {name: _read(folder, self.kind, name, tables) for name in names}
+        self._tables = {name: _read(folder, self.kind, name, tables) for name in node_types(folder)}
         self.sizes = {name: table.vectors.shape[1] for name, table in self._tables.items()}
         self._transform: Transform | None = None
 
@@ -79,7 +78,9 @@ class Version:
         return np.logical_and.reduce([row >= 0 for row in rows])
 
     def keys(self, table: str) -> Int64[np.ndarray, " K"]:
-        """Keys that have a row here."""
+        """Keys that have a row here; none of a table that is not here."""
+        if table not in self._tables:
+            return np.zeros(0, np.int64)
         return np.flatnonzero(self._tables[table].row >= 0)
 
     def vectors(self, table: str, keys: Int[np.ndarray, " B"]) -> Float32[np.ndarray, "B E"]:

@@ -74,7 +74,7 @@ def graph_step(config: GraphTrainConfig, workdir: Path, mesh: Mesh) -> GraphStep
     )
     engine = make_engine(config.engine, store, mesh, planned=True)
     arrays = engine.arrays if isinstance(engine, ProgramEngine) else {}
-    loss = make_model_loss(config, model, meta)
+    loss = make_model_loss(config, model, meta, file.compatible)
     step = make_graph_step(config, loss, optimizer, state, mesh, engine)
     data = GraphData(config, workdir, file, store, meta, num_row_shards(mesh), engine)
     batch = next(data.batches(config.fanouts.largest))
