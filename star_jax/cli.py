@@ -107,7 +107,7 @@ def _run(argv: list[str]) -> int:
     speaks = not processes or processes.is_first()
     if args.command in ("report", "run") and speaks:
         _print_results(args.workdir)
-    return _print_contract(found, speaks) if args.command == "check-consumers" else 0
+    return _print_contract(found, speaks) if args.command in ("check-consumers", "release") else 0
 
 
 def _join(args: argparse.Namespace) -> None:

@@ -84,6 +84,13 @@ COMMANDS = {
         "score frozen consumers of old embeddings on new ones; fail beyond limits",
         "--workdir --old --new [--transform] [--registry] --output",
     ),
+    "release": Command(
+        "release",
+        "tables/, and a registry",
+        "release/, and the registry",
+        "make a new version active, with maps and contracts for the consumers of old ones",
+        "--workdir --new --registry",
+    ),
     "report": Command(
         "report", "evaluation/", "report/", "write metrics.json and a page with figures"
     ),

@@ -28,7 +28,7 @@ def find_chain(state: State, new: Version, old: Version, max_chain: int) -> list
     """
     leaving: dict[str, list[Version]] = {}
     latest_first = reversed(_in_use(state, "transform"))
-    for version in sorted(latest_first, key=lambda each: not _passed(state, each)):
+    for version in sorted(latest_first, key=lambda each: not has_passed(state, each)):
         leaving.setdefault(version.facts["new"], []).append(version)
     found: dict[str, list[Version]] = {new.digest: []}
     left = deque([new.digest])
@@ -90,7 +90,22 @@ def unserved(state: State, max_chain: int) -> dict[Consumer, str]:
     return {consumer: reason for consumer, reason in found.items() if reason is not None}
 
 
-def _passed(state: State, transform: Version) -> bool:
+def map_between(state: State, new: Version, old: Version) -> Version | None:
+    """The transform of one version's vectors to another's that is to be used, if there is one.
+
+    The latest that passed its contract; else the latest that no contract was made for.
+    """
+    ends = {"new": new.digest, "old": old.digest}
+    found = [each for each in _in_use(state, "transform") if each.facts == ends]
+    passed = [each for each in found if has_passed(state, each)]
+    untried = [
+        each for each in found if _breaks(state, old.digest, new.digest, each.digest) is None
+    ]
+    return next(reversed([*untried, *passed]), None)
+
+
+def has_passed(state: State, transform: Version) -> bool:
+    """Whether its latest contract holds."""
     facts = transform.facts
     return _breaks(state, facts["old"], facts["new"], transform.digest) == []
 
