@@ -9,6 +9,7 @@ import pytest
 
 from star_jax import artefacts
 from star_jax.config import InputError
+from star_jax.embeddings.registry import registry as module
 from star_jax.embeddings.registry.registry import Registry, locate
 from tests.embeddings.registry.artefact import contract, embeddings, link, write
 
@@ -85,6 +86,23 @@ def test_a_report_is_added_once(registry, tmp_path):
         registry.add(tmp_path / "a", "market", reports={"metrics": {"x": 2}})
     with pytest.raises(InputError, match="market@1 has a report ablation, which never changes"):
         registry.attach("market@1", "ablation", [])
+
+
+def test_an_addition_that_others_outrun_takes_the_next_number(registry, tmp_path, monkeypatch):
+    registry.add(embeddings(tmp_path / "a", "a"), "market")
+    append, others = module.append, [Registry(registry.url)]
+
+    def after_others(*args):
+        if others:
+            others.pop().add(embeddings(tmp_path / "b", "b"), "market")
+        return append(*args)
+
+    monkeypatch.setattr(module, "append", after_others)
+    assert registry.add(embeddings(tmp_path / "c", "c"), "market").ref == "market@3"
+    for number, name in enumerate("abc", start=1):
+        digest = registry.version(f"market@{number}").digest
+        assert digest == artefacts.digest(tmp_path / name)
+    assert registry.verify().left_over == []
 
 
 def test_config_and_inputs_are_those_of_the_same_content(tmp_path):
@@ -166,6 +184,12 @@ def test_a_long_chain_serves_once_it_is_one(local, tmp_path):
         Registry(local.url, max_chain=1).chain("market@3", "market@1")
     serve(local, tmp_path, "market@3", "market@1", name="composed")
     local.promote("market@3")
+
+
+def test_a_consumer_of_another_name_does_not_matter(local, tmp_path):
+    local.promote("market@2", force_reason="now")
+    local.add(embeddings(tmp_path / "o", "other"), "other")
+    assert local.promote("other@1").state == "active"
 
 
 def test_what_was_forced_is_kept(local):
@@ -277,6 +301,13 @@ def test_any_flipped_byte_is_found_by_its_file(local, tmp_path):
             path.write_bytes(content)
     assert local.verify().problems == []
     assert local.verify("market@1").num_versions == 1
+
+
+def test_a_damaged_record_is_not_read(local):
+    path = Path(local.url) / local.version("market@1").record.name
+    path.write_bytes(path.read_bytes().replace(b"graph_embeddings", b"graph_embeddingz"))
+    with pytest.raises(InputError, match=rf"{path.name} does not have the sha256 it was stored"):
+        local.record("market@1")
 
 
 def _problem(registry):
