@@ -1,46 +1,12 @@
 import json
-import subprocess
-import sys
-import uuid
-from pathlib import Path
 
-import fsspec
 import pytest
 
 from star_jax import artefacts
 from star_jax.config import InputError
+from star_jax.embeddings.registry import registry as module
 from star_jax.embeddings.registry.registry import Registry, locate
-from tests.embeddings.registry.artefact import contract, embeddings, link, write
-
-SCRIPT = Path(__file__).parent / "other_process.py"
-ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(params=["path", "memory"])
-def registry(request, tmp_path, monkeypatch):
-    """An empty registry of each kind."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    urls = {"path": str(tmp_path / "r"), "memory": f"memory://{uuid.uuid4().hex}/r"}
-    return Registry(urls[request.param])
-
-
-@pytest.fixture
-def local(tmp_path):
-    """A registry with three versions, the first one active and used by ads."""
-    registry = Registry(tmp_path / "r")
-    for number in (1, 2, 3):
-        registry.add(embeddings(tmp_path / "w" / f"v{number}", f"v{number}"), "market")
-    registry.promote("market@1")
-    registry.add_consumer("ads", "market", "ann")
-    return registry
-
-
-def serve(registry, folder, new, old, *, breaks=(), name="map"):
-    """Adds a transform and its contract."""
-    new, old = registry.version(new), registry.version(old)
-    transform = registry.add(link(folder / "t", new, old), name)
-    agreed = contract(folder / "c", new, old, transform, breaks)
-    return transform, registry.add(agreed, f"{name}-contract")
+from tests.embeddings.registry.artefact import contract, embeddings, link, serve, write
 
 
 def test_versions_come_back_as_they_were_added(registry, tmp_path):
@@ -85,6 +51,23 @@ def test_a_report_is_added_once(registry, tmp_path):
         registry.add(tmp_path / "a", "market", reports={"metrics": {"x": 2}})
     with pytest.raises(InputError, match="market@1 has a report ablation, which never changes"):
         registry.attach("market@1", "ablation", [])
+
+
+def test_an_addition_that_others_outrun_takes_the_next_number(registry, tmp_path, monkeypatch):
+    registry.add(embeddings(tmp_path / "a", "a"), "market")
+    append, others = module.append, [Registry(registry.url)]
+
+    def after_others(*args):
+        if others:
+            others.pop().add(embeddings(tmp_path / "b", "b"), "market")
+        return append(*args)
+
+    monkeypatch.setattr(module, "append", after_others)
+    assert registry.add(embeddings(tmp_path / "c", "c"), "market").ref == "market@3"
+    for number, name in enumerate("abc", start=1):
+        digest = registry.version(f"market@{number}").digest
+        assert digest == artefacts.digest(tmp_path / name)
+    assert registry.verify().left_over == []
 
 
 def test_config_and_inputs_are_those_of_the_same_content(tmp_path):
@@ -166,6 +149,12 @@ def test_a_long_chain_serves_once_it_is_one(local, tmp_path):
         Registry(local.url, max_chain=1).chain("market@3", "market@1")
     serve(local, tmp_path, "market@3", "market@1", name="composed")
     local.promote("market@3")
+
+
+def test_a_consumer_of_another_name_does_not_matter(local, tmp_path):
+    local.promote("market@2", force_reason="now")
+    local.add(embeddings(tmp_path / "o", "other"), "other")
+    assert local.promote("other@1").state == "active"
 
 
 def test_what_was_forced_is_kept(local):
@@ -258,60 +247,6 @@ def test_what_made_a_living_version_is_not_retired(tmp_path):
     registry.retire("model@1")
 
 
-def test_any_flipped_byte_is_found_by_its_file(local, tmp_path):
-    serve(local, tmp_path, "market@2", "market@1")
-    local.attach("market@1", "ablation", {"x": [1.5]})
-    files = [path for path in (tmp_path / "r").rglob("*") if path.is_file()]
-    assert len(files) > 25
-    for path in files:
-        content = path.read_bytes()
-        for place in {0, len(content) // 2, len(content) - 1}:
-            flipped = bytearray(content)
-            flipped[place] ^= 1
-            path.write_bytes(flipped)
-            assert str(path) in _problem(local), place
-        path.write_bytes(content)
-        if path.parent.name != "journal":  # A journal without its last event is a shorter one.
-            path.unlink()
-            assert str(path.parent) in _problem(local)
-            path.write_bytes(content)
-    assert local.verify().problems == []
-    assert local.verify("market@1").num_versions == 1
-
-
-def _problem(registry):
-    try:
-        return "; ".join(registry.verify().problems)
-    except InputError as error:
-        return str(error)
-
-
-def test_files_of_nobody_are_named(local, tmp_path):
-    stray = tmp_path / "r" / "objects" / "beef" / "vectors.bin"
-    stray.parent.mkdir()
-    stray.write_bytes(b"x")
-    assert local.verify().left_over == [str(stray)]
-    inside = local.folder("market@1") / "more.bin"
-    inside.write_bytes(b"x")
-    assert local.verify().problems == [f"{inside} is no file of the artefact"]
-
-
-def test_a_damaged_copy_is_not_handed_out(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    system, root = fsspec.filesystem("memory"), f"/{uuid.uuid4().hex}"
-    registry = Registry(f"memory:/{root}")
-    digest = registry.add(embeddings(tmp_path / "a"), "market").digest
-    system.pipe_file(f"{root}/objects/{digest}/rows.bin", b"x rowz")
-    with pytest.raises(InputError, match=r"rows\.bin does not have the sha256"):
-        registry.folder("market@1")
-    assert not any((tmp_path / "cache").rglob("*.bin"))
-    system.pipe_file(f"{root}/objects/{digest}/rows.bin", b"x rows")
-    folder = registry.folder("market@1")
-    assert folder == tmp_path / "cache" / "star_jax" / "objects" / digest
-    system.rm(f"{root}/objects/{digest}", recursive=True)
-    assert registry.folder("market@1") == folder  # Fetched once.
-
-
 def test_an_artefact_that_is_not_whole_is_not_added(tmp_path):
     registry, folder = Registry(tmp_path / "r"), embeddings(tmp_path / "a")
     (folder / "rows.bin").write_bytes(b"y rows")
@@ -333,60 +268,3 @@ def test_a_ref_or_a_folder(local, tmp_path):
         locate("market@2", None)
     with pytest.raises(InputError, match="elsewhere is no registry; `star registry add"):
         locate("market@2", str(tmp_path / "elsewhere"))
-
-
-def start(*args):
-    return subprocess.Popen(
-        [sys.executable, SCRIPT, *map(str, args)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT)},
-    )
-
-
-def meet(*processes):
-    """Lets all go on when all have decided; what they say then."""
-    for process in processes:
-        assert process.stdout.readline() == "decided\n", process.communicate()
-    for process in processes:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    said = [process.communicate() for process in processes]
-    assert [error for _, error in said] == [""] * len(said)
-    return [out.strip() for out, _ in said]
-
-
-def test_of_two_processes_one_promotes_and_the_other_is_told(local):
-    local.remove_consumer("ads", "market")
-    racing = [start("race", local.url, "market@1", ref) for ref in ("market@2", "market@3")]
-    meeting = [start("meet", local.url, ref) for ref in ("market@2", "market@3")]
-    before = len(local.events())
-    said = meet(*meeting)
-    winner = said.index("won")
-    other = said[1 - winner]
-    assert "was changed meanwhile: event " in other
-    assert f"promote market@{2 + winner}; nothing of this was done; look at `star regi" in other
-    assert local.version("market").ref == f"market@{2 + winner}"
-    assert len(local.events()) == before + 1
-    before += 1
-    won = [int(number) for number in meet(*racing)]
-    assert min(won) > 0
-    assert len(local.events()) == before + sum(won)  # Nothing was lost, nothing counted twice.
-    assert local.verify().problems == []
-
-
-def test_a_killed_addition_is_nowhere_and_may_be_repeated(local, tmp_path):
-    folder = embeddings(tmp_path / "w" / "v4", "v4")
-    killed = start("die", local.url, folder)
-    assert killed.communicate() == ("", "")
-    assert killed.returncode == -9
-    assert "market@4" not in local.state().versions
-    found = local.verify()
-    assert found.problems == []
-    assert [Path(name).name for name in found.left_over] == ["vectors.bin"]
-    assert local.add(folder, "market").ref == "market@4"
-    assert local.verify().left_over == []
-    artefacts.verify(local.folder("market@4"))
