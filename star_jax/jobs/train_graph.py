@@ -183,11 +183,8 @@ def _parts(
 ) -> _Parts:
     model = file.build()
     params, statistics = init_model(model, config.seed)
-    loss, texts, digest = (
-        make_model_loss(config, model, meta, file.compatible),
-        None,
-        tree_digest({}),
-    )
+    loss = make_model_loss(config, model, meta, file.compatible)
+    texts, digest = None, tree_digest({})
     rules = graph_rules(config)
     engine = make_engine(config.engine, store, mesh)
     frozen = engine.arrays if isinstance(engine, ProgramEngine) else {}
