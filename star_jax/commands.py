@@ -64,7 +64,7 @@ COMMANDS = {
     "export-graph": Command(
         "export_graph",
         "tables/ graph/ text_embeddings/ graph_model/",
-        "graph_embeddings/",
+        "graph_embeddings/, and transform/ of a model trained with maps",
         "write a vector for every node",
     ),
     "fit-transform": Command(

@@ -1,8 +1,9 @@
 """`star train-graph`: trains the graph encoder and the decoders of all tasks on pairs.
 
 Reads `W/tables`, `W/graph` and, with text features, `W/text_embeddings`, or with `text_encoder`
-the texts and `W/text`; writes `W/graph_model`: checkpoints, metrics.jsonl, TensorBoard, plan.json,
-model.json; sealed when training has finished.
+the texts and `W/text`; with `compatible` also the older vectors that it names. Writes
+`W/graph_model`: checkpoints, metrics.jsonl, TensorBoard, plan.json, model.json; sealed when
+training has finished.
 """
 
 import functools
