@@ -64,7 +64,7 @@ COMMANDS = {
     "export-graph": Command(
         "export_graph",
         "tables/ graph/ text_embeddings/ graph_model/",
-        "graph_embeddings/",
+        "graph_embeddings/, and transform/ of a model trained with maps",
         "write a vector for every node",
     ),
     "fit-transform": Command(
@@ -163,7 +163,8 @@ REGISTRY = {  # What `star registry` does, besides --registry.
         "say what was trained on a version: add CONSUMER REF, remove CONSUMER NAME, list",
     ),
     "chain": Action(
-        "NEW=text OLD=text [--max-chain=number]", "print the transforms from one to another"
+        "NEW=text OLD=text [--output=path] [--max-chain=number]",
+        "print the transforms from one to another; write them as one",
     ),
     "verify": Action("[REF=text]", "read everything again, to the last byte"),
     "mlflow": Action(

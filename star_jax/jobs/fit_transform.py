@@ -137,6 +137,7 @@ def _share(config: TransformConfig, sides: _Sides, names: list[str]) -> None:
     for name in names:
         moments = measure(sides.pairs(name), config, worker=worker, workers=workers)
         moments.write(sides.scratch / name / f"moments-{worker:05d}.npz")
+        _log.info("%s: this process added up %d pairs", name, moments.count)
     processes.wait("moments")
 
 

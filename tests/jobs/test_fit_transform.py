@@ -8,12 +8,14 @@ import pytest
 
 from star_jax import artefacts
 from star_jax.config import InputError
+from star_jax.embeddings.registry.registry import Registry
 from star_jax.embeddings.table import read_table
 from star_jax.embeddings.transforms.descent import DescentConfig
 from star_jax.embeddings.transforms.files import read_transform
 from star_jax.embeddings.transforms.fit import TransformConfig
 from star_jax.embeddings.transforms.maps import Identity, Linear, Residual
 from star_jax.embeddings.transforms.transform import SHARED
+from star_jax.evaluation.auc import roc_auc
 from star_jax.jobs import fit_transform
 from tests.embeddings.transforms.versions import Side, drift, write_version
 from tests.jobs.together import start
@@ -166,7 +168,8 @@ def test_what_cannot_be_fitted_is_refused_and_leaves_nothing(market, tmp_path):
     refused(
         "shared True needs node types of the same widths, got job 12", "v1", "wide", shared=True
     )
-    refused("job: no pair is left to fit on of 3 with held_out 0.95", "v1", "few", held_out=0.95)
+    most = {"held_out": 0.999, "descent": DescentConfig(stopping=0.001)}
+    refused("job: no pair is left to fit on of 3 with held_out 0.999", "v1", "few", **most)
     refused("job: none of 3 pairs is left to choose the st", "v1", "few", mode="mlp", held_out=0.0)
     refused("ridge 0.0: the pairs do not span all 4 dim", "v1", "few", ridge=0.0, held_out=0.0)
 
@@ -184,8 +187,8 @@ def test_what_cannot_be_fitted_is_refused_and_leaves_nothing(market, tmp_path):
 def test_configs_that_mean_nothing_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         TransformConfig(**fields)
-    with pytest.raises(ValueError, match="stopping 0 must be a share"):
-        DescentConfig(stopping=0)
+    with pytest.raises(ValueError, match=r"stopping 0\.0 must be a share"):
+        DescentConfig(stopping=0.0)
 
 
 def test_texts_pair_by_their_times(tmp_path):
@@ -205,16 +208,50 @@ def test_the_command_takes_folders_and_names_of_a_registry(market, tmp_path, sta
     config = ROOT / "configs/transform/ridge.py"
     given = ["fit-transform", config, "--old", market / "v1", "--output", tmp_path / "t"]
     assert star(*given, "--new", market / "v2", "--ridge", "0.5").code == 0
-    assert artefacts.read_manifest(tmp_path / "t", "transform").meta["config"]["ridge"] == 0.5
+    meta = artefacts.read_manifest(tmp_path / "t", "transform").meta
+    assert meta["config"]["ridge"] == 0.5
     missing = star(*given)
     assert missing.errors == ["star: error: --new is missing; see `star fit-transform --help`"]
     unknown = star(*given, "--new", "jobs@2")
     assert "jobs@2 is no folder of an artefact; as a version, NAME" in unknown.errors[0]
+    registry = tmp_path / "registry"
+    for version in ("v1", "v2"):
+        Registry(str(registry)).add(market / version, "jobs")
+    refs = ["--old", "jobs@1", "--new", "jobs@2", "--registry", registry]
+    assert star("fit-transform", config, *refs, "--output", tmp_path / "u").code == 0
+    named = artefacts.read_manifest(tmp_path / "u", "transform").meta
+    assert [named[side] for side in ("new", "old")] == [meta[side] for side in ("new", "old")]
+
+
+def test_a_consumer_of_the_old_version_goes_on(tmp_path, star):
+    """A linear one, trained once, on members that no map was fitted to."""
+    rng = np.random.default_rng(0)
+    latent = rng.normal(size=(3000, 16))
+    labels = latent @ rng.normal(size=16) > 0
+    ids = [f"id{i}" for i in range(len(latent))]
+    tables = {}
+    for version, noise in (("v1", 0.05), ("v2", 0.4)):
+        vectors = latent @ rng.normal(size=(16, 24)) / 4 + noise * rng.normal(size=(3000, 24))
+        tables[version] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        write_version(tmp_path / version, {"member": Side(ids, tables[version])})
+    train, test = slice(0, 1500), slice(1500, 3000)
+    consumer = np.linalg.lstsq(tables["v1"][train], 2.0 * labels[train] - 1, rcond=None)[0]
+    fewer = Side(ids[train], tables["v2"][train])  # The map sees none of those that are scored.
+    write_version(tmp_path / "v2_train", {"member": fewer})
+    config = ROOT / "configs/transform/ridge.py"
+    folders = ["--old", tmp_path / "v1", "--new", tmp_path / "v2_train", "--output", tmp_path / "t"]
+    assert star("fit-transform", config, *folders).code == 0
+    mapped = read_transform(tmp_path / "t").apply("member", tables["v2"][test])
+    given = {"old": tables["v1"][test], "mapped": mapped, "unmapped": tables["v2"][test]}
+    scores = {name: roc_auc(labels[test], vectors @ consumer) for name, vectors in given.items()}
+    assert scores["old"] > 0.98
+    assert 0.9 < scores["mapped"] < scores["old"]
+    assert scores["unmapped"] < 0.7
 
 
 def test_processes_share_the_rows(market, tmp_path):
     """Two real ones: the map is that of one."""
-    alone, _ = fitted(market, tmp_path / "alone", TransformConfig())
+    alone, meta = fitted(market, tmp_path / "alone", TransformConfig())
     config = "from configs.transform.ridge import get_config"
     given = {"old": market / "v1", "new": market / "v2", "output": tmp_path / "t"}
     options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
@@ -222,7 +259,7 @@ def test_processes_share_the_rows(market, tmp_path):
     codes = [process.wait(timeout=300) for process in running]
     logs = [(tmp_path / f"{index}.log").read_text() for index in range(2)]
     assert codes == [0, 0], "\n".join(logs)
-    assert "wrote" in logs[0]
+    assert f"job: this process added up {meta['pairs']['job']['fit'] // 2} pairs" in logs[0]
     together = read_transform(tmp_path / "t")
     for name in ("member", "job"):
         maps = [each.of(name)[0].map for each in (together, alone)]

@@ -31,7 +31,7 @@ def write_version(
                 vectors = side.vectors[own].astype(np.float32)
                 table = EmbeddingTable(own, own, t[own], vectors)
                 write_shard(partial / name, shard, [side.ids[i] for i in own], table)
-        artefacts.set_meta(partial, {"name": folder.name})
+        artefacts.set_meta(partial, {"model": folder.name, "graph": "g"})
     return folder
 
 
@@ -39,7 +39,7 @@ def drift(size: int, count: int, *, seed: int = 0, noise: float = 0.05, width: i
     """Unit vectors of a version: a rotation, of its own by the seed, of what all versions share."""
     latent = np.random.default_rng(7).normal(size=(count, width))
     rng = np.random.default_rng(seed)
-    mixed = latent @ np.linalg.qr(rng.normal(size=(size, width)))[0].T
+    mixed = latent[:, :size] @ np.linalg.qr(rng.normal(size=(size, min(size, width))))[0].T
     vectors = mixed + noise * rng.normal(size=(count, size))
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return Side([f"id{i}" for i in range(count)], (vectors / length).astype(np.float32))
