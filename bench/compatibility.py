@@ -46,6 +46,7 @@ from bench.graph_quality import PREPARED, measure
 from bench.record import Record, as_long_as
 from configs.contract import default as contract
 from configs.run import market, quickstart, tiny
+from star_jax.embeddings.transforms.files import read_chain, write_transform
 from star_jax.embeddings.transforms.fit import TransformConfig
 from star_jax.graph.samplers.fanouts import FanoutConfig
 from star_jax.jobs import build_graph, check_consumers, export_graph, fit_transform, train_graph
@@ -184,14 +185,16 @@ def consumed(workdir: Path, lineage: Sequence[Trained], mode: str) -> dict[str, 
     """What consumers of the first version make of the last one."""
     first, last = lineage[0], lineage[-1]
     output = last.workdir / f"{last.name}-{mode.replace(' ', '_')}-contract"
-    maps = ",".join(str(each.map) for each in reversed(lineage[1:]))
+    chain = last.workdir / f"{last.name}-chain"
+    if mode != PLAIN:
+        write_transform(chain, read_chain([each.map for each in reversed(lineage[1:])]), {})
     config = dataclasses.replace(contract.get_config(), limits=_NO_LIMITS)
     check_consumers.run(
         config,
         workdir,
         old=str(first.vectors),
         new=str(last.vectors),
-        transform=None if mode == PLAIN else maps,
+        transform=None if mode == PLAIN else str(chain),
         output=str(output),
     )
     return summary(json.loads((output / "contract.json").read_text("utf-8")))
