@@ -23,10 +23,12 @@ trained once on the vectors of v1, as Hu et al. (2022) do, and read each later v
 
 `task` is the version's own model on the test split; its change is that against `no map`, that of
 consumers against v1, in percent of the metric: of consumers that predict links, and of those that
-predict attributes of nodes. All with the 95 % interval of the mean over seeds (Student's t). The
+predict attributes of nodes; `anew`: of those trained on the version itself, which is what a team
+would gain by training again. `mixed recall@10` is that of an index of dot products whose two sides
+are of v1 and of the version. All with the 95 % interval of the mean over seeds (Student's t). The
 first training of a version settles its steps within `--budget-s`; the others take as many. What
 was found is kept in bench/results/compatibility.json and not done again. Exit code 1: no way
-reaches parity, which is that the intervals of all changes of v3 reach zero.
+reaches parity at v3, which is that neither the task nor consumers lose more than 1 % on average.
 """
 
 import argparse
@@ -46,6 +48,7 @@ from bench.graph_quality import PREPARED, measure
 from bench.record import Record, as_long_as
 from configs.contract import default as contract
 from configs.run import market, quickstart, tiny
+from star_jax.embeddings.transforms.files import read_chain, write_transform
 from star_jax.embeddings.transforms.fit import TransformConfig
 from star_jax.graph.samplers.fanouts import FanoutConfig
 from star_jax.jobs import build_graph, check_consumers, export_graph, fit_transform, train_graph
@@ -65,8 +68,15 @@ FIRST = "first"  # Folder in W of what v1 sees.
 SHARE = 0.5  # Of the training pairs, seen by v1.
 TASK = ("auc_uniform", "recall@10")
 CHANGES = ("links", "attributes")
+MOST_LOST = 1.0  # Percent, of what is at parity.
 SPACES = ("alignment", "relative", "overlap@10", "mixed recall@10")
-COLUMNS = (*(f"task {metric}" for metric in TASK), "task", *CHANGES, *SPACES)
+COLUMNS = (
+    *(f"task {metric}" for metric in TASK),
+    "task",
+    *CHANGES,
+    *(f"{name} anew" for name in CHANGES),
+    *SPACES,
+)
 _NO_LIMITS = Limits(**dict.fromkeys(field.name for field in dataclasses.fields(Limits)))
 
 
@@ -184,14 +194,16 @@ def consumed(workdir: Path, lineage: Sequence[Trained], mode: str) -> dict[str, 
     """What consumers of the first version make of the last one."""
     first, last = lineage[0], lineage[-1]
     output = last.workdir / f"{last.name}-{mode.replace(' ', '_')}-contract"
-    maps = ",".join(str(each.map) for each in reversed(lineage[1:]))
+    chain = last.workdir / f"{last.name}-chain"
+    if mode != PLAIN:
+        write_transform(chain, read_chain([each.map for each in reversed(lineage[1:])]), {})
     config = dataclasses.replace(contract.get_config(), limits=_NO_LIMITS)
     check_consumers.run(
         config,
         workdir,
         old=str(first.vectors),
         new=str(last.vectors),
-        transform=None if mode == PLAIN else maps,
+        transform=None if mode == PLAIN else str(chain),
         output=str(output),
     )
     return summary(json.loads((output / "contract.json").read_text("utf-8")))
@@ -199,11 +211,12 @@ def consumed(workdir: Path, lineage: Sequence[Trained], mode: str) -> dict[str, 
 
 def summary(content: dict[str, Any]) -> dict[str, float]:
     """Means over consumers, questions and tables of a contract; changes in percent."""
-    changes: dict[str, list[float]] = {name: [] for name in CHANGES}
+    changes: dict[str, list[float]] = {}
     for row in content["consumers"]:
         kind = "attributes" if row["metric"] == "auc" else "links"
-        changes[kind].append(100 * (row["served"] / row["old"] - 1))
-    found = {name: float(np.mean(values)) for name, values in changes.items() if values}
+        for name, column in ((kind, "served"), (f"{kind} anew", "retrained")):
+            changes.setdefault(name, []).append(100 * (row[column] / row["old"] - 1))
+    found = {name: float(np.mean(values)) for name, values in changes.items()}
     keys = ("alignment_error", "relative_alignment_error", "overlap@10_served")
     for name, key in zip(SPACES, keys, strict=False):
         found[name] = float(np.mean([row[key] for row in content["spaces"]]))
@@ -224,7 +237,8 @@ def rows_of(workdir: Path, config: GraphTrainConfig, seed: int, record: Record) 
             if mode == KEPT:
                 first = trainer.train("v1", PLAIN)
                 found = own_task(first) | dict.fromkeys(CHANGES, 0.0)
-                record.keep(name, seed, found | {"alignment": 0.0, "overlap@10": 1.0})
+                same = dict(zip(SPACES, (0.0, 0.0, 1.0), strict=False))
+                record.keep(name, seed, found | same)
                 continue
             lineage = trainer.lineage(mode)[:number]
             found = own_task(lineage[-1])
@@ -254,15 +268,9 @@ def with_changes(record: Record, version: str, mode: str, seeds: Sequence[int]) 
 
 
 def at_parity(found: Sequence[dict[str, float]]) -> bool:
-    """Whether nothing is lost for sure: the interval of every change reaches zero."""
-    for name in ("task", *CHANGES):
-        values = [each[name] for each in found if name in each]
-        if not values:
-            return False
-        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else 0
-        if np.mean(values) + half < 0:
-            return False
-    return True
+    """Whether neither the task nor any kind of consumers loses more than that on average."""
+    changes = [[each[name] for each in found if name in each] for name in ("task", *CHANGES)]
+    return all(float(np.mean(values)) >= -MOST_LOST for values in changes if values)
 
 
 def main() -> int:

@@ -64,7 +64,7 @@ COMMANDS = {
     "export-graph": Command(
         "export_graph",
         "tables/ graph/ text_embeddings/ graph_model/",
-        "graph_embeddings/",
+        "graph_embeddings/, and transform/ of a model trained with maps",
         "write a vector for every node",
     ),
     "fit-transform": Command(
@@ -106,8 +106,7 @@ OPTIONS = {  # Those of `Command.options`.
     "workdir": "folder of all artefacts",
     "old": "embeddings that consumers were trained on: a folder, or NAME@VERSION of the registry",
     "new": "embeddings that are to take their place",
-    "transform": "what maps the new ones to the old ones' space; A,B: both in turn; chain: those "
-    "that the registry finds",
+    "transform": "what maps the new ones to the old ones' space",
     "registry": "path or URL of the registry that names are of",
     "output": "folder to write",
 }

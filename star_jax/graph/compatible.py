@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from star_jax.graph.batches import HostOrDevice, OldVectors, PairBatch, Role
+from star_jax.graph.batches import HostOrDevice, PairBatch, Role
 
 MAPS = "compatible"
 """Where their parameters stand beside those of the encoders."""
@@ -98,7 +98,8 @@ class Alignment:
             pairs = tasks[task]
             assert pairs.old is not None
             for table, ours in tables.items():
-                known, missed = _difference(ours, pairs.old[table])
+                vectors, known = map(jnp.asarray, pairs.old[table])
+                missed = ours[:, : known.shape[1]] - vectors  # The rest is padding.
                 error = self._mean_squares(table, missed)
                 lengths.append((jnp.linalg.norm(jax.lax.stop_gradient(missed), axis=-1), known))
                 if role_of[table] == "sender":
@@ -116,15 +117,6 @@ class Alignment:
         further = [difference @ matrix for matrix in self.older.get(table, ())]
         squares = [jnp.mean(each**2, axis=-1) for each in (difference, *further)]
         return sum(squares[1:], squares[0]) / len(squares)
-
-
-def _difference(
-    ours: Float[Array, "shards padded E"], old: OldVectors
-) -> tuple[Bool[Array, "shards S"], Float[Array, "shards S E"]]:
-    """Which seeds count, and what their mapped vectors have more than the older ones."""
-    known = jnp.asarray(old.known)
-    difference = ours[:, : known.shape[1]] - jnp.asarray(old.vectors)
-    return known, jnp.where(known[..., None], difference, 0.0)
 
 
 def _mean(rows: Sequence[_Rows]) -> Float[Array, ""]:

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 from star_jax import artefacts
 from star_jax.config import InputError, to_json
-from star_jax.embeddings.registry.registry import Registry, locate
-from star_jax.embeddings.transforms.files import read_chain
+from star_jax.embeddings.registry.registry import locate
+from star_jax.embeddings.transforms.files import read_transform
 from star_jax.pipeline.consumers.check import Answers, Pair, ScoreConfig, answers
 from star_jax.pipeline.consumers.fits import DOT, find_fit
 from star_jax.pipeline.consumers.limits import Limits, add_p_values, breaks
@@ -32,7 +32,6 @@ from star_jax.pipeline.consumers.versions import Version
 from star_jax.pipeline.tables.read import read_meta
 
 KIND = "contract"
-_CHAIN = "chain"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,9 +92,8 @@ def run(
       workdir: Whose tables have the labels.
       old: Embeddings that consumers were trained on: a folder, or a version of the registry.
       new: Embeddings of the same kind that are to take their place.
-      transform: What maps the new ones to the old ones' space; several of a chain are separated by
-        commas, the one of the new version first, or are `chain`: those that the registry would
-        serve old consumers by. None: the new vectors are served as they are.
+      transform: What maps the new ones to the old ones' space; a chain is written as one by `star
+        registry chain`. None: they are served as they are.
       registry: Path or URL; None where all of them are folders.
       output: Folder of the contract.
 
@@ -106,8 +104,8 @@ def run(
     Raises:
       InputError: The versions do not go with each other, the tables or the transform.
     """
-    maps = _maps(transform, old, new, registry)
-    pair = _open(locate(old, registry), locate(new, registry), maps, workdir / "tables")
+    mapping = None if transform is None else locate(transform, registry)
+    pair = _open(locate(old, registry), locate(new, registry), mapping, workdir / "tables")
     found = _measure(config, pair, workdir / "tables")
     broken = breaks(*found[:3], config.limits, config.score.level)
     content = {
@@ -123,7 +121,7 @@ def run(
     meta = {
         "old": pair.old.digest,
         "new": pair.new.digest,
-        "transform": artefacts.digest(maps[0]) if maps else None,
+        "transform": None if mapping is None else artefacts.digest(mapping),
         "passed": not broken,
         "breaks": broken,
     }
@@ -134,31 +132,20 @@ def run(
     return {"breaks": broken, "tables": _tables(found)}
 
 
-def _maps(transform: str | None, old: str, new: str, registry: str | None) -> list[Path]:
-    if transform is None:
-        return []
-    if transform != _CHAIN:
-        return [locate(ref, registry) for ref in transform.split(",")]
-    if registry is None:
-        raise InputError(f"--transform {_CHAIN} needs --registry, which finds it")
-    return Registry(registry).chain(new, old)
-
-
-def _open(old: Path, new: Path, maps: list[Path], tables: Path) -> Pair:
+def _open(old: Path, new: Path, transform: Path | None, tables: Path) -> Pair:
     """Opens the versions, and makes sure that what is served goes into consumers of the old one."""
     before, after = Version(old, tables), Version(new, tables)
     if before.kind != after.kind:
         raise InputError(
             f"old {old} holds {before.kind} and new {new} {after.kind}, needed one kind"
         )
-    if not maps:
+    if transform is None:
         pair = Pair(before, after, after, mapped=False)
     else:
-        read = read_chain(maps)
+        read = read_transform(transform)
         if (read.new, read.old) != (after.digest, before.digest):
-            given = ", ".join(map(str, maps))
             raise InputError(
-                f"transform {given} maps {read.new[:12]} to {read.old[:12]}, needed a map of "
+                f"transform {transform} maps {read.new[:12]} to {read.old[:12]}, needed a map of "
                 f"new {new} ({after.digest[:12]}) to old {old} ({before.digest[:12]})"
             )
         pair = Pair(before, after, after.through(read), mapped=True)

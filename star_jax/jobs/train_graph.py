@@ -1,8 +1,9 @@
 """`star train-graph`: trains the graph encoder and the decoders of all tasks on pairs.
 
 Reads `W/tables`, `W/graph` and, with text features, `W/text_embeddings`, or with `text_encoder`
-the texts and `W/text`; writes `W/graph_model`: checkpoints, metrics.jsonl, TensorBoard, plan.json,
-model.json; sealed when training has finished.
+the texts and `W/text`; with `compatible` also the older vectors that it names. Writes
+`W/graph_model`: checkpoints, metrics.jsonl, TensorBoard, plan.json, model.json; sealed when
+training has finished.
 """
 
 import functools
@@ -183,11 +184,8 @@ def _parts(
 ) -> _Parts:
     model = file.build()
     params, statistics = init_model(model, config.seed)
-    loss, texts, digest = (
-        make_model_loss(config, model, meta, file.compatible),
-        None,
-        tree_digest({}),
-    )
+    loss = make_model_loss(config, model, meta, file.compatible)
+    texts, digest = None, tree_digest({})
     rules = graph_rules(config)
     engine = make_engine(config.engine, store, mesh)
     frozen = engine.arrays if isinstance(engine, ProgramEngine) else {}

@@ -54,8 +54,8 @@ class CompatibleConfig:
       registry: Where versions are looked up.
       mode: "joint": the difference in the space of the older version. "joint_multi": also what
         older versions see of it, through the maps of `chain`.
-      weight: lambda. A mean over the numbers of a vector is 1 / width of its squared length:
-        unit vectors need about that much more.
+      weight: lambda. An MSE is a mean over the numbers of a vector: of vectors of length 1 it is
+        smaller by their width than of those whose numbers have variance 1.
       shared: One map for all tables; else each table of embeddings has its own.
       chain: For joint_multi: transforms (folders, or versions) that lead from the older version
         to those before it, the newest first. They stay as they are.

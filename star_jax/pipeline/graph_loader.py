@@ -6,12 +6,12 @@ that training may see, from before its time, without its own supervised pairs.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
 
-from star_jax.graph.batches import Budget, PairBatch, padded
+from star_jax.graph.batches import Budget, OldVectors, PairBatch, padded
 from star_jax.graph.engines.host import HostEngine
 from star_jax.graph.engines.protocol import GraphEngine, Question
 from star_jax.graph.model import ROLES, LinkTask, Role
@@ -19,6 +19,7 @@ from star_jax.graph.samplers.calibrate import SeedBatch, calibrate
 from star_jax.graph.samplers.sample import Exclusion, Fanouts
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.store import GraphStore
+from star_jax.pipeline.graph_compatible import OldVersion
 from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import SPLIT_CODES, PairTable
 from star_jax.shapes import check_int32
@@ -159,6 +160,7 @@ class PairSampler:
         use_time: bool = True,
         engine: GraphEngine | None = None,
         group_size: int | None = None,
+        old: OldVersion | None = None,
     ) -> None:
         """Fixes the rule of what is visible; every group sees only what was there at its time.
 
@@ -171,10 +173,11 @@ class PairSampler:
           use_time: As in `sample`.
           engine: Draws neighbourhoods; None: the host.
           group_size: The most pairs of a group; None: those of a whole batch.
+          old: Given, batches have its vectors of their seeds.
         """
         self._store, self._task, self._hides = store, task, hides
         self._engine = HostEngine(store) if engine is None else engine
-        self._group_size = group_size
+        self._group_size, self._old = group_size, old
         self._use_time = use_time
         self._sampling = sampling
         self._visible_splits = visible_splits
@@ -216,6 +219,7 @@ class PairSampler:
             receiver_row=padded(np.arange(size, dtype=np.int32), num_pairs),
             label=padded(pairs.label, num_pairs),
             mask=np.arange(num_pairs) < size,
+            old=None if self._old is None else self._older(self._old, pairs, budgets, num_pairs),
         )
         return batch, num_cut
 
@@ -258,6 +262,14 @@ class PairSampler:
                 for role, num_seeds in zip(ROLES, (num_groups, num_pairs), strict=True)
             )
         )
+
+    def _older(
+        self, old: OldVersion, pairs: Pairs, budgets: RoleBudgets, num_pairs: int
+    ) -> dict[str, OldVectors]:
+        """The older vectors of the seeds of both roles; a receiver's row is that of its pair."""
+        nodes: dict[Role, Any] = {"sender": pairs.sender[pairs.first], "receiver": pairs.receiver}
+        num_groups = budgets.sender.block(self._task.sender, 0)[1]
+        return old.of_task(self._task, nodes, {"sender": num_groups, "receiver": num_pairs})
 
     def _seeds(self, role: str, pairs: Pairs) -> SeedBatch:
         """A group has one sender, and a seed of its own for every receiver."""

@@ -1,6 +1,5 @@
 """The training batches of all tasks: which groups, how many, and their neighbourhoods."""
 
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,9 +9,9 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from star_jax.graph.batches import OldVectors, PairBatch, Role, Subgraph, padded
+from star_jax.graph.batches import PairBatch, Subgraph, padded
 from star_jax.graph.engines.protocol import GraphEngine
-from star_jax.graph.model import GraphBatch, LinkTask
+from star_jax.graph.model import GraphBatch
 from star_jax.graph.samplers.memory import POOL
 from star_jax.graph.samplers.sample import sampling_key
 from star_jax.graph.store import GraphStore
@@ -50,7 +49,6 @@ class TaskStream:
         seed: int,
         links: KnownLinks | None = None,
         log_q: Float32[np.ndarray, " N"] | None = None,
-        older: Callable[[Pairs, Mapping[Role, int]], dict[str, OldVectors]] | None = None,
     ) -> None:
         """Shuffles the groups anew in every epoch.
 
@@ -63,10 +61,9 @@ class TaskStream:
           seed: Of the order and of the draws.
           links: Given, batches say which of their senders and receivers are linked.
           log_q: Per receiver; given, batches have it of theirs.
-          older: Given, batches have the older vectors of their seeds, padded up to a size per role.
         """
         self._groups, self._sampler, self._negatives = groups, sampler, negatives
-        self._links, self._log_q, self._older = links, log_q, older
+        self._links, self._log_q = links, log_q
         self._seed, self.num_groups, self.num_pairs = seed, num_groups, num_pairs
         self.order = (
             grain.MapDataset.range(len(groups))
@@ -113,9 +110,6 @@ class TaskStream:
             batch = batch._replace(linked=np.pad(linked, ((0, rest), (0, rest))))
         if self._log_q is not None:
             batch = batch._replace(log_q=padded(self._log_q[pairs.receiver], self.num_pairs))
-        if self._older is not None:
-            sizes: dict[Role, int] = {"sender": self.num_groups, "receiver": self.num_pairs}
-            batch = batch._replace(old=self._older(pairs, sizes))
         return batch, num_cut
 
 
@@ -190,19 +184,17 @@ def make_streams(
       size_power: A task's share of them is its number of groups to this power.
       seed: Of the order and of the draws.
       engine: Draws the neighbourhoods.
-      old: Given, batches have its vectors of their seeds.
+      old: As in `PairSampler`.
     """
     total = sum(len(groups[task.name]) ** size_power for task in file.tasks)
     streams = {}
     for number, task in enumerate(file.tasks):
-        mine = groups[task.name]
-        negatives = None
+        mine, negatives = groups[task.name], None
         group_size = int(mine.sizes.max())
         if num_negatives is not None:
             negatives = UniformNegatives(mine, store, task, num_negatives)
             group_size = int(mine.num_positives.max()) * (1 + num_negatives)
-        share = len(mine) ** size_power / total
-        num_pairs = max(group_size, round(share * batch_size))
+        num_pairs = max(group_size, round(len(mine) ** size_power / total * batch_size))
         streams[task.name] = TaskStream(
             mine,
             PairSampler(
@@ -213,6 +205,7 @@ def make_streams(
                 visible_splits=TRAIN_SPLITS,
                 engine=engine,
                 group_size=group_size,
+                old=old,
             ),
             negatives,
             num_groups=num_pairs // group_size,
@@ -220,16 +213,8 @@ def make_streams(
             seed=seed + number,
             links=KnownLinks(mine.positives()) if know_links else None,
             log_q=_log_q(mine, store.num_nodes[task.receiver], num_negatives) if correct else None,
-            older=None if old is None else functools.partial(_older, old, task),
         )
     return streams
-
-
-def _older(
-    old: OldVersion, task: LinkTask, pairs: Pairs, sizes: Mapping[Role, int]
-) -> dict[str, OldVectors]:
-    nodes: dict[Role, Any] = {"sender": pairs.sender[pairs.first], "receiver": pairs.receiver}
-    return old.of_task(task, nodes, sizes)
 
 
 def _log_q(groups: Groups, num_nodes: int, num_negatives: int | None) -> Float32[np.ndarray, " N"]:

@@ -88,8 +88,7 @@ def train(
       accept_from: First step whose score counts: until then the newest checkpoint is the best.
 
     Raises:
-      FloatingPointError: A loss or a gradient norm is not finite. Its batch is saved, the state
-        after it is not.
+      FloatingPointError: A loss or a gradient norm is not finite. Its batch alone is saved.
       Stopped: A signal asked for it. The state after the step that ran is saved.
     """
     with stopping(processes.settled) as stop:

@@ -294,34 +294,53 @@ def test_the_command_prints_the_tables_and_fails_a_broken_contract(world, star, 
 
 
 def test_a_registry_promotes_what_its_contract_allows(world, tmp_path):
-    folder, vectors = world
-    there, _ = two_versions.turned(vectors, two_versions.SIZE)
-    third, back = two_versions.turned(there, two_versions.SIZE + 1, seed=8)
-    new = two_versions.write_version(folder / "third", third)
-    two_versions.write_map(folder / "map_third", folder / "same", new, back)
+    folder, _ = world
     url = str(tmp_path / "registry")
     registry = Registry(url)
-    for name, ref in (("old", "vectors"), ("same", "vectors"), ("third", "vectors")):
+    for name, ref in (("old", "vectors"), ("same", "vectors"), ("map_same", "map")):
         registry.add(folder / name, ref)
-    for name in ("map_third", "map_same"):
-        registry.add(folder / name, name)
     registry.promote("vectors@1")
     registry.add_consumer("ads", "vectors@1", "team")
-    made = {}
-    for transform in ("chain", "map_third@1,map_same@1"):
-        refs = {"old": "vectors@1", "new": "vectors@3", "transform": transform, "registry": url}
-        output = tmp_path / transform.replace("@", "")
-        config = ContractConfig(consumers=("dot",))
-        check_consumers.run(config, folder, output=str(output), **refs)
-        made[transform] = artefacts.read_manifest(output, "contract").meta
-    assert made["chain"] == made["map_third@1,map_same@1"]
-    assert made["chain"]["passed"]
-    with pytest.raises(ValueError, match="no contract says that vectors@3 serves it through map_"):
-        registry.promote("vectors@3")
-    registry.add(tmp_path / "chain", "contract")
-    assert registry.promote("vectors@3").number == 3
-    with pytest.raises(ValueError, match="--transform chain needs --registry, which finds it"):
-        check(folder, "third", "chain")
+
+    def contract(name, transform):
+        check_consumers.run(
+            ContractConfig(consumers=(OWN,)),
+            folder,
+            old="vectors@1",
+            new="vectors@2",
+            transform=transform,
+            registry=url,
+            output=str(tmp_path / name),
+        )
+        registry.add(tmp_path / name, "contract")
+
+    contract("unmapped", None)
+    with pytest.raises(ValueError, match="no contract says that vectors@2 serves it through map@1"):
+        registry.promote("vectors@2")
+    contract("mapped", "map@1")
+    assert registry.promote("vectors@2").number == 2
+    passed = {
+        name: artefacts.read_manifest(tmp_path / name, "contract").meta["passed"]
+        for name in ("unmapped", "mapped")
+    }
+    assert passed == {"unmapped": False, "mapped": True}
+
+
+def test_a_registry_refuses_what_breaks_its_contract(world, tmp_path):
+    folder, _ = world
+    bad = two_versions.write_map(tmp_path / "bad", folder / "old", folder / "same", -np.eye(7))
+    output = str(tmp_path / "contract")
+    where = {"old": str(folder / "old"), "new": str(folder / "same"), "transform": str(bad)}
+    check_consumers.run(ContractConfig(consumers=(OWN,)), folder, **where, output=output)
+    registry = Registry(tmp_path / "registry")
+    for path, ref in ((folder / "old", "vectors"), (folder / "same", "vectors"), (bad, "map")):
+        registry.add(path, ref)
+    registry.add(tmp_path / "contract", "contract")
+    registry.promote("vectors@1")
+    registry.add_consumer("ads", "vectors@1", "team")
+    with pytest.raises(ValueError, match=r"vectors@2 through map@1 breaks its contract: auc_drop"):
+        registry.promote("vectors@2")
+    assert registry.promote("vectors@2", force_reason="a test").number == 2
 
 
 @pytest.mark.extra("consumers")

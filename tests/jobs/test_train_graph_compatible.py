@@ -150,9 +150,11 @@ def test_one_map_for_all_through_a_chain_on_devices_that_meet_seldom(older, mark
     assert [artefacts.digest(folder) for folder in chain] == before
     first, last = graph_runs.rows(workdir, "train")
     assert last["loss_alignment"] < first["loss_alignment"]
-    export_graph.run(GraphExportConfig(node_types=("job",)), workdir)
-    transform = read_transform(workdir / "transform")
-    assert (transform.mode, transform.sizes()) == ("joint_multi", {"_shared": (12, 8)})
+    trained = open_trained(workdir, "graph_model", make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    assert trained.file.compatible is not None
+    assert trained.file.compatible.mode == "joint_multi"
+    (matrix,) = trained.variables["params"]["compatible"].values()
+    assert matrix.shape == (12, 8)
 
 
 def test_another_older_version_is_another_training(older, market, tmp_path):

@@ -141,7 +141,7 @@ def check(folder, new, transform=None, old="old", **fields: Any):
         folder,
         old=str(folder / old),
         new=str(folder / new),
-        transform=str(folder / transform) if transform not in (None, "chain") else transform,
+        transform=None if transform is None else str(folder / transform),
         registry=None,
         output=str(output),
     )

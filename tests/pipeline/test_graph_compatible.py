@@ -1,7 +1,10 @@
 """Older vectors of a graph's nodes, the maps to them, and what leads on from there."""
 
 import logging
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +16,8 @@ from star_jax.embeddings.transforms.maps import Residual, linear
 from star_jax.embeddings.transforms.transform import Step, Transform
 from star_jax.graph.engines.host import HostEngine
 from star_jax.graph.model import LinkTask
+from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.rules import shardings
 from star_jax.pipeline.graph_compatible import (
     CompatibleConfig,
     alignment_of,
@@ -22,7 +27,7 @@ from star_jax.pipeline.graph_compatible import (
 )
 from star_jax.pipeline.graph_data import GraphData
 from star_jax.pipeline.graph_model import open_training_store
-from star_jax.pipeline.graph_training import describe
+from star_jax.pipeline.graph_training import describe, graph_rules, make_graph_optimizer
 from star_jax.pipeline.tables.read import read_meta
 from tests.jobs import tiny_graph
 from tests.pipeline import graph_market, older_version
@@ -61,13 +66,36 @@ def test_every_table_has_a_map_or_all_have_one(older):
         assert (compatible.old, compatible.unit_norm) == (artefacts.digest(older), False)
 
 
-def test_batches_have_the_older_vectors_of_their_seeds(older, market, caplog):
-    """A node is known by its id; the batch's own subgraphs say which nodes its seeds are."""
-    caplog.set_level(logging.INFO)
+def opened(older, market):
     config = tiny_graph.config(compatible=CompatibleConfig(old=str(older)))
     store = open_training_store(market, config.model.features, None)
     meta = read_meta(market / "tables")
-    file = describe(config, market, store, meta)
+    return config, store, meta, describe(config, market, store, meta)
+
+
+def test_maps_are_copied_to_all_devices_and_do_not_decay(older, market):
+    config, _, _, file = opened(older, market)
+    params = {
+        "compatible": {"job": jnp.ones((256, 256))},
+        "encoder": {"kernel": jnp.ones((256, 256))},
+    }
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2), jax.devices()[:2])
+    where = shardings(params, mesh, graph_rules(config))
+    assert where["compatible"]["job"].is_fully_replicated
+    assert not where["encoder"]["kernel"].is_fully_replicated
+    optimizer: Any = make_graph_optimizer(config, file.build())
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    assert jax.tree.map(lambda update: bool((update != 0).any()), updates) == {
+        "compatible": {"job": False},
+        "encoder": {"kernel": True},
+    }
+
+
+def test_batches_have_the_older_vectors_of_their_seeds(older, market, caplog):
+    """A node is known by its id; the batch's own subgraphs say which nodes its seeds are."""
+    caplog.set_level(logging.INFO)
+    config, store, meta, file = opened(older, market)
     data = GraphData(config, market, file, store, meta, 2, HostEngine(store))
     found = {table: set() for table in TABLES}
     batches = data.batches(6)
@@ -189,12 +217,12 @@ def test_what_is_not_there_or_of_another_role_is_refused_or_said(older, tmp_path
 
 
 def test_a_chain_that_does_not_lead_on_is_refused(older, chain, tmp_path):
-    def opened(*folders):
+    def composed(*folders):
         fields = {"mode": "joint_multi", "chain": tuple(map(str, folders))}
         return alignment_of(*described(older, **fields))
 
     with pytest.raises(InputError, match=r"maps vectors of aaaaaaaaaaaa, needed those of"):
-        opened(chain[1], chain[0])
+        composed(chain[1], chain[0])
     rng = np.random.default_rng(0)
     at = artefacts.digest(older)
     bent = Residual(
@@ -202,8 +230,8 @@ def test_a_chain_that_does_not_lead_on_is_refused(older, chain, tmp_path):
     )
     write_transform(tmp_path / "bent", Transform("mlp", at, "d", {"job": (Step(bent, False),)}), {})
     with pytest.raises(InputError, match="has a network for job, needed linear maps"):
-        opened(tmp_path / "bent")
+        composed(tmp_path / "bent")
     narrow = Transform("ridge", at, "d", {"job": (Step(linear(rng.normal(size=(7, 3))), False),)})
     write_transform(tmp_path / "narrow", narrow, {})
     with pytest.raises(InputError, match="maps job vectors of 7 dimensions, needed 8"):
-        opened(tmp_path / "narrow")
+        composed(tmp_path / "narrow")

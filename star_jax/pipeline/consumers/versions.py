@@ -1,5 +1,6 @@
 """Two versions of embeddings, their rows addressed by the nodes or texts of one W/tables."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -62,8 +63,8 @@ class Version:
 
     def through(self, transform: Transform) -> "Version":
         """The same rows, mapped when they are read."""
-        mapped = object.__new__(Version)
-        mapped.__dict__ = self.__dict__ | {"_transform": transform}
+        mapped = copy.copy(self)
+        mapped._transform = transform
         return mapped
 
     def table_of(self, node_type: str, role: Role) -> str | None:
