@@ -228,6 +228,11 @@ def test_the_command_takes_folders_and_names_of_a_registry(market, tmp_path, sta
     assert star(*given, "--new", market / "v2", "--ridge", "0.5").code == 0
     meta = artefacts.read_manifest(tmp_path / "t", "transform").meta
     assert meta["config"]["ridge"] == 0.5
+    assert star(*given, "--new", market / "v1").code == 0  # In the place of the first.
+    other = star(*given[:-1], tmp_path, "--new", market / "v2")
+    assert other.errors == [
+        f"star: error: --output {tmp_path} is there and holds no transform; give another folder"
+    ]
     missing = star(*given)
     assert missing.errors == ["star: error: --new is missing; see `star fit-transform --help`"]
     unknown = star(*given, "--new", "jobs@2")
