@@ -1,7 +1,7 @@
 """Fitting a transform to ten million pairs: time, memory, and the digits of the solution.
 
 Run, on Linux:
-    nice env OPENBLAS_NUM_THREADS=1 PYTHONPATH=. python bench/transform.py > bench/results/transform.md
+    OPENBLAS_NUM_THREADS=1 PYTHONPATH=. python bench/transform.py > bench/results/transform.md
 
 One thread: where others use the cores too, several wait for each other most of the time.
 Pairs of 200 and 200 dimensions are drawn block by block from a seed and never held: the time of
@@ -74,20 +74,19 @@ def one_pass(num_pairs: int) -> tuple[Pass, np.ndarray]:
 def in_memory() -> float:
     """The greatest difference of an entry, relative to the greatest one, from all rows at once.
 
-    The rows are held in float32 and the products taken in float64 by columns of one side, so that
-    this process stays below 2 GiB; the equations are solved by LU, not by Cholesky.
+    All x are held in float64 and all y in float32, together 2.3 GiB; products are taken over all
+    rows at once, and the equations are solved by LU, not by Cholesky.
     """
     _, streamed = one_pass(SOME)
-    x, y = (np.empty((SOME, WIDTH), np.float32) for _ in range(2))
+    x, y = np.empty((SOME, WIDTH)), np.empty((SOME, WIDTH), np.float32)
     first = 0
     for block in blocks(SOME):
         rows = slice(first, first := first + len(block[0]))
         x[rows], y[rows] = block
-    gram, cross = np.empty((WIDTH, WIDTH)), np.empty((WIDTH, WIDTH))
-    for column in range(WIDTH):
-        own = x[:, column].astype(np.float64)
-        gram[column] = np.einsum("n,ni->i", own, x)
-        cross[column] = np.einsum("n,ni->i", own, y)
+    gram = x.T @ x
+    cross = np.concatenate(
+        [x.T @ y[:, own].astype(np.float64) for own in np.split(np.arange(WIDTH), 20)], axis=1
+    )
     strength = RIDGE * np.trace(gram) / WIDTH
     whole = np.linalg.solve(gram + strength * np.eye(WIDTH), cross)
     return float(np.abs(streamed - whole).max() / np.abs(whole).max())
@@ -112,7 +111,7 @@ def main() -> int:
         print(*one_pass(int(sys.argv[1]))[0])
         return 0
     print("# Fitting a transform\n")
-    print("    nice env OPENBLAS_NUM_THREADS=1 PYTHONPATH=. python bench/transform.py ", end="")
+    print("    OPENBLAS_NUM_THREADS=1 PYTHONPATH=. python bench/transform.py ", end="")
     print("> bench/results/transform.md\n")
     print(f"{os.cpu_count()} cores. Pairs of {WIDTH} and {WIDTH} dimensions in blocks of {BLOCK},")
     print(

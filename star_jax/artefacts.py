@@ -72,6 +72,16 @@ def writing(folder: Path, kind: str) -> Iterator[Path]:
     sweep(folder)
 
 
+def check_replaceable(folder: Path, kind: str) -> None:
+    """Refuses an output that a user named, where `writing` would take the place of other things.
+
+    Raises:
+      InputError: There is something else than an artefact of that kind.
+    """
+    if folder.exists() and not ((folder / MANIFEST).is_file() and _read(folder).kind == kind):
+        raise InputError(f"--output {folder} is there and holds no {kind}; give another folder")
+
+
 def partial_of(folder: Path) -> Path:
     """What `writing` yields, for other processes that fill it too."""
     return folder.with_name(f".{folder.name}.partial")

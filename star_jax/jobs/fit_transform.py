@@ -20,7 +20,7 @@ from star_jax import artefacts
 from star_jax.config import InputError, to_json
 from star_jax.embeddings.registry.registry import locate
 from star_jax.embeddings.table import node_types
-from star_jax.embeddings.transforms.files import write_transform
+from star_jax.embeddings.transforms.files import KIND, write_transform
 from star_jax.embeddings.transforms.fit import TransformConfig, fit, judge, measure
 from star_jax.embeddings.transforms.normal_equations import Moments
 from star_jax.embeddings.transforms.pairs import Pairs, PairsConfig, match
@@ -57,10 +57,11 @@ def run(
       output: Folder of the transform.
       registry: Path or URL of the registry that names are of.
     """
+    written = Path(output).absolute()
+    processes.by_the_first(lambda: artefacts.check_replaceable(written, KIND))
     processes.by_the_first(lambda: [str(locate(ref, registry)) for ref in (old, new)])
     folders = [locate(ref, registry) for ref in (old, new)]  # What was fetched is there now.
     kind = _kind(*folders)
-    written = Path(output)
     sides = _Sides(folders[0], folders[1], written.with_name(f".{written.name}.pairs"))
     with _scratch(sides.scratch):
         counts = processes.by_the_first(lambda: _find(config, sides, timed=kind == TEXT))

@@ -132,6 +132,18 @@ def test_a_shared_map_is_fitted_to_all_node_types(market, tmp_path):
     assert meta["held_out"]["job"] == {"mapped": None, "unmapped": None}
 
 
+def test_gradient_steps_see_all_node_types_of_a_shared_map(market, tmp_path):
+    fast = DescentConfig(num_steps=200, batch_size=256, validate_every=100, stopping=0.1)
+    stepped = TransformConfig(mode="sgd", shared=True, whiten=True, descent=fast)
+    steps = [
+        fitted(market, tmp_path / config.mode, config)[0].of("any")[0]
+        for config in (stepped, TransformConfig(shared=True))
+    ]
+    new = np.array(read_table(market / "v2", "job").vectors)
+    mapped = [step.map.apply(new) for step in steps]
+    np.testing.assert_allclose(mapped[0], mapped[1], atol=0.05)
+
+
 def test_lengths_are_restored_where_the_old_version_had_them_all_alike(tmp_path):
     """Zeros, of nodes that nothing is known of, do not count."""
     old, new = drift(6, 80), drift(6, 80, seed=1)
@@ -212,7 +224,7 @@ def test_configs_that_mean_nothing_are_refused(fields, message):
 def test_texts_pair_by_their_times(tmp_path):
     old, new = drift(6, 80), drift(6, 80, seed=1)
     ids = [f"id{i // 2}" for i in range(80)]
-    turned = [*range(1, 80), 0]  # The new version has its rows in another order.
+    turned = [*reversed(range(80))]  # The new version has its rows in another order.
     write_version(
         tmp_path / "v1", {"job": Side(ids, old.vectors, list(range(80)))}, kind="text_embeddings"
     )
@@ -228,6 +240,11 @@ def test_the_command_takes_folders_and_names_of_a_registry(market, tmp_path, sta
     assert star(*given, "--new", market / "v2", "--ridge", "0.5").code == 0
     meta = artefacts.read_manifest(tmp_path / "t", "transform").meta
     assert meta["config"]["ridge"] == 0.5
+    assert star(*given, "--new", market / "v1").code == 0  # In the place of the first.
+    other = star(*given[:-1], tmp_path, "--new", market / "v2")
+    assert other.errors == [
+        f"star: error: --output {tmp_path} is there and holds no transform; give another folder"
+    ]
     missing = star(*given)
     assert missing.errors == ["star: error: --new is missing; see `star fit-transform --help`"]
     unknown = star(*given, "--new", "jobs@2")
