@@ -130,13 +130,34 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
     return manifest
 
 
+def read_any(folder: Path) -> Manifest:
+    """As `read_manifest`, of whatever kind is there."""
+    return read_manifest(folder, _read(folder).kind)
+
+
+def read_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Files by the manifest alone: relative path -> {"bytes", "sha256"}."""
+    return _read(folder).files
+
+
+def check_meta(folder: Path, meta: Mapping[str, object], *keys: str) -> None:
+    """Refuses a manifest whose meta data lack a key.
+
+    Raises:
+      InputError: One does.
+    """
+    missing = [key for key in keys if key not in meta]
+    if missing:
+        raise InputError(f"{folder / MANIFEST} says nothing of {', '.join(missing)} in its meta")
+
+
 def verify(folder: Path) -> None:
     """Reads every file again and compares its digest.
 
     Raises:
       InputError: Naming the file whose bytes changed.
     """
-    manifest = read_manifest(folder, _read(folder).kind)
+    manifest = read_any(folder)
     for name, expected in manifest.files.items():
         if file_digest(folder / name) != expected["sha256"]:
             raise InputError(

@@ -33,7 +33,8 @@ from star_jax.pipeline.text_scoring import TextPairScorer
 KIND = "evaluation"
 SPLITS = ("val", "test")
 TEXT, GRAPH, BOTH = "text", "graph", "text+graph"
-_GRAPH_MODELS = ((GRAPH, "graph_only_model"), (BOTH, "graph_model"))
+_MODELS = {TEXT: "text", GRAPH: "graph_only_model", BOTH: "graph_model"}
+_GRAPH_MODELS = tuple((name, _MODELS[name]) for name in (GRAPH, BOTH))
 _VERSUS = ((BOTH, TEXT), (BOTH, GRAPH))
 _GIVEN = {"val": "methods_val", "test": "methods"}  # Where a reference.json has them.
 
@@ -143,7 +144,9 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
                     content["calibration"][TEXT] |= _calibrated(config, workdir, scored)
         text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
         artefacts.write_text(folder / "metrics.json", text)
-        artefacts.set_meta(folder, {"dataset": meta.dataset, "main_task": main_task})
+        models = {name: artefacts.digest(workdir / name) for name in _MODELS.values()}
+        described = {"dataset": meta.dataset, "main_task": main_task, "models": models}
+        artefacts.set_meta(folder, described)
     _speak(content)
 
 

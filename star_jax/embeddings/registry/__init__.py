@@ -1,0 +1,1 @@
+"""Immutable versions of embeddings and models as plain files, and who may read which."""

@@ -1,0 +1,112 @@
+"""How the vectors of one version become those of another, and which consumers that serves."""
+
+from collections import deque
+
+from star_jax import artefacts
+from star_jax.config import InputError
+from star_jax.embeddings.registry.state import Consumer, State, Version
+
+MAX_CHAIN = 5  # Transforms in a row: every one adds its error.
+
+
+def find_chain(state: State, new: Version, old: Version, max_chain: int) -> list[Version]:
+    """The shortest way from a version's vectors to another's; of equal ones, the latest added.
+
+    Transforms that are deprecated or retired lead nowhere.
+
+    Args:
+      state: Of the registry.
+      new: Whose vectors there are.
+      old: Whose vectors are wanted.
+      max_chain: Most transforms.
+
+    Returns:
+      Transforms in the order to apply them; none where both have the same content.
+
+    Raises:
+      InputError: There is no way.
+    """
+    leaving: dict[str, list[Version]] = {}
+    for version in reversed(_in_use(state, "transform")):
+        leaving.setdefault(version.facts["new"], []).append(version)
+    found: dict[str, list[Version]] = {new.digest: []}
+    left = deque([new.digest])
+    while left and old.digest not in found:
+        digest = left.popleft()
+        for transform in leaving.get(digest, []) if len(found[digest]) < max_chain else []:
+            if transform.facts["old"] not in found:
+                found[transform.facts["old"]] = [*found[digest], transform]
+                left.append(transform.facts["old"])
+    if old.digest not in found:
+        raise InputError(
+            f"no chain of at most {max_chain} transforms leads from {new.ref} to {old.ref}; run "
+            "`star fit-transform` for them and `star registry add --artefact` with what it writes"
+        )
+    return found[old.digest]
+
+
+def chain_digest(transforms: list[str]) -> str | None:
+    """What a contract names a chain by.
+
+    Args:
+      transforms: Digests, in the order they are applied.
+
+    Returns:
+      None without transforms, the digest of a single one, else one of their digests.
+    """
+    if len(transforms) < 2:
+        return transforms[0] if transforms else None
+    return artefacts.content_digest("\n".join(transforms).encode())
+
+
+def why_unserved(state: State, consumer: Consumer, max_chain: int) -> str | None:
+    """Why the active version does not serve a consumer; None where it does.
+
+    It does where the consumer was trained on the same content; where a contract says that the
+    consumer's metrics hold on the vectors as they are; or where a chain of transforms leads back
+    and a contract says that they hold on its results.
+    """
+    old = state.versions[consumer.version]
+    new = state.active(old.name)
+    who = f"consumer {consumer.consumer} ({consumer.owner}), trained on {old.ref}"
+    if new is None:
+        return f"{who}, which is retired" if old.state == "retired" else None
+    if new.digest == old.digest or _contract(state, old, new, None) == []:
+        return None
+    try:
+        chain = find_chain(state, new, old, max_chain)
+    except InputError as error:
+        return f"{who}: {error}"
+    by = ", ".join(transform.ref for transform in chain)
+    breaks = _contract(state, old, new, chain_digest([t.digest for t in chain]))
+    if breaks is None:
+        return (
+            f"{who}: no contract says that {new.ref} serves it through {by}; run `star "
+            "check-consumers` and `star registry add --artefact` with what it writes"
+        )
+    if breaks:
+        return f"{who}: {new.ref} through {by} breaks its contract: {'; '.join(breaks)}"
+    return None
+
+
+def unserved(state: State, max_chain: int) -> dict[Consumer, str]:
+    """Every live consumer that the active version of its name does not serve, with the reason."""
+    found = {each: why_unserved(state, each, max_chain) for each in state.consumers.values()}
+    return {consumer: reason for consumer, reason in found.items() if reason is not None}
+
+
+def _contract(state: State, old: Version, new: Version, transform: str | None) -> list[str] | None:
+    """What the latest contract of two versions says is broken; None without one."""
+    for version in reversed(_in_use(state, "contract")):
+        facts = version.facts
+        if (facts["old"], facts["new"], facts["transform"]) == (old.digest, new.digest, transform):
+            return [] if facts["passed"] else facts["breaks"] or ["it did not pass"]
+    return None
+
+
+def _in_use(state: State, kind: str) -> list[Version]:
+    return [
+        version
+        for version in state.versions.values()
+        if version.kind == kind and version.state in ("candidate", "active")
+    ]
