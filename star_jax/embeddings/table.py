@@ -19,6 +19,7 @@ from jaxtyping import Float32, Int32, Int64, Shaped
 
 from star_jax.config import InputError
 from star_jax.embeddings.quantise import Precision, check_ranges, dequantise
+from star_jax.embeddings.reuse import VectorFiles
 from star_jax.shapes import NO_TIME
 
 RANGES = "ranges.npy"  # Of all node types together: they share one space.
@@ -142,7 +143,7 @@ def read_table(
     Raises:
       InputError: The node type has no table here, not in this precision, or a shard is broken.
     """
-    shards = _shards(folder, node_type)
+    shards = rows_paths(folder, node_type)
     rows = [pq.read_table(path) for path in shards]
     found = [
         _vectors(array_path(path.parent, shard, precision), path, len(table))
@@ -161,13 +162,45 @@ def read_table(
     )
 
 
+def node_types(folder: Path) -> list[str]:
+    """Those that have a table in an artefact."""
+    return sorted({path.parent.name for path in folder.glob("*/rows-*.parquet")})
+
+
+def rows_paths(folder: Path, node_type: str) -> list[Path]:
+    """The shards of a node type, without their vectors, in the order of `read_table`.
+
+    Raises:
+      InputError: There are none.
+    """
+    shards = sorted((folder / node_type).glob("rows-*.parquet"))
+    if not shards:
+        raise InputError(f"{folder} has no table of node type {node_type!r}")
+    return shards
+
+
+def open_vectors(folder: Path, node_type: str, precision: Precision = "float32") -> VectorFiles:
+    """The vectors of a node type, by the row of `read_table`; they stay on disk.
+
+    Raises:
+      InputError: The node type has no table here, or not in this precision.
+    """
+    shards = rows_paths(folder, node_type)
+    num_rows = [pq.read_metadata(path).num_rows for path in shards]
+    paths = [array_path(path.parent, shard, precision) for shard, path in enumerate(shards)]
+    first = _vectors(paths[0], shards[0], num_rows[0])
+    return VectorFiles(paths, num_rows, first.shape[1], first.dtype)
+
+
 def read_ids(folder: Path, node_type: str) -> list[str]:
     """The entities' own ids, in the order of `read_table`."""
-    return [
-        name
-        for path in _shards(folder, node_type)
-        for name in pq.read_table(path, columns=["id"])["id"].to_pylist()
-    ]
+    return read_id_column(folder, node_type)["id"].to_pylist()
+
+
+def read_id_column(folder: Path, node_type: str) -> pa.Table:
+    """The columns `id` and `t` of a node type, in the order of `read_table`."""
+    paths = rows_paths(folder, node_type)
+    return pa.concat_tables([pq.read_table(path, columns=["id", "t"]) for path in paths])
 
 
 def read_ranges(path: Path, size: int) -> Float32[np.ndarray, "2 E"]:
@@ -181,13 +214,6 @@ def read_ranges(path: Path, size: int) -> Float32[np.ndarray, "2 E"]:
     ranges = np.load(path)
     check_ranges(ranges, size, path)
     return ranges
-
-
-def _shards(folder: Path, node_type: str) -> list[Path]:
-    shards = sorted((folder / node_type).glob("rows-*.parquet"))
-    if not shards:
-        raise InputError(f"{folder} has no table of node type {node_type!r}")
-    return shards
 
 
 def _vectors(path: Path, rows_path: Path, num_rows: int) -> Shaped[np.ndarray, "N E"]:
