@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from star_jax import __version__
-from star_jax.commands import BRANCH, COMMANDS, EPILOG, PLAN
+from star_jax.commands import BRANCH, COMMANDS, EPILOG, PLAN, REGISTRY, Action
 from star_jax.config import InputError, fields, load_config, override
 from star_jax.jobs import TOGETHER
+from star_jax.pipeline.columns import columns
 from star_jax.train.stopping import Stopped
 
 
@@ -71,6 +72,8 @@ def _run(argv: list[str]) -> int:
     parser = _parser()
     if argv[:1] == ["branch"]:
         return _run_branch(*parser.parse_known_args(argv))
+    if argv[:1] == ["registry"]:
+        return _run_registry(parser.parse_args(argv))
     if argv[:1] == ["plan"]:
         return _run_plan(*parser.parse_known_args(argv))
     wants_help = any(arg in ("-h", "--help") for arg in argv[2:])
@@ -130,6 +133,15 @@ def _run_branch(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _run_registry(args: argparse.Namespace) -> int:
+    """Prints the lines that the job returns."""
+    given = {name: value for name, value in vars(args).items() if name not in ("command", "action")}
+    job = importlib.import_module("star_jax.jobs.registry")
+    do = job.versions if args.action == "list" else getattr(job, args.action)
+    print("\n".join(do(**given)))
+    return 0
+
+
 def _run_plan(args: argparse.Namespace, overrides: list[str]) -> int:
     """Prints the plan; 1 where something does not fit."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # The machine that is planned for is not here.
@@ -157,28 +169,46 @@ def _add_plan(subparsers: Any) -> None:
     parser.add_argument("--num-pairs", metavar="N", type=int, help="training pairs, without tables")
 
 
-def _add_branch(subparsers: Any) -> None:
-    about = "signal manifests: what a branch builds its graph from"
+def _add_actions(
+    subparsers: Any, command: str, about: str, actions: Mapping[str, Action], common: str = ""
+) -> None:
     parser = subparsers.add_parser(
-        "branch", usage="star branch ACTION ...", description=f"{about}.", allow_abbrev=False
+        command,
+        usage=f"star {command} ACTION ...",
+        description=f"{about[0].upper()}{about[1:]}.",
+        allow_abbrev=False,
     )
-    actions = parser.add_subparsers(
-        dest="action", prog="star branch", metavar="ACTION", required=True
+    each = parser.add_subparsers(
+        dest="action", prog=f"star {command}", metavar="ACTION", required=True
     )
-    for name, (options, about) in BRANCH.items():
-        sub = actions.add_parser(name, help=about, description=f"{about}.", allow_abbrev=False)
-        for option in options.split():
-            kind = str if option == "--owner" else Path
-            if option.startswith("--"):
-                sub.add_argument(option, type=kind, required=True)
-            else:
-                sub.add_argument(option.lower(), metavar=option, type=kind)
+    for name, action in actions.items():
+        about = f"{action.help[0].upper()}{action.help[1:]}."
+        sub = each.add_parser(name, help=action.help, description=about, allow_abbrev=False)
+        for argument in f"{action.arguments} {common}".split():
+            _add_argument(sub, argument)
+
+
+def _add_argument(parser: argparse.ArgumentParser, argument: str) -> None:
+    """As `Action` writes them."""
+    optional = argument.startswith("[")
+    name, _, kind = argument.strip("[]").partition("=")
+    kinds = {"path": Path, "text": str, "number": int}
+    options: dict[str, Any] = {"type": kinds[kind]} if kind in kinds else {}
+    if "|" in kind:
+        options["choices"] = kind.split("|")
+    if kind == "flag":
+        parser.add_argument(name, action="store_true")
+    elif name.startswith("--"):
+        parser.add_argument(name, required=not optional, **options)
+    else:
+        parser.add_argument(name.lower(), metavar=name, nargs="?" if optional else None, **options)
 
 
 def _parser() -> argparse.ArgumentParser:
     helps = {name: command.help for name, command in COMMANDS.items()}
     helps["plan"] = PLAN
     helps["branch"] = "compare, merge, ablate and weigh the signals of a graph"
+    helps["registry"] = "versions of embeddings and models, their states and consumers"
     listed = "\n".join(f"  {name:<16}{text}" for name, text in helps.items())
     parser = _Parser(
         prog="star",
@@ -192,7 +222,8 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(
         dest="command", prog="star", metavar="COMMAND", required=True, help="one of those below"
     )
-    _add_branch(subparsers)
+    _add_actions(subparsers, "branch", helps["branch"], BRANCH)
+    _add_actions(subparsers, "registry", helps["registry"], REGISTRY, "--registry=text")
     _add_plan(subparsers)
     for name, command in COMMANDS.items():
         sub = subparsers.add_parser(
@@ -296,14 +327,7 @@ def _print_results(workdir: Path) -> None:
 
 
 def _print_table(rows: list[list[str]]) -> None:
-    """Columns by width, the first one to the left."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        first, *others = (
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        print("  ".join([first, *others]).rstrip())
+    print("\n".join(columns(rows)))
 
 
 def _figure(value: float | None) -> str:

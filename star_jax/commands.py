@@ -76,12 +76,71 @@ COMMANDS = {
     ),
 }
 
-BRANCH = {  # What `star branch` does, with its options: all of them are paths but the owner.
-    "init": ("--workdir --owner --output", "write the signals of all that was imported"),
-    "diff": ("A B", "print which signals B adds, removes and changes"),
-    "merge": ("BASE A B --output", "write the union of two branches, or name their conflicts"),
-    "ablate": ("SIGNALS --output", "write the signals without each of them, into a folder"),
-    "cost": ("SIGNALS CONFIG --workdir", "print bytes, parameters and edges of each signal"),
+
+class Action(NamedTuple):
+    """What a command of several does: arguments as `NAME=kind`, optional ones in brackets."""
+
+    arguments: str  # Kinds: path, text, number, flag, or a|b for one of some words.
+    help: str
+
+
+BRANCH = {  # What `star branch` does.
+    "init": Action(
+        "--workdir=path --owner=text --output=path", "write the signals of all that was imported"
+    ),
+    "diff": Action("A=path B=path", "print which signals B adds, removes and changes"),
+    "merge": Action(
+        "BASE=path A=path B=path --output=path",
+        "write the union of two branches, or name their conflicts",
+    ),
+    "ablate": Action(
+        "SIGNALS=path --output=path", "write the signals without each of them, into a folder"
+    ),
+    "report": Action(
+        "SIGNALS=path --workdir=path --runs=path --output=path",
+        "write what runs without each signal lose, of those that are there",
+    ),
+    "cost": Action(
+        "SIGNALS=path CONFIG=path --workdir=path",
+        "print bytes, parameters and edges of each signal",
+    ),
+}
+
+REGISTRY = {  # What `star registry` does, besides --registry.
+    "add": Action(
+        "--name=text [--workdir=path] [--artefact=path] [--code=text] [--ablation=path]",
+        "add the embeddings and models of a run, or one artefact, as next versions",
+    ),
+    "attach": Action("REF=text --ablation=path", "store an ablation report with a version"),
+    "list": Action("[NAME=text]", "list versions, and consumers that are not served"),
+    "show": Action("REF=text", "print what is known of a version"),
+    "diff": Action("A=text B=text", "print what two versions differ in"),
+    "log": Action("", "print all that happened"),
+    "promote": Action(
+        "REF=text [--force=flag] [--reason=text] [--max-chain=number]",
+        "make a version active; what was becomes deprecated",
+    ),
+    "deprecate": Action(
+        "REF=text [--reason=text] [--max-chain=number]", "mark a candidate as not to be used"
+    ),
+    "retire": Action(
+        "REF=text [--delete-vectors=flag] [--force=flag] [--reason=text] [--max-chain=number]",
+        "end a deprecated version; its record stays",
+    ),
+    "alias": Action("REF=text ALIAS=text", "name a version, or move the name to it"),
+    "unalias": Action("NAME=text ALIAS=text", "take such a name away"),
+    "consumer": Action(
+        "WHAT=add|remove|list [CONSUMER=text] [REF=text] [--owner=text]",
+        "say what was trained on a version: add CONSUMER REF, remove CONSUMER NAME, list",
+    ),
+    "chain": Action(
+        "NEW=text OLD=text [--max-chain=number]", "print the transforms from one to another"
+    ),
+    "verify": Action("[REF=text]", "read everything again, to the last byte"),
+    "mlflow": Action(
+        "REF=text --tracking-uri=text [--experiment=text]",
+        "log a version as a run and a registered model of MLflow",
+    ),
 }
 
 PLAN = "say whether a config fits chips that are not here, and how long it takes"

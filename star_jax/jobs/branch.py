@@ -9,24 +9,28 @@ A signal is developed on a branch of its own, beside others, without waiting for
     star branch cost skills.json CONFIG --workdir W
 
 What each signal is worth shows when it is left out. `ablate` writes the manifests; a graph and a
-training in a folder of its own for each of them, and one for all signals, give what to compare, by
-`star evaluate` and the seconds in each stage's record. `--statistics_of` keeps ages and numbers
-scaled alike in all of them:
+run in a folder of its own for each of them, and W for all signals, give what `report` compares.
+`--statistics_of` keeps ages and numbers scaled alike in all of them. The report goes with a version
+(`star registry attach REF --ablation ablation.json`), which shows it:
 
     star branch ablate skills.json --output ablation
-    star run CONFIG --workdir A --build_graph.signals ablation/without_skill.json
-        --build_graph.statistics_of W/graph
+    star run CONFIG --workdir runs/without_skill --build_graph.statistics_of W/graph
+        --build_graph.signals ablation/without_skill.json
+    star branch report skills.json --workdir W --runs runs --output ablation.json
 
 When two branches are done, their union is the next graph; conflicts are named and left to people:
 
     star branch merge signals.json skills.json courses.json --output signals.json
 """
 
+import json
 from pathlib import Path
 
+from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.pipeline.graph_model import open_store
 from star_jax.pipeline.graph_training import GraphTrainConfig, describe
+from star_jax.pipeline.releases.ablation import ablation
 from star_jax.pipeline.signal_cost import Cost, costs
 from star_jax.pipeline.signals import (
     Signals,
@@ -77,15 +81,26 @@ def merge(base: Path, a: Path, b: Path, output: Path) -> list[str]:
     return [*difference_of(old, manifest), f"{output}: {len(manifest.signals)} signals"]
 
 
-def ablate(manifest: Path, output: Path) -> list[str]:
+def ablate(signals: Path, output: Path) -> list[str]:
     """Writes, for every signal, the manifest without it; returns the files."""
     files = {
         output / f"without_{name}.json": others
-        for name, others in without_each(read_signals(manifest)).items()
+        for name, others in without_each(read_signals(signals)).items()
     }
     for path, others in files.items():
         write_signals(others, path)
     return [str(path) for path in files]
+
+
+def report(signals: Path, workdir: Path, runs: Path, output: Path) -> list[str]:
+    """Writes what is lost without each signal; returns the file.
+
+    Raises:
+      InputError: A run is missing, unfinished or of other signals; nothing is written.
+    """
+    found = ablation(read_signals(signals), workdir, runs)
+    artefacts.write_text(output, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return [f"{output}: without {', '.join(found['signals'])}"]
 
 
 def cost(path: Path, config: GraphTrainConfig, workdir: Path) -> list[list[str]]:

@@ -30,7 +30,7 @@ from star_jax.embeddings.registry.journal import (
     read_events,
 )
 from star_jax.embeddings.registry.lineage import Lineage, read_lineage
-from star_jax.embeddings.registry.state import State, Stored, Version, check_name, fold
+from star_jax.embeddings.registry.state import Consumer, State, Stored, Version, check_name, fold
 from star_jax.embeddings.registry.verify import Findings, read_again
 
 
@@ -287,10 +287,9 @@ class Registry:
         known = list(self.state().versions.values())
         return read_again(self._files, known if ref is None else [self.version(ref)], known)
 
-    def unserved(self) -> dict[str, str]:
-        """Consumer -> why the active version does not serve it."""
-        found = unserved(self.state(), self._max_chain)
-        return {each.consumer: reason for each, reason in found.items()}
+    def unserved(self) -> dict[Consumer, str]:
+        """Consumers that the active version of their name does not serve, with the reason."""
+        return unserved(self.state(), self._max_chain)
 
     def _guarded(self, change: dict[str, Any], version: Version, broken: list[str]) -> Version:
         if broken and change["reason"] is None:

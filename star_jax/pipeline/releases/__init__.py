@@ -1,0 +1,1 @@
+"""Between the folders of a run and a registry of versions: gathered, shown, compared, logged."""
