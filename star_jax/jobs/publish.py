@@ -69,8 +69,8 @@ def run(
     all_times: bool = False,
     registry: str | None = None,
     as_version: str | None = None,
-    dtype: str = "float32",
-    format: str = "parquet",  # noqa: A002 # The option's name.
+    dtype: Dtype = "float32",
+    format: Format = "parquet",  # noqa: A002 # The option's name.
     partitions: int = 16,
     ttl_s: int | None = None,
 ) -> Iterator[str]:

@@ -54,3 +54,10 @@ def last(rows: list[Row], name: str, time: int | None) -> Row | None:
         if fits and (found is None or row.t >= found.t):
             found = row
     return found
+
+
+def found(rows: list[Row], name: str, time: int | None = None) -> Row:
+    """As `last`, of an id that has one."""
+    row = last(rows, name, time)
+    assert row is not None
+    return row

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -69,8 +71,7 @@ def test_last_names_a_row_per_id(folder, time):
         for name, t, vector in zip(
             block.ids.to_pylist(), block.event_time, block.vectors, strict=True
         ):
-            row = tables.last(ROWS, name, time)
-            assert row is not None
+            row = tables.found(ROWS, name, time)
             assert row.t == t
             np.testing.assert_array_equal(vector, row.vector)
 
@@ -120,7 +121,7 @@ def test_int8_is_read_as_floats(tmp_path):
     (folder / "job" / "vectors-00000.npy").unlink()
     artefacts.seal(folder, "text_embeddings", {})
     found = EmbeddingReader(folder, "job", precision="int8").get(NAMES)
-    expected = np.stack([tables.last(ROWS, name, None).vector for name in NAMES])
+    expected = np.stack([tables.found(ROWS, name).vector for name in NAMES])
     np.testing.assert_allclose(found.vectors, expected, atol=float(np.ptp(vectors)) / 255)
     assert found.vectors.dtype == np.float32
     with pytest.raises(InputError, match=r"vectors-00000.npy is missing"):
@@ -167,7 +168,7 @@ def test_a_map_of_other_vectors_is_refused(folder):
 
 
 def test_by_version_and_alias_and_as_an_older_one(tmp_path):
-    lineage = {"model": "0" * 64, "graph": "0" * 64}
+    lineage: dict[str, Any] = {"model": "0" * 64, "graph": "0" * 64}
     old = tables.write(tmp_path / "old", {"job": ROWS[:40]}, **lineage)
     folder = tables.write(tmp_path / "new", {"job": ROWS}, **lineage)
     url = str(tmp_path / "registry")

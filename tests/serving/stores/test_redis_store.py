@@ -6,6 +6,7 @@ import pytest
 from star_jax.config import InputError
 from star_jax.embeddings.records import Record
 from star_jax.serving.stores.protocol import open_store
+from star_jax.serving.stores.redis_store import RedisStore
 from tests.serving.stores import servers
 
 pytestmark = pytest.mark.extra("stores")
@@ -27,7 +28,7 @@ def test_valkey_is_the_same(redis_url):
 
 
 def test_a_key_of_something_else_is_named(redis_url):
-    store = open_store(redis_url)
+    store = RedisStore(redis_url)
     store._client.delete(b"list")
     store._client.lpush(b"list", b"x")
     with pytest.raises(InputError, match=r"redis 127.0.0.1:\d+ db 0: WRONGTYPE"):
