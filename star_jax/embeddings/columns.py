@@ -23,6 +23,11 @@ from star_jax.config import InputError
 from star_jax.shapes import NO_TIME
 
 _META = b"star_jax"
+_OPTIONS: dict[str, Any] = {  # Vectors hardly shrink, and whoever reads them would wait.
+    "compression": {"id": "zstd", "version": "zstd", "event_time": "zstd", "vector": "none"},
+    "use_dictionary": ["version"],
+    "write_statistics": ["id", "event_time"],
+}
 
 
 class Rows(NamedTuple):
@@ -58,9 +63,7 @@ def write_parquet(path: Path, version: str, size: int, dtype: str, blocks: Itera
     with pq.ParquetWriter(
         path,
         schema,
-        compression={"id": "zstd", "version": "zstd", "event_time": "zstd", "vector": "none"},
-        use_dictionary=["version"],  # pyright: ignore[reportArgumentType] # Names will do.
-        write_statistics=["id", "event_time"],  # pyright: ignore[reportArgumentType]
+        **_OPTIONS,
     ) as writer:
         for rows in blocks:
             number = len(rows.ids)

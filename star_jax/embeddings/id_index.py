@@ -1,6 +1,7 @@
 """From ids to rows, for tables of many millions: sorted hashes, and a look at the id itself."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,8 +46,9 @@ class IdIndex:
         left = np.flatnonzero(at >= first)
         while len(left):  # More than once only where other ids have the same hash.
             found = self._order[at[left]]
-            same = pc.equal(self._ids.take(pa.array(found)), names.take(pa.array(left)))
-            equal = same.to_numpy(zero_copy_only=False)
+            both = [self._ids.take(pa.array(found)), names.take(pa.array(left))]
+            equal: Any = pc.call_function("equal", both)
+            equal = equal.to_numpy(zero_copy_only=False)
             rows[left[equal]] = found[equal]
             left = left[~equal]
             at[left] -= 1

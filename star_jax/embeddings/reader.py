@@ -74,7 +74,8 @@ class EmbeddingReader:
         times = rows["t"].fill_null(NO_TIME).combine_chunks()
         self._times = times.to_numpy(zero_copy_only=False)
         self._index: IdIndex | None = None
-        self._precision, self._transform = precision, transform
+        self._precision: Precision = precision
+        self._transform = transform
         width = self._files.size
         self._ranges = read_ranges(folder / RANGES, width) if precision in RANGED else None
         self.num_rows = len(self._ids)
