@@ -106,7 +106,8 @@ class EmbeddingReader:
         found = rows != MISSING
         vectors = np.full((len(rows), self.size), np.nan, np.float32)
         vectors[found] = self._take(rows[found])
-        times = np.where(found, self._times[np.where(found, rows, 0)], NO_TIME)
+        times = np.full(len(rows), NO_TIME, np.int64)
+        times[found] = self._times[rows[found]]
         return Rows(names, times, vectors, found)
 
     def last(self, time: int | None = None) -> Int64[np.ndarray, " N"]:

@@ -39,7 +39,9 @@ def write(folder: Path, tables: dict[str, list[Row]], num_shards: int = 3, **met
                     part.astype(np.int32),
                     np.full(len(own), -1, np.int32),
                     np.array([row.t for row in own], np.int64),
-                    np.stack([row.vector for row in own]),
+                    np.array([row.vector for row in own], np.float32).reshape(len(own), -1)
+                    if own
+                    else np.zeros((0, 4), np.float32),
                 )
                 write_shard(partial / node_type, shard, [row.id for row in own], table)
         artefacts.set_meta(partial, {"embedding_size": 4} | meta)

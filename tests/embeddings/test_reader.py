@@ -76,6 +76,14 @@ def test_last_names_a_row_per_id(folder, time):
             np.testing.assert_array_equal(vector, row.vector)
 
 
+def test_a_table_may_be_empty(tmp_path):
+    reader = EmbeddingReader(tables.write(tmp_path / "e", {"job": []}, num_shards=1), "job")
+    assert (reader.num_rows, reader.size, len(reader.last())) == (0, 4, 0)
+    assert not reader.get(["a", "b"], 5).found.any()
+    assert reader.get([]).vectors.shape == (0, 4)
+    assert list(reader.blocks(reader.last(), 5)) == []
+
+
 def test_hashes_go_by_all_bytes_of_an_id():
     """Of any length, and wherever the array begins."""
     names = ["", "\0", "a", "a\0", "12345678", "12345678\0", "123456789", "x" * 100, "x" * 99 + "y"]
