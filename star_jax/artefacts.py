@@ -33,6 +33,7 @@ _MADE_BY = {  # Kinds, and the names of folders in the working directory that di
     "graph_only_embeddings": "star run",
     "evaluation": "star evaluate",
     "report": "star report",
+    "contract": "star check-consumers",
     "transform": "star fit-transform",
 }
 

@@ -22,6 +22,7 @@ from star_jax.commands import (
     BRANCH,
     COMMANDS,
     EPILOG,
+    OPTIONS,
     PLAN,
     READING,
     READING_OPTIONS,
@@ -96,24 +97,29 @@ def _run(argv: list[str]) -> int:
         for path, value in fields(config).items():
             print(f"  --{path} {_shown(value)}")
         return 0
-    if args.workdir is None:
-        raise InputError(f"--workdir is missing; see `star {args.command} --help`")
-    _keep_compiled(args.workdir)
+    needed = COMMANDS[args.command].named_options()
+    for name, required in needed.items():
+        if required and getattr(args, name) is None:
+            raise InputError(f"--{name} is missing; see `star {args.command} --help`")
+    if "workdir" in needed:
+        _keep_compiled(args.workdir)
     config = override(load_config(args.config), overrides)
     _log_to_terminal()
     _join(args)
     job = importlib.import_module(f"star_jax.jobs.{COMMANDS[args.command].module}")
     part = _part(config, get_type_hints(job.run)["config"], args)
+    given = {name: getattr(args, name) for name in needed}
     processes = _together()
     if processes and COMMANDS[args.command].module not in (*TOGETHER, "run"):
-        processes.by_the_first(lambda: job.run(part, args.workdir))
+        found = processes.by_the_first(lambda: job.run(part, **given))
     else:
-        job.run(part, args.workdir)
+        found = job.run(part, **given)
     if processes:
         processes.wait("done")  # None ends before the others: the first one holds them together.
-    if args.command in ("report", "run") and (not processes or processes.is_first()):
+    speaks = not processes or processes.is_first()
+    if args.command in ("report", "run") and speaks:
         _print_results(args.workdir)
-    return 0
+    return _print_contract(found, speaks) if args.command == "check-consumers" else 0
 
 
 def _join(args: argparse.Namespace) -> None:
@@ -262,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         sub = subparsers.add_parser(
             name,
-            usage=f"star {name} CONFIG --workdir DIR [--a.b value ...]",
+            usage=f"star {name} CONFIG {command.options} [--a.b value ...]",
             description=f"{command.help[0].upper()}{command.help[1:]}.\n\n"
             f"reads   {command.reads}\nwrites  {command.writes}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -271,7 +277,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "config", metavar="CONFIG", type=Path, help="Python file with get_config()"
         )
-        sub.add_argument("--workdir", metavar="DIR", type=Path, help="folder of all artefacts")
+        for option in command.named_options():
+            kind = {"metavar": "DIR", "type": Path} if option == "workdir" else {}
+            sub.add_argument(f"--{option}", help=OPTIONS[option], **kind)
         _add_processes(sub)
         sub.add_argument_group(
             "overrides",
@@ -358,6 +366,16 @@ def _print_results(workdir: Path) -> None:
         _print_table([["stage", "seconds"], *([s.name, f"{s.seconds:.1f}"] for s in stages)])
     print(f"\n{(workdir / 'report' / 'index.html').resolve()}")
     print(path.resolve())
+
+
+def _print_contract(contract: dict[str, Any], speaks: bool) -> int:
+    """All tables, then the limits that are broken; the exit code: 1 where there is one."""
+    if speaks:
+        for title, rows in contract["tables"].items():
+            print(f"\n{title}")
+            _print_table(rows)
+        print("\n" + ("\n".join(map("broken: {}".format, contract["breaks"])) or "all limits hold"))
+    return 1 if contract["breaks"] else 0
 
 
 def _print_table(rows: list[list[str]]) -> None:

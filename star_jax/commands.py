@@ -10,6 +10,11 @@ class Command(NamedTuple):
     reads: str
     writes: str
     help: str
+    options: str = "--workdir"  # Words for `run` beside config; in brackets: None without them.
+
+    def named_options(self) -> dict[str, bool]:
+        """Name -> whether it must be given."""
+        return {word.strip("[]-"): word[0] != "[" for word in self.options.split()}
 
 
 COMMANDS = {
@@ -62,8 +67,22 @@ COMMANDS = {
         "graph_embeddings/",
         "write a vector for every node",
     ),
+    "fit-transform": Command(
+        "fit_transform",
+        "two versions of text or graph embeddings",
+        "the folder of --output",
+        "fit a map of new embeddings to the space of old ones",
+        "--old --new [--registry] --output",
+    ),
     "evaluate": Command(
         "evaluate", "all of the above", "evaluation/", "score the fixed pairs with every model"
+    ),
+    "check-consumers": Command(
+        "check_consumers",
+        "tables/, and two versions of embeddings",
+        "the folder of --output",
+        "score frozen consumers of old embeddings on new ones; fail beyond limits",
+        "--workdir --old --new [--transform] [--registry] --output",
     ),
     "report": Command(
         "report", "evaluation/", "report/", "write metrics.json and a page with figures"
@@ -74,6 +93,15 @@ COMMANDS = {
         "all of the above",
         "all stages in order: unchanged ones are skipped, an interrupted one is resumed",
     ),
+}
+
+OPTIONS = {  # Those of `Command.options`.
+    "workdir": "folder of all artefacts",
+    "old": "embeddings that consumers were trained on: a folder, or NAME@VERSION of the registry",
+    "new": "embeddings that are to take their place",
+    "transform": "what maps the new ones to the old ones' space",
+    "registry": "path or URL of the registry that names are of",
+    "output": "folder to write",
 }
 
 
@@ -134,7 +162,8 @@ REGISTRY = {  # What `star registry` does, besides --registry.
         "say what was trained on a version: add CONSUMER REF, remove CONSUMER NAME, list",
     ),
     "chain": Action(
-        "NEW=text OLD=text [--max-chain=number]", "print the transforms from one to another"
+        "NEW=text OLD=text [--output=path] [--max-chain=number]",
+        "print the transforms from one to another; write them as one",
     ),
     "verify": Action("[REF=text]", "read everything again, to the last byte"),
     "mlflow": Action(
@@ -186,7 +215,8 @@ examples:
   star COMMAND CONFIG --help   every field of that config with its value
 
 CONFIG is a Python file whose get_config() returns the config. Given the config of a whole run,
-a single command takes its own part of it. Exit code 2: what was given is wrong, in one line.
+a single command takes its own part of it. Exit code 2: what was given is wrong, in one line; 1: a
+plan does not fit, or a contract is broken.
 Training that gets SIGTERM or Ctrl-C ends its step, saves it and exits with 143 or 130; the same
 command goes on from there. A second signal ends it at once.
 """

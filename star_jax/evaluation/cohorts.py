@@ -70,7 +70,7 @@ def cohort_table(
         suppressed[column] = 0
         for value in np.unique(named[named != ""]):
             inside, outside = named == value, (named != value) & (named != "")
-            if _too_small(labels, members, inside, min_members) or _too_small(
+            if too_small(labels, members, inside, min_members) or too_small(
                 labels, members, outside, min_members
             ):
                 suppressed[column] += 1
@@ -102,13 +102,13 @@ def crosses(columns: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     }
 
 
-def _too_small(
+def too_small(
     labels: Bool[np.ndarray, " B"],
     members: Shaped[np.ndarray, " B"],
     rows: Bool[np.ndarray, " B"],
     min_members: int,
 ) -> bool:
-    """Counts the members of the rarer class: an AUC stands on those."""
+    """Whether a group is not shown: by the members of the rarer class, as an AUC stands on those."""
     return any(len(np.unique(members[rows & which])) < min_members for which in (labels, ~labels))
 
 

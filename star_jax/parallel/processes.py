@@ -104,6 +104,11 @@ def count() -> int:
     return 1 if _state["alone"] else jax.process_count()
 
 
+def index() -> int:
+    """Which of `count` processes this one is."""
+    return 0 if _state["alone"] else jax.process_index()
+
+
 def is_first() -> bool:
     """Whether this process writes what is written once; alone it is."""
     return jax.process_index() == 0

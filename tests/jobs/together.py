@@ -55,14 +55,17 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(folder, count, command, config_text, *, devices=1):
-    """Starts processes of so many CPU devices each; their output is in `folder/INDEX.log`."""
+def start(folder, count, command, config_text, *, devices=1, options=None):
+    """Starts processes of so many CPU devices each; their output is in `folder/INDEX.log`.
+
+    Their options are those given, or the folder as the working directory.
+    """
     config = folder / "config.py"
     config.write_text(config_text)
     port = free_port()
     begun = []
     for index in range(count):
-        arguments = [command, str(config), "--workdir", str(folder)]
+        arguments = [command, str(config), *(options or ["--workdir", str(folder)])]
         if count > 1:
             arguments += ["--coordinator", f"localhost:{port}", "--num-processes", str(count)]
             arguments += ["--process-id", str(index)]

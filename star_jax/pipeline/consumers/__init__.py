@@ -1,0 +1,1 @@
+"""Consumers of embeddings: what is trained on one version and must go on with the next."""
