@@ -140,9 +140,9 @@ def read_back(output: Path) -> list[list[str]]:
     files = f"{output / NODE_TYPE}/*.parquet"
     readers: dict[str, Callable[[], Any]] = {
         "pyarrow": lambda: pq.read_table(output / NODE_TYPE)["vector"],
-        "DuckDB": lambda: duckdb.sql(f"select id, vector from '{files}'").to_arrow_table()[
-            "vector"
-        ],
+        "DuckDB": lambda: (
+            duckdb.connect().sql(f"select id, vector from '{files}'").to_arrow_table()["vector"]
+        ),
     }
     if polars := optional("polars"):
         readers["Polars"] = lambda: polars.read_parquet(files)["vector"]

@@ -116,7 +116,7 @@ def encode(record: Record) -> bytes:
                 f"{', '.join(dtype.name for dtype in DTYPES)}"
             )
         kind = DTYPES.index(numbers.dtype)
-    if len(version) > 255 or not 0 <= record.expires_ms <= NEVER_MS:
+    if len(version) > 255 or not 0 < record.expires_ms <= NEVER_MS:
         raise ValueError(f"version {record.version!r}, expiry {record.expires_ms}: out of range")
     order = (record.event_time + _BIAS).to_bytes(8, "big")
     order += (((vector is None) << 56) | record.expires_ms).to_bytes(8, "big")

@@ -102,7 +102,8 @@ def test_keys_have_one_reading():
         (Record("v", 0, np.zeros(3)), r"a vector of 3 float64, needed 1 to 65535 of float32"),
         (Record("v", 0, np.zeros(0, np.float32)), "a vector of 0 float32"),
         (Record("v" * 256, 0, VECTOR), "out of range"),
-        (Record("v", 0, VECTOR, -1), "out of range"),
+        (Record("v", 0, VECTOR, 0), "out of range"),
+        (Record("v", 0, VECTOR, NEVER_MS + 1), "out of range"),
     ],
 )
 def test_what_does_not_fit_is_refused(record, message):

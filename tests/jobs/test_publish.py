@@ -25,6 +25,7 @@ from star_jax.jobs import publish
 from star_jax.serving.stores.protocol import open_store
 from star_jax.shapes import NO_TIME
 from tests.embeddings import tables
+from tests.serving.stores import servers
 
 ROWS = tables.make_rows(120)
 OTHERS = tables.make_rows(30, seed=1)
@@ -193,6 +194,7 @@ def test_mapped_vectors_have_a_version_of_their_own(star, folder, mapped, tmp_pa
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
+import pyarrow.dataset  # Slow to import: once here, not in every child.
 from star_jax.jobs import publish
 folder, workdir = sys.argv[1], Path(sys.argv[2])
 real, found = publish.write_rows, {}
@@ -284,18 +286,29 @@ def test_publications_that_are_refused(star, folder, tmp_path, monkeypatch, opti
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def url(request, tmp_path):
+    """Of an empty store."""
+    if request.param == "lmdb":
+        yield f"lmdb:{tmp_path / 'store'}"
+        return
+    if servers.PROGRAM is None:
+        pytest.skip("neither redis-server nor valkey-server is on the PATH")
+    with servers.running(tmp_path) as url:
+        yield url
+
+
 @pytest.mark.extra("stores")
-@pytest.mark.parametrize("as_of", [None, 0])
-def test_a_store_holds_what_the_reader_reads(star, folder, mapped, tmp_path, as_of):
-    url = f"lmdb:{tmp_path / 'store'}"
+@pytest.mark.parametrize(
+    ("url", "as_of"), [("lmdb", None), ("lmdb", 0), ("redis", None)], indirect=["url"]
+)
+def test_a_store_holds_what_the_reader_reads(star, folder, mapped, url, as_of):
     given = () if as_of is None else ("--as-of", as_of)
     done = star("publish", folder, "--output", url, *given)
     assert done.code == 0, done.err
     again = star("publish", folder, "--output", url, *given)
     number = len(expected_rows(ROWS, as_of))
-    assert (
-        f"store: 0 rows of job of version {artefacts.digest(folder)[:16]}, {number} " in again.out
-    )
+    assert f": 0 rows of job of version {artefacts.digest(folder)[:16]}, {number} " in again.out
     options = ("--as-version", mapped, "--node-type", "job", "--dtype", "float16")
     assert star("publish", folder, "--output", url, *options, *given).code == 0
     store, reader = open_store(url), EmbeddingReader(folder, "job")

@@ -82,7 +82,12 @@ class LmdbStore(Store):
         return self._do(lambda transaction: self._put(transaction, encoded), write=True)
 
     def sweep(self) -> int:
-        """Removes what has expired, some thousand keys per transaction."""
+        """Removes what has expired, a thousand keys per transaction; forgets killed readers.
+
+        What one of them was reading could not be used again.
+        """
+        with self._lock:
+            self._env.reader_check()
         removed, at = 0, b""
         while at is not None:
             number, at = self._do(lambda t, at=at: self._sweep_from(t, at), write=True)

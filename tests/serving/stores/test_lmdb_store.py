@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 
@@ -122,6 +123,22 @@ def test_a_reader_makes_and_changes_nothing(tmp_path):
     same = reader.get_many([key(0)])[0]
     assert same is not None
     assert same.event_time == 0
+
+
+def test_a_sweep_forgets_killed_readers(tmp_path):
+    store = LmdbStore(tmp_path / "s", writable=True)
+    code = """
+import os, signal, sys
+from star_jax.serving.stores.protocol import open_store
+store = open_store("lmdb:" + sys.argv[1])
+reading = store._env.begin()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.Popen([sys.executable, "-c", code, tmp_path / "s"])
+    assert killed.wait() == -signal.SIGKILL
+    assert f"{killed.pid} " in store._env.readers()
+    store.sweep()
+    assert f"{killed.pid} " not in store._env.readers()
 
 
 def test_what_is_no_store_is_refused(tmp_path):
