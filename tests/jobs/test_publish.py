@@ -286,6 +286,19 @@ def test_publications_that_are_refused(star, folder, tmp_path, monkeypatch, opti
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nothing_but_a_publication_is_replaced(star, folder, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("all of it", encoding="utf-8")
+    for output in (mine, mine / "thesis.tex", folder):
+        done = star("publish", folder, "--output", output)
+        assert done.errors[0].endswith(f"{output} is there and is no publication; give another one")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.tex"]
+    for dtype in ("float32", "float16"):
+        assert star("publish", folder, "--output", tmp_path / "p", "--dtype", dtype).code == 0
+    assert artefacts.read_manifest(tmp_path / "p", publish.KIND).meta["dtype"] == "<f2"
+
+
 @pytest.fixture
 def url(request, tmp_path):
     """Of an empty store."""
