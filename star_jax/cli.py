@@ -18,7 +18,17 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from star_jax import __version__
-from star_jax.commands import BRANCH, COMMANDS, EPILOG, OPTIONS, PLAN, REGISTRY, Action
+from star_jax.commands import (
+    BRANCH,
+    COMMANDS,
+    EPILOG,
+    OPTIONS,
+    PLAN,
+    READING,
+    READING_OPTIONS,
+    REGISTRY,
+    Action,
+)
 from star_jax.config import InputError, fields, load_config, override
 from star_jax.jobs import TOGETHER
 from star_jax.pipeline.columns import columns
@@ -74,6 +84,8 @@ def _run(argv: list[str]) -> int:
         return _run_branch(*parser.parse_known_args(argv))
     if argv[:1] == ["registry"]:
         return _run_registry(parser.parse_args(argv))
+    if argv and argv[0] in READING:
+        return _run_reading(parser.parse_args(argv))
     if argv[:1] == ["plan"]:
         return _run_plan(*parser.parse_known_args(argv))
     wants_help = any(arg in ("-h", "--help") for arg in argv[2:])
@@ -147,6 +159,15 @@ def _run_registry(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run_reading(args: argparse.Namespace) -> int:
+    """Prints the lines that the job yields, as they come."""
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    job = importlib.import_module(f"star_jax.jobs.{given.pop('command')}")
+    for line in job.run(given.pop("ref"), **given):
+        print(line, flush=True)
+    return 0
+
+
 def _run_plan(args: argparse.Namespace, overrides: list[str]) -> int:
     """Prints the plan; 1 where something does not fit."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # The machine that is planned for is not here.
@@ -193,20 +214,31 @@ def _add_actions(
             _add_argument(sub, argument)
 
 
-def _add_argument(parser: argparse.ArgumentParser, argument: str) -> None:
+def _add_reading(subparsers: Any, name: str, action: Action) -> None:
+    about = f"{action.help[0].upper()}{action.help[1:]}."
+    parser = subparsers.add_parser(name, description=about, allow_abbrev=False)
+    for argument in action.arguments.split():
+        _add_argument(parser, argument, READING_OPTIONS)
+
+
+def _add_argument(
+    parser: argparse.ArgumentParser, argument: str, helps: Mapping[str, str] | None = None
+) -> None:
     """As `Action` writes them."""
     optional = argument.startswith("[")
     name, _, kind = argument.strip("[]").partition("=")
     kinds = {"path": Path, "text": str, "number": int}
     options: dict[str, Any] = {"type": kinds[kind]} if kind in kinds else {}
+    about = None if helps is None else helps[name]
     if "|" in kind:
         options["choices"] = kind.split("|")
     if kind == "flag":
-        parser.add_argument(name, action="store_true")
+        parser.add_argument(name, action="store_true", help=about)
     elif name.startswith("--"):
-        parser.add_argument(name, required=not optional, **options)
+        parser.add_argument(name, required=not optional, help=about, **options)
     else:
-        parser.add_argument(name.lower(), metavar=name, nargs="?" if optional else None, **options)
+        given = "?" if optional else None
+        parser.add_argument(name.lower(), metavar=name, nargs=given, help=about, **options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -214,6 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     helps["plan"] = PLAN
     helps["branch"] = "compare, merge, ablate and weigh the signals of a graph"
     helps["registry"] = "versions of embeddings and models, their states and consumers"
+    helps |= {name: action.help for name, action in READING.items()}
     listed = "\n".join(f"  {name:<16}{text}" for name, text in helps.items())
     parser = _Parser(
         prog="star",
@@ -230,6 +263,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_actions(subparsers, "branch", helps["branch"], BRANCH)
     _add_actions(subparsers, "registry", helps["registry"], REGISTRY, "--registry=text")
     _add_plan(subparsers)
+    for name, action in READING.items():
+        _add_reading(subparsers, name, action)
     for name, command in COMMANDS.items():
         sub = subparsers.add_parser(
             name,

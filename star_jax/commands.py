@@ -179,6 +179,37 @@ REGISTRY = {  # What `star registry` does, besides --registry.
     ),
 }
 
+READING = {  # Commands that hand out embeddings; the job is named like the command.
+    "get": Action(
+        "REF=text --node-type=text [--ids=text] [--ids-file=path] [--as-of=number] "
+        "[--registry=text] [--as-version=text] [--output=path]",
+        "print or write the embeddings of some ids",
+    ),
+    "publish": Action(
+        "REF=text --output=text [--node-type=text] [--as-of=number] [--all-times=flag] "
+        "[--registry=text] [--as-version=text] [--dtype=float32|float16] "
+        "[--format=parquet|arrayrecord] [--partitions=number] [--ttl-s=number]",
+        "write whole tables of embeddings: partitioned files, LMDB, Redis",
+    ),
+}
+
+READING_OPTIONS = {
+    "REF": "folder of embeddings; or NAME@NUMBER, NAME@ALIAS, NAME of the registry",
+    "--node-type": "name of the table; of `publish`: all tables without it",
+    "--ids": "ids, separated by commas",
+    "--ids-file": "file with an id per line",
+    "--as-of": "the last row of an id that is not younger, in the unit of the table's times",
+    "--all-times": "every row of an id, each with the time from which on it holds",
+    "--registry": "path or URL of the registry that versions are in",
+    "--as-version": "older version, or folder of a transform, that the vectors are mapped to",
+    "--output": "of `get`: FILE.npy, .parquet, .array_record; of `publish`: a folder, lmdb:FOLDER, "
+    "redis://HOST:PORT/DB",
+    "--dtype": "of the numbers (float32)",
+    "--format": "of the files (parquet)",
+    "--partitions": "files per table (16); an id is in the one that its SHA-256 names",
+    "--ttl-s": "seconds until a store forgets what is written now (never)",
+}
+
 PLAN = "say whether a config fits chips that are not here, and how long it takes"
 
 EPILOG = """\

@@ -10,34 +10,38 @@ from star_jax import artefacts
 from star_jax.config import InputError
 
 MISSING = -1
+_FLOAT = np.dtype(np.float32)
 
 
 class VectorFiles:
-    """Rows of float32 counted through several npy files, each mapped when first asked for.
+    """Rows counted through several npy files, each mapped when first asked for.
 
     Attributes:
       size: Width of the vectors.
     """
 
-    def __init__(self, paths: Sequence[Path], num_rows: Sequence[int], size: int) -> None:
+    def __init__(
+        self, paths: Sequence[Path], num_rows: Sequence[int], size: int, dtype: np.dtype = _FLOAT
+    ) -> None:
         """Takes note of the files.
 
         Args:
           paths: May not be there yet.
           num_rows: Of each file.
           size: Width of the vectors.
+          dtype: Of their numbers.
         """
-        self._paths, self.size = list(paths), size
+        self._paths, self.size, self._dtype = list(paths), size, dtype
         self._ends = np.cumsum([0, *num_rows])
         self._open: dict[int, np.ndarray] = {}
 
-    def take(self, rows: Int[np.ndarray, " N"]) -> Float32[np.ndarray, "N E"]:
+    def take(self, rows: Int[np.ndarray, " N"]) -> Shaped[np.ndarray, "N E"]:
         """Copies of rows, in the order asked for.
 
         Raises:
           InputError: A file is missing or does not hold what it should.
         """
-        vectors = np.empty((len(rows), self.size), np.float32)
+        vectors = np.empty((len(rows), self.size), self._dtype)
         of_file = np.searchsorted(self._ends, rows, side="right") - 1
         for file in np.unique(of_file):
             here = of_file == file
@@ -49,7 +53,7 @@ class VectorFiles:
             path, needed = self._paths[file], int(np.diff(self._ends)[file])
             if not path.is_file():
                 raise InputError(f"{path} is missing, needed for {needed} vectors")
-            self._open[file] = read_vectors(path, needed, self.size)
+            self._open[file] = read_vectors(path, needed, self.size, self._dtype)
         return self._open[file]
 
 
@@ -107,17 +111,19 @@ def write_vectors(path: Path, vectors: Float32[np.ndarray, "N E"]) -> None:
         np.save(file, vectors)
 
 
-def read_vectors(path: Path, num_rows: int, size: int) -> Float32[np.ndarray, "N E"]:
+def read_vectors(
+    path: Path, num_rows: int, size: int, dtype: np.dtype = _FLOAT
+) -> Shaped[np.ndarray, "N E"]:
     """Maps a file of vectors.
 
     Raises:
       InputError: It holds something else.
     """
     vectors = np.load(path, mmap_mode="r")
-    if vectors.shape != (num_rows, size) or vectors.dtype != np.float32:
+    if vectors.shape != (num_rows, size) or vectors.dtype != dtype:
         raise InputError(
             f"{path} has shape {vectors.shape} of {vectors.dtype}, "
-            f"needed ({num_rows}, {size}) of float32; remove it"
+            f"needed ({num_rows}, {size}) of {dtype}; remove it"
         )
     return vectors
 

@@ -179,17 +179,17 @@ def rows_paths(folder: Path, node_type: str) -> list[Path]:
     return shards
 
 
-def open_vectors(folder: Path, node_type: str) -> VectorFiles:
-    """The float32 vectors of a node type, by the row of `read_table`; they stay on disk.
+def open_vectors(folder: Path, node_type: str, precision: Precision = "float32") -> VectorFiles:
+    """The vectors of a node type, by the row of `read_table`; they stay on disk.
 
     Raises:
       InputError: The node type has no table here, or not in this precision.
     """
     shards = rows_paths(folder, node_type)
     num_rows = [pq.read_metadata(path).num_rows for path in shards]
-    paths = [array_path(path.parent, shard, "float32") for shard, path in enumerate(shards)]
+    paths = [array_path(path.parent, shard, precision) for shard, path in enumerate(shards)]
     first = _vectors(paths[0], shards[0], num_rows[0])
-    return VectorFiles(paths, num_rows, first.shape[1])
+    return VectorFiles(paths, num_rows, first.shape[1], first.dtype)
 
 
 def read_ids(folder: Path, node_type: str) -> list[str]:
@@ -199,8 +199,13 @@ def read_ids(folder: Path, node_type: str) -> list[str]:
 
 def read_id_column(folder: Path, node_type: str) -> pa.ChunkedArray:
     """As `read_ids`, without a Python object for each."""
+    return read_ids_and_times(folder, node_type)["id"]
+
+
+def read_ids_and_times(folder: Path, node_type: str) -> pa.Table:
+    """The columns `id` and `t` of a node type, in the order of `read_table`."""
     paths = rows_paths(folder, node_type)
-    return pa.concat_tables([pq.read_table(path, columns=["id"]) for path in paths])["id"]
+    return pa.concat_tables([pq.read_table(path, columns=["id", "t"]) for path in paths])
 
 
 def read_ranges(path: Path, size: int) -> Float32[np.ndarray, "2 E"]:

@@ -1,0 +1,1 @@
+"""Embeddings where they are asked for."""

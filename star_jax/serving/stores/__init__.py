@@ -1,0 +1,1 @@
+"""Key-value stores of embeddings behind one protocol: LMDB in a folder, Redis or Valkey."""
