@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int
@@ -263,7 +264,8 @@ class GraphPairScorer:
         Raises:
           InputError: A stage is missing, or its inputs changed.
         """
-        mesh = make_mesh(MeshConfig(data=1)) if mesh is None else mesh
+        if mesh is None:
+            mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
         self.trained = open_trained(workdir, model, mesh)
         self._rule, self._rows = rule, RowShards(mesh)
         self._embedder = Embedder(self.trained.model, self.trained.file.sampling, self._rows)
