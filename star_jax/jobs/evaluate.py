@@ -106,7 +106,11 @@ class _Scorers(NamedTuple):
 
     def models(self, task: str, split: str, *, main: bool) -> dict[str, Method]:
         """The text model was trained on the main task alone; its inputs are as of their time."""
-        graph = {name: GraphModel(s, task, split, True) for name, s in self.graph.items()}
+        graph = {
+            name: GraphModel(scorer, task, split, True)
+            for name, scorer in self.graph.items()
+            if task in scorer.tasks
+        }
         return {TEXT: TextModel(self.text, task), **graph} if main else {**graph}
 
     def strict_models(self, task: str, split: str, *, main: bool) -> dict[str, Method]:
@@ -147,6 +151,9 @@ def _score(config: EvaluateConfig, workdir: Path, meta: TablesMeta) -> _Found:
             main = task == main_task
             models = scorers.models(task, split, main=main)
             strict = scorers.strict_models(task, split, main=main)
+            if not models:
+                _log.warning("no model was trained on task %s: not measured", task)
+                continue
             pairs, ranking = read_pairs(tables, task, split), read_ranking(tables, task, split)
             _log.info("%s, %s: %d pairs", task, split, len(pairs.label))
             methods = {**models, **{_strict(name): model for name, model in strict.items()}}
