@@ -46,7 +46,7 @@ class Device(NamedTuple):
 def test_a_process_without_a_device_is_named(monkeypatch):
     found = [Device(0), Device(0), Device(1)]
     monkeypatch.setattr("star_jax.parallel.processes.devices", lambda: found)
-    with pytest.raises(ValueError, match="data 2 x .* has no device of process 1, needed some"):
+    with pytest.raises(ValueError, match=r"data 2 x .* has no device of process 1, needed some"):
         make_mesh(MeshConfig(data=2))
 
 
