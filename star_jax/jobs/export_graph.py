@@ -205,7 +205,7 @@ def run(config: GraphExportConfig, workdir: Path) -> None:
         make = _sampled if config.inference == "sampled" else _layerwise
         tables = make(export, scratch)
         processes.by_the_first(functools.partial(_write, export, tables))
-        if processes.is_first():
+        if processes.is_first():  # The others are done with it: all parts were there.
             clear(scratch)
 
 
@@ -217,6 +217,7 @@ def _write(export: _Export, tables: _Tables) -> None:
             ids = read_nodes(workdir / "tables", target.node_type)["id"].to_pylist()
             sizes[target.table] = len(ids)
             folder = partial / target.table
+            files.check()
             for shard, (nodes, path) in enumerate(zip(files.parts, files.paths, strict=True)):
                 no_text = np.full(len(nodes), -1, np.int32)
                 time = np.full(len(nodes), export.view.time, np.int64)
