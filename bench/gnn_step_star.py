@@ -1,6 +1,5 @@
 """Our side of bench/gnn_step.py: makes the batches, writes them for the peer, measures star_jax."""
 
-import contextlib
 import json
 import sys
 import tempfile
@@ -33,10 +32,11 @@ from star_jax.graph.objective import make_loss
 from star_jax.graph.samplers import sample as sampling
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.parallel.rules import FSDP_RULES
-from star_jax.pipeline import graph_layers
+from star_jax.pipeline import graph_programs
 from star_jax.pipeline.graph_buckets import Shapes
 from star_jax.pipeline.graph_embedding import Embedder, Wanted, split_view
 from star_jax.pipeline.graph_layers import LayerEncoder
+from star_jax.pipeline.graph_programs import RowShards
 from star_jax.pipeline.graph_states import StateFiles, complete
 from star_jax.pipeline.graph_streams import count_pairs, make_batches
 from star_jax.train.optimizers import make_optimizer
@@ -74,9 +74,9 @@ class Star:
             params, optimizer, seed=0, mesh=mesh, rules=FSDP_RULES, statistics=statistics
         )
         self._step = make_step(self._loss, optimizer, state=self._state, mesh=mesh, stateful=True)
-        self._embedder = Embedder(self._model, world.file.sampling)
-        for number, (_, subgraph) in enumerate(self._embedder.batches(self._wanted())):
-            arrays = pack(subgraph, EXPORTED)
+        self._embedder = Embedder(self._model, world.file.sampling, RowShards(mesh))
+        for number, batches in enumerate(self._embedder.batches(self._wanted())):
+            arrays = pack(batches.parts[0], EXPORTED)
             np.savez(folder / f"nodes_{number}.npz", **arrays)
         arrays = pack(whole(world, self._model, self._view, self._exported()), EXPORTED)
         np.savez(folder / "whole.npz", **arrays)
@@ -96,9 +96,9 @@ class Star:
         jax.block_until_ready(
             self._forward(state.trainable, state.statistics, {}, batch, state.rng)
         )
-        with _counted(self._embedder, "_embed") as sampled:
+        with _counted() as sampled:
             self._sampled()
-        with _counted(graph_layers, "_features", "_layer", "_ending") as exported:
+        with _counted() as exported:
             self._layered()
         return {
             "compile_s": compile_s,
@@ -175,6 +175,7 @@ class Star:
             self._variables,
             self._world.file.sampling,
             view,
+            RowShards(self._mesh),
             neighbours="fanout",
             shapes=Shapes(),
         )
@@ -235,13 +236,10 @@ class _Counted:
 
 
 @contextmanager
-def _counted(owner: object, *names: str) -> Iterator[_Counted]:
-    """Counts the calls of an owner's functions."""
-    found = _Counted()
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            wrapped = found.wrap(getattr(owner, name))
-            stack.enter_context(mock.patch.object(owner, name, wrapped))
+def _counted() -> Iterator[_Counted]:
+    """Counts what programs of inference do."""
+    found, known = _Counted(), graph_programs.program
+    with mock.patch.object(graph_programs, "program", lambda *args: found.wrap(known(*args))):
         yield found
 
 

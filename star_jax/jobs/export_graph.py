@@ -4,6 +4,9 @@ Reads the tables, the graph, the text vectors and `W/graph_model`; writes `W/gra
 one table per node type, whose row i is node i. Where the model was trained with `compatible`, also
 `W/transform`: its maps to the vectors of the older version.
 
+Vectors are stored in parts under `W/.graph_embeddings.parts` until all are there: an interrupted
+export goes on, and several processes share one; the first of them writes the tables.
+
 The vectors alone do not rebuild the scores that `evaluate` reports as `graph`. A score is the
 output of the task's decoder, whose parameters stay in the model's checkpoint; with
 `decoder.match.enabled` the decoder also reads the match vectors of both nodes, which are not
@@ -13,19 +16,23 @@ exported. The manifest lists what a score needs under `scores_need`.
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 
 from star_jax import artefacts
 from star_jax.config import InputError
-from star_jax.embeddings.table import EmbeddingTable, write_shard
+from star_jax.embeddings.table import TableRows, array_path, write_rows
 from star_jax.graph.decoders import DecoderConfig
+from star_jax.graph.layerwise import State
 from star_jax.graph.model import Role, rounds_of
 from star_jax.graph.schema import parse_key
+from star_jax.parallel import processes
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.graph_buckets import Shapes
 from star_jax.pipeline.graph_compatible import KIND, embedding_tables, write_maps
@@ -38,10 +45,12 @@ from star_jax.pipeline.graph_embedding import (
 )
 from star_jax.pipeline.graph_layers import LayerEncoder, WhichNeighbours
 from star_jax.pipeline.graph_model import GraphModelFile, TrainedGraph, open_trained
-from star_jax.pipeline.graph_states import StateFiles, complete
-from star_jax.pipeline.scratch import alone, clear
+from star_jax.pipeline.graph_programs import RowShards
+from star_jax.pipeline.graph_states import NodeFiles, StateFiles, complete, fill
+from star_jax.pipeline.scratch import clear, together
 from star_jax.pipeline.tables.read import read_nodes
-from star_jax.train.reporter import Progress
+
+_MEASURED = 1 << 14  # Nodes whose samples are measured before all are drawn.
 
 _log = logging.getLogger(__name__)
 
@@ -61,15 +70,16 @@ class GraphExportConfig:
         `evaluate` lets the test pairs see.
       inference: "sampled": every node from a sample of its own around it, whose size grows with
         the product of the fanouts. "layerwise": all nodes through one layer after the other, so
-        that the work grows with their sum; an interrupted export goes on. The states between the
-        layers take 4 bytes times the model's width for every node, layer and role, in
-        `W/.<output>.states` until the tables are there. The vectors are those of "sampled" but
-        for rounding, and for what `star_jax.pipeline.graph_layers` says.
+        that the work grows with their sum. The states between the layers take 4 bytes times the
+        model's width for every node, layer and role, beside the parts of the tables. The vectors
+        are those of "sampled" but for rounding, and for what `star_jax.pipeline.graph_layers`
+        says.
       neighbours: "all", for layerwise: every visible neighbour of the relations that the encoder
         reads at a hop, however many the fanouts name.
-      mesh: Devices that the model lies on: large parameters are split over `fsdp`, every device
-        computes all nodes.
-      part_nodes: Nodes embedded and written at a time: the rows of one file.
+      mesh: Devices of this process: nodes are split over `data` and `fsdp`, large parameters over
+        `fsdp`.
+      part_nodes: Nodes embedded and written at a time: the rows of one file, and the least that a
+        process makes.
       model: Folder of the trained model.
       output: Folder of the tables.
       transform: Folder of the maps to an older version, where the model has some.
@@ -80,7 +90,7 @@ class GraphExportConfig:
     visible: Literal["train", "val", "test"] = "val"
     inference: Literal["sampled", "layerwise"] = "sampled"
     neighbours: WhichNeighbours = "fanout"
-    mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=1))
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     part_nodes: int = 1 << 17
     model: str = "graph_model"
     output: str = "graph_embeddings"
@@ -151,40 +161,66 @@ class _Export(NamedTuple):
     trained: TrainedGraph
     targets: list[Target]
     view: SplitView
+    rows: RowShards  # Of this process: processes compute apart.
+
+    def files(self, scratch: Path, target: Target, **made_from: object) -> NodeFiles:
+        """Where the vectors of a table are until all are there."""
+        return NodeFiles(
+            scratch,
+            {**self.made_from, "target": target, **made_from},
+            num_nodes=self.view.store.num_nodes[target.node_type],
+            part_nodes=self.config.part_nodes,
+            size=self.trained.file.model.encoder.dim,
+        )
+
+    def wanted(self, target: Target, nodes: Int32[np.ndarray, " n"]) -> Wanted:
+        """Nodes of a table, to be sampled."""
+        return Wanted.of_view(self.view, target.role, target.node_type, nodes)
+
+    @property
+    def made_from(self) -> dict[str, object]:
+        """All that decides vectors and states, beside what they are of."""
+        config = self.config
+        return {
+            "model": artefacts.digest(self.workdir / config.model),
+            "graph": self.trained.store.version,
+            "view": [config.visible, config.inference, config.neighbours],
+        }
 
 
-_Part = tuple[Int32[np.ndarray, " N"], Float32[np.ndarray, "N E"]]
-"""Nodes and their vectors."""
+_Tables = dict[Target, NodeFiles]
 
 
 def run(config: GraphExportConfig, workdir: Path) -> None:
     """Embeds all nodes part by part, then puts all tables in place at once."""
-    trained = open_trained(workdir, config.model, make_mesh(config.mesh))
+    mesh = make_mesh(config.mesh, jax.local_devices())
+    trained = open_trained(workdir, config.model, mesh)
     wanted, view = targets(trained.file, config), split_view(trained.store, config.visible)
-    export = _Export(config, workdir, trained, wanted, view)
-    if config.inference == "sampled":
-        embedder = Embedder(trained.model, trained.file.sampling)
-        _write(export, functools.partial(_sampled, export, embedder))
-        return
-    scratch = workdir / f".{config.output}.states"
-    with alone(scratch):
-        _write(export, _layerwise(export, scratch))
-        clear(scratch)
+    export = _Export(config, workdir, trained, wanted, view, RowShards(mesh))
+    scratch = workdir / f".{config.output}.parts"
+    with together(scratch):
+        make = _sampled if config.inference == "sampled" else _layerwise
+        tables = make(export, scratch)
+        processes.by_the_first(functools.partial(_write, export, tables))
+        if processes.is_first():  # The others are done with it: all parts were there.
+            clear(scratch)
 
 
-def _write(export: _Export, parts_of: Callable[[Target], Iterator[_Part]]) -> None:
+def _write(export: _Export, tables: _Tables) -> None:
     config, workdir, trained = export.config, export.workdir, export.trained
     with artefacts.writing(workdir / config.output, KIND) as partial:
         sizes = {}
-        for target in export.targets:
+        for target, files in tables.items():
             ids = read_nodes(workdir / "tables", target.node_type)["id"].to_pylist()
             sizes[target.table] = len(ids)
-            for shard, (nodes, vectors) in enumerate(parts_of(target)):
+            folder = partial / target.table
+            files.check()
+            for shard, (nodes, path) in enumerate(zip(files.parts, files.paths, strict=True)):
                 no_text = np.full(len(nodes), -1, np.int32)
                 time = np.full(len(nodes), export.view.time, np.int64)
                 names = [ids[node] for node in nodes.tolist()]
-                table = EmbeddingTable(nodes, no_text, time, vectors)
-                write_shard(partial / target.table, shard, names, table)
+                write_rows(folder, shard, names, TableRows(nodes, no_text, time))
+                shutil.copyfile(path, array_path(folder, shard, "float32"))
         meta = {
             "model": artefacts.digest(workdir / config.model),
             "graph": trained.store.version,
@@ -207,21 +243,29 @@ def _write(export: _Export, parts_of: Callable[[Target], Iterator[_Part]]) -> No
         write_maps(workdir / config.transform, trained.file.compatible, params, new)
 
 
-def _sampled(export: _Export, embedder: Embedder, target: Target) -> Iterator[_Part]:
-    """Vectors of all nodes of a type, so many nodes at a time, each from its own sample."""
-    view, part_nodes = export.view, export.config.part_nodes
-    total = view.store.num_nodes[target.node_type]
-    progress = Progress(f"export-graph {target.table}", float(total), "nodes")
-    for start in range(0, max(total, 1), part_nodes):
-        nodes = np.arange(start, min(start + part_nodes, total), dtype=np.int32)
-        wanted = Wanted.of_view(view, target.role, target.node_type, nodes)
-        vectors = embedder.embed(export.trained.variables, wanted)
-        yield nodes, np.asarray(vectors.embedding)
-        progress.advance(float(len(nodes)), float(len(nodes)))
+def _sampled(export: _Export, scratch: Path) -> _Tables:
+    """Vectors of all nodes, each from its own sample."""
+    embedder = Embedder(export.trained.model, export.trained.file.sampling, export.rows)
+    tables = {}
+    for target in export.targets:
+        total = export.view.store.num_nodes[target.node_type]
+        some = np.arange(0, total, -(-max(total, 1) // _MEASURED), dtype=np.int32)
+        # Else a part would depend on which of them its process has made before.
+        embedder.measure(export.wanted(target, some))
+        tables[target] = export.files(scratch, target)
+        fill(tables[target], functools.partial(_embedded, export, embedder, target), target.table)
+    return tables
 
 
-def _layerwise(export: _Export, scratch: Path) -> Callable[[Target], Iterator[_Part]]:
-    """The same from the states of all nodes, which are there when this returns."""
+def _embedded(
+    export: _Export, embedder: Embedder, target: Target, nodes: Int32[np.ndarray, " n"]
+) -> Float32[np.ndarray, "n E"]:
+    found = embedder.embed(export.trained.variables, export.wanted(target, nodes))
+    return np.asarray(found.embedding)
+
+
+def _layerwise(export: _Export, scratch: Path) -> _Tables:
+    """The same from the states of all nodes."""
     config, trained, view = export.config, export.trained, export.view
     shapes = Shapes()
     encoder = LayerEncoder(
@@ -229,27 +273,33 @@ def _layerwise(export: _Export, scratch: Path) -> Callable[[Target], Iterator[_P
         trained.variables,
         trained.file.sampling,
         view,
+        export.rows,
         neighbours=config.neighbours,
         shapes=shapes,
     )
-    files = StateFiles(
+    plan = list(shapes)
+    states = StateFiles(
         scratch,
-        {
-            "model": artefacts.digest(export.workdir / config.model),
-            "graph": trained.store.version,
-            "view": [config.visible, config.neighbours],
-            "plan": list(shapes),
-        },
+        export.made_from | {"plan": plan},
         num_nodes=view.store.num_nodes,
         part_nodes=config.part_nodes,
         size=trained.file.model.encoder.dim,
     )
     outputs = {t: encoder.outputs(t.role, t.node_type) for t in export.targets}
-    complete(encoder, files, [state for states in outputs.values() for state in states])
+    complete(encoder, states, [state for each in outputs.values() for state in each])
+    tables = {}
+    for target, read in outputs.items():
+        tables[target] = export.files(scratch, target, plan=plan)
+        fill(tables[target], functools.partial(_ended, encoder, states, target, read), target.table)
+    return tables
 
-    def parts_of(target: Target) -> Iterator[_Part]:
-        for nodes in files.parts(outputs[target][-1]):
-            rows = [files.read(state, nodes) for state in outputs[target]]
-            yield nodes, encoder.vectors(target.role, target.node_type, rows)
 
-    return parts_of
+def _ended(
+    encoder: LayerEncoder,
+    states: StateFiles,
+    target: Target,
+    outputs: Sequence[State],
+    nodes: Int32[np.ndarray, " n"],
+) -> Float32[np.ndarray, "n E"]:
+    rows = [states.read(state, nodes) for state in outputs]
+    return encoder.vectors(target.role, target.node_type, rows)

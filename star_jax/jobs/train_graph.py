@@ -117,7 +117,8 @@ def _train(
     parts = _parts(config, workdir, file, store, meta, mesh)
     step, data = parts.step, parts.data
     largest = config.fanouts.largest
-    batches, validation = data.batches(largest), data.validation(largest)
+    validation_of = functools.partial(data.validation, mesh=mesh)
+    batches, validation = data.batches(largest), validation_of(largest)
     timed = functools.partial(
         measure, state=parts.state, frozen=parts.frozen, step=step, batches=batches
     )
@@ -131,7 +132,7 @@ def _train(
     )
     if config.adaptive is not None:
         batches = AdaptiveBatches(data.batches, config.adaptive, largest=largest)
-        validation = AdaptiveValidation(validation, data.validation, batches)
+        validation = AdaptiveValidation(validation, validation_of, batches)
     if config.gradient_conflicts:
         conflicts = conflicts_of(config, parts.model, meta)
         batch = step.place(next(data.batches(largest)))

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax._src import distributed  # Its key-value store has no public name.
 from jax.experimental import multihost_utils
-from jaxtyping import Shaped
+from jaxtyping import Float32, Shaped
 from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
 
 from star_jax.config import InputError
@@ -30,9 +30,10 @@ _HEARTBEAT_S = 30  # A process that is silent for so long is dead.
 _NAMED_S = 45  # After the first error, for the runtime to say which one it is.
 _JOIN_S = 300
 _ASK_EVERY = 10
-_LOOK_S = 0.5  # Between two looks at what the first process has done.
+_LOOK_S = 0.2  # Between two looks at what others have done.
 
 _turns = itertools.count()  # Of the first process; all count alike.
+_meetings = itertools.count()  # Likewise.
 _state = {"alone": False}  # Whether this is the first process, in a turn of its own.
 _log = logging.getLogger(__name__)
 
@@ -151,8 +152,22 @@ def by_the_first(work: Callable[[], Any]) -> Any:
     return answer
 
 
+def meet() -> None:
+    """Waits for all others at the same place, for as long as they take; all call it.
+
+    What `wait` asks of the devices fails where another process comes minutes later.
+    """
+    if is_alone():
+        return
+    key, client = f"star_jax/meeting/{next(_meetings)}", distributed.global_state.client
+    assert client is not None
+    client.key_value_set(f"{key}/{jax.process_index()}", "here")
+    for index in range(jax.process_count()):
+        _told(client, f"{key}/{index}")
+
+
 def _told(client: Any, key: str) -> str:
-    """What the first process says under a key, once it does.
+    """What a process says under a key, once it does.
 
     Asked again and again: a call that blocks would keep signals from this process.
     """
@@ -191,11 +206,33 @@ def settled(step: int, value: float) -> float:
 
     Alone, the value. All call it at the same steps.
     """
+    return greatest(value) if is_alone() or step % _ASK_EVERY == 0 else 0.0
+
+
+def greatest(value: float) -> float:
+    """The greatest value that any process has; all call it."""
     if is_alone():
         return value
-    if step % _ASK_EVERY:
-        return 0.0
     return float(multihost_utils.process_allgather(np.float32(value)).max())
+
+
+def in_shares(
+    total: int, work: Callable[[slice], Float32[np.ndarray, "n ..."]]
+) -> Float32[np.ndarray, "N ..."]:
+    """So many rows, of which each process makes a share, whole on every process; all call it.
+
+    Args:
+      total: Rows.
+      work: Makes some of them.
+    """
+    if is_alone():
+        return work(slice(0, total))
+    size = -(-total // count())
+    start = min(size * jax.process_index(), total)
+    own = work(slice(start, min(start + size, total)))
+    own = np.pad(own, ((0, size - len(own)), *[(0, 0)] * (own.ndim - 1)))
+    gathered = np.asarray(multihost_utils.process_allgather(own))
+    return gathered.reshape(-1, *own.shape[1:])[:total]
 
 
 def fetched(array: jax.Array) -> Shaped[np.ndarray, "..."]:

@@ -3,32 +3,30 @@
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float, Float32, Int32, Int64
 
 from star_jax.config import InputError
+from star_jax.graph.batches import padded
 from star_jax.graph.heads import NodeHead, held_out
 from star_jax.graph.model import ROLES, GraphModel, LinkTask, Role
 from star_jax.graph.store import GraphStore
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.graph_embedding import Embedder, Sampled, SplitView, Wanted, split_view
 from star_jax.pipeline.graph_model import open_trained
+from star_jax.pipeline.graph_programs import RowShards, classes
 from star_jax.shapes import PyTree
 
 
 class NodeClassifier:
     """One head under the split rule."""
 
-    def __init__(self, model: GraphModel, embedder: Embedder, head: NodeHead) -> None:
+    def __init__(
+        self, model: GraphModel, embedder: Embedder, rows: RowShards, head: NodeHead
+    ) -> None:
         """Takes the encoder of the first role that nodes of the type have."""
-        self._embedder, self._head = embedder, head
+        self._model, self._embedder, self._rows, self._head = model, embedder, rows, head
         self._role: Role = _role_of(model.tasks, head.task.node_type)
-        self._classify = jax.jit(
-            lambda variables, rows: jax.nn.softmax(
-                jnp.asarray(model.apply(variables, head.task.name, rows, False, method="classify"))
-            )
-        )
 
     def prepare(self, view: SplitView, nodes: Int32[np.ndarray, " N"]) -> Sampled:
         """Samples around nodes."""
@@ -37,14 +35,25 @@ class NodeClassifier:
     def __call__(self, variables: PyTree, sampled: Sampled) -> Float32[np.ndarray, "N C"]:
         """Probability of every code of the column."""
         vectors = self._embedder(variables, self._role, self._head.task.node_type, sampled)
-        return np.asarray(self._classify(variables, vectors.embedding))
+        return self._classify(variables, np.asarray(vectors.embedding))
 
     def once(
         self, variables: PyTree, view: SplitView, nodes: Int32[np.ndarray, " N"]
     ) -> Float32[np.ndarray, "N C"]:
         """The same of nodes whose samples nobody needs again."""
         vectors = self._embedder.embed(variables, self._wanted(view, nodes))
-        return np.asarray(self._classify(variables, vectors.embedding))
+        return self._classify(variables, np.asarray(vectors.embedding))
+
+    def _classify(
+        self, variables: PyTree, vectors: Float[np.ndarray, "N E"]
+    ) -> Float32[np.ndarray, "N C"]:
+        """All at once: there are few."""
+        size = max(-(-len(vectors) // self._rows.count), 1)
+        (group,) = self._rows.groups(len(vectors), size)
+        parts = [padded(vectors[group[number]], size) for number in self._rows.own]
+        name = self._head.task.name
+        found = self._rows.run(classes, self._model, variables, parts, head=name)
+        return found.reshape(-1, found.shape[-1])[: len(vectors)]
 
     def _wanted(self, view: SplitView, nodes: Int32[np.ndarray, " N"]) -> Wanted:
         return Wanted.of_view(view, self._role, self._head.task.node_type, nodes)
@@ -69,8 +78,9 @@ def classify(
     heads = {head.task.name: head for head in trained.file.heads}
     if name not in heads:
         raise InputError(f"{workdir / model} has no head {name!r}, needed one of {sorted(heads)}")
-    embedder = Embedder(trained.model, trained.file.sampling)
-    classifier = NodeClassifier(trained.model, embedder, heads[name])
+    rows = RowShards(mesh)
+    embedder = Embedder(trained.model, trained.file.sampling, rows)
+    classifier = NodeClassifier(trained.model, embedder, rows, heads[name])
     return classifier.once(trained.variables, split_view(trained.store, "val"), nodes)
 
 
@@ -82,6 +92,7 @@ class HeldOut:
         model: GraphModel,
         store: GraphStore,
         embedder: Embedder,
+        rows: RowShards,
         head: NodeHead,
         *,
         most: int,
@@ -92,6 +103,7 @@ class HeldOut:
           model: What is validated.
           store: The graph; what training may see is visible.
           embedder: Of the model.
+          rows: What the nodes are split over.
           head: Names the nodes.
           most: Nodes.
         """
@@ -99,7 +111,7 @@ class HeldOut:
         kept = np.asarray(held_out(head.task, np.arange(len(label), dtype=np.int32)))
         nodes = np.flatnonzero(kept & (label > 0))[:most]
         self._label: Int64[np.ndarray, " N"] = label[nodes]
-        self._classifier = NodeClassifier(model, embedder, head)
+        self._classifier = NodeClassifier(model, embedder, rows, head)
         self._name = head.task.name
         self._sampled = None
         if len(nodes):

@@ -4,12 +4,15 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from star_jax.graph.engines.protocol import GraphEngine
 from star_jax.graph.store import GraphStore
 from star_jax.pipeline.graph_adaptive import GraphValidate
 from star_jax.pipeline.graph_compatible import OldVersion
 from star_jax.pipeline.graph_loader import Groups
 from star_jax.pipeline.graph_model import GraphModelFile
+from star_jax.pipeline.graph_programs import RowShards
 from star_jax.pipeline.graph_streams import (
     BatchMaker,
     TaskStream,
@@ -18,7 +21,7 @@ from star_jax.pipeline.graph_streams import (
     stacked,
 )
 from star_jax.pipeline.graph_text_validation import EncodedTexts
-from star_jax.pipeline.graph_training import GraphTrainConfig, sampling_of
+from star_jax.pipeline.graph_training import GraphTrainConfig, sampling_of, sees_own_rows
 from star_jax.pipeline.graph_validation import GraphValidation
 from star_jax.pipeline.tables.read import TablesMeta, read_pairs
 from star_jax.train.loop import Batches
@@ -83,14 +86,15 @@ class GraphData:
         batches = max(stream.steps_per_epoch for stream in streams.values()) / self._shards
         return batches / self._config.batches_per_step
 
-    def validation(self, size: int) -> GraphValidate:
-        """Validation on the same pairs whatever the size."""
+    def validation(self, size: int, mesh: Mesh) -> GraphValidate:
+        """Validation on the same pairs whatever the size, its rows split over a mesh."""
         config, file = self._config, self._sized(size)
         validation = GraphValidation(
             file.build(),
             self._store,
             file,
             self._workdir / "tables",
+            RowShards(mesh, whole=not sees_own_rows(config)),
             max_pairs=config.validation_pairs,
             seed=config.seed,
             resolve=None if self._texts is None else self._texts.current,

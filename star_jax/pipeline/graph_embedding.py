@@ -7,21 +7,21 @@ tell of events that the split hides.
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
-import jax
 import numpy as np
-from jaxtyping import Float32, Int, Int32, Int64
+from jaxtyping import Int, Int32, Int64
 
 from star_jax.graph.batches import Budget, Subgraph
 from star_jax.graph.decoders import SeedVectors
-from star_jax.graph.model import GraphModel, LinkTask, Role, rounds_of
+from star_jax.graph.model import GraphModel, Role, rounds_of
 from star_jax.graph.samplers.calibrate import SeedBatch, calibrate
 from star_jax.graph.samplers.sample import NO_EXCLUSION, Fanouts, sample
 from star_jax.graph.store import SPLIT_BITS, TIMED_BIT, GraphStore, TextVersions
 from star_jax.pipeline.ahead import ahead
 from star_jax.pipeline.graph_loader import Sampling
+from star_jax.pipeline.graph_programs import RowShards, embed
 from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import SPLIT_CODES
 from star_jax.shapes import NO_TIME, PyTree
@@ -30,13 +30,31 @@ KEY = 0
 """Of all draws: a node looks the same in every batch."""
 
 _MOST_SEEDS = 1024  # Of one batch.
-_BLOCK_PAIRS = 1 << 14
 _HEADROOM = 1.02  # For batches of further nodes; the first ones are measured as they will be drawn.
-_AHEAD = 2  # Batches sampled while one is embedded.
+_AHEAD = 2  # Stacks sampled while one is embedded.
 
 
-Sampled: TypeAlias = list[tuple[int, Subgraph]]
-"""Batches of seeds: how many are real, and their padded subgraph."""
+class Stack(NamedTuple):
+    """Batches of seeds that are embedded together, one to each part of a mesh.
+
+    Attributes:
+      group: Which of the seeds asked for are in each.
+      parts: Their padded subgraphs, all of one shape; those that this process makes.
+      room: How often they were given more of it.
+    """
+
+    group: Sequence[slice]
+    parts: list[Subgraph]
+    room: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """Seeds of each batch."""
+        return [part.stop - part.start for part in self.group]
+
+
+Sampled: TypeAlias = list[Stack]
+"""All batches of some seeds."""
 
 
 class Seeds(NamedTuple):
@@ -137,6 +155,7 @@ class Embedder:
         self,
         model: GraphModel,
         sampling: Sampling,
+        rows: RowShards,
         resolve: Callable[[Subgraph], Subgraph] | None = None,
     ) -> None:
         """Compiles nothing yet.
@@ -144,74 +163,109 @@ class Embedder:
         Args:
           model: Embeds.
           sampling: How neighbours are drawn.
+          rows: Where batches go, one to each part.
           resolve: Puts text vectors in the place of numbers; None: samples have vectors.
         """
-        self._model, self._sampling = model, sampling
+        self._model, self._sampling, self._rows = model, sampling, rows
         self._resolve = resolve or (lambda subgraph: subgraph)
-        self._budgets: dict[tuple[Role, str], Budget] = {}
-        self._embed = jax.jit(
-            lambda variables, subgraph, role, node_type: model.apply(
-                variables, subgraph, role, node_type, False, method="embed"
-            ),
-            static_argnames=("role", "node_type"),
-        )
+        self._budgets: dict[tuple[Role, str], list[Budget]] = {}  # Each with more room.
 
-    def batches(self, wanted: Wanted) -> Iterator[tuple[int, Subgraph]]:
-        """Samples seeds batch by batch; nothing is cut off.
+    def measure(self, wanted: Wanted) -> None:
+        """Sets how large samples are around seeds of a role and type, where that is not set.
 
-        The draws depend on the node alone, so that a node has one neighbourhood whoever asks. A
-        batch that does not fit is drawn again with more room, which those after it have too.
-
-        Yields:
-          How many seeds are real, and their padded subgraph.
+        All that is made of such seeds is a function of this and of the seeds. Without it, the
+        first that are asked for are measured.
         """
-        kind = (wanted.role, wanted.node_type)
-        size = self._budget(wanted).block(wanted.node_type, 0)[1]
-        for part in _parts(len(wanted.seeds.node), size):
-            batch = _seed_batch(wanted.seeds, part)
-            while True:
+        self._budget(wanted, 0)
+
+    def batches(self, wanted: Wanted, room: int = 0) -> Iterator[Stack]:
+        """Samples seeds, as many batches as a mesh takes at a time; nothing is cut off.
+
+        The draws depend on the node alone, so that a node has one neighbourhood whoever asks.
+        Batches that do not fit are drawn again with more room, which those after them have too.
+
+        Args:
+          wanted: The seeds.
+          room: How often there was more room already.
+        """
+        size = self._budget(wanted, 0).block(wanted.node_type, 0)[1]
+        for group in self._rows.groups(len(wanted.seeds.node), size):
+            batches = self._drawn(wanted, group, room)
+            room = batches.room
+            yield batches
+
+    def prepare(self, wanted: Wanted) -> Sampled:
+        """All of `batches`, for whoever embeds them again and again: of one shape."""
+        name, room = f"sampling around {wanted.node_type} {wanted.role}s", 0
+        while True:
+            made, work = [], Work(name, len(wanted.seeds.node), "nodes")
+            for batches in self.batches(wanted, room):
+                made.append(batches)
+                work.advance(sum(batches.sizes))
+            needed = self._rows.agreed(made[-1].room)
+            if needed == room:
+                return made
+            room = needed
+
+    def __call__(
+        self, variables: PyTree, role: Role, node_type: str, prepared: Sampled
+    ) -> SeedVectors:
+        """Vectors of prepared seeds, in their order."""
+        total = sum(sum(batches.sizes) for batches in prepared)
+        return self._vectors(variables, role, node_type, prepared, total)
+
+    def embed(self, variables: PyTree, wanted: Wanted) -> SeedVectors:
+        """Vectors of seeds, in their order, sampled ahead: few batches are held at a time."""
+        with ahead(self.batches(wanted), _AHEAD) as sampled:
+            fitting = (self._fitting(wanted, batches) for batches in sampled)
+            total = len(wanted.seeds.node)
+            return self._vectors(variables, wanted.role, wanted.node_type, fitting, total)
+
+    def _fitting(self, wanted: Wanted, batches: Stack) -> Stack:
+        """The same with as much room as those of the other processes have."""
+        room = self._rows.agreed(batches.room)
+        return batches if room == batches.room else self._drawn(wanted, batches.group, room)
+
+    def _drawn(self, wanted: Wanted, group: Sequence[slice], room: int) -> Stack:
+        """This process's own of a group of batches, and how much room they needed."""
+        while True:
+            parts = []
+            for part in (group[number] for number in self._rows.own):
                 subgraph, stats = sample(
                     wanted.store,
                     seed_type=wanted.node_type,
                     visible_splits=wanted.visible_splits,
                     fanouts=self._fanouts(wanted),
-                    budget=self._budgets[kind],
+                    budget=self._budget(wanted, room),
                     key=KEY,
                     sampler=self._sampling.sampler,
                     use_time=False,
-                    **batch._asdict(),
+                    **_seed_batch(wanted.seeds, part)._asdict(),
                 )
-                if not stats.num_dropped:
+                if stats.num_dropped:
                     break
-                self._budgets[kind] = _larger(self._budgets[kind], wanted.node_type)
-            yield len(batch.seeds), subgraph
-
-    def prepare(self, wanted: Wanted) -> Sampled:
-        """All of `batches`, for whoever embeds them again and again: of one shape."""
-        name = f"sampling around {wanted.node_type} {wanted.role}s"
-        while True:
-            budget, made = self._budget(wanted), []
-            work = Work(name, len(wanted.seeds.node), "nodes")
-            for batch in self.batches(wanted):
-                made.append(batch)
-                work.advance(batch[0])
-            if self._budget(wanted) == budget:
-                return made
+                parts.append(subgraph)
+            else:
+                return Stack(group, parts, room)
+            room += 1
 
     def _fanouts(self, wanted: Wanted) -> Fanouts:
         return fanouts_of(self._model, self._sampling, wanted.role, wanted.node_type)
 
-    def _budget(self, wanted: Wanted) -> Budget:
-        """The sizes as they are; measured when seeds of the kind are first asked for."""
+    def _budget(self, wanted: Wanted, room: int) -> Budget:
+        """The sizes; measured when seeds of the kind are first asked for."""
         kind = (wanted.role, wanted.node_type)
         if kind not in self._budgets:
-            self._budgets[kind] = self._first_budget(wanted)
-        return self._budgets[kind]
+            self._budgets[kind] = [self._first_budget(wanted)]
+        known = self._budgets[kind]
+        while len(known) <= room:
+            known.append(_larger(known[-1], wanted.node_type))
+        return known[room]
 
     def _first_budget(self, wanted: Wanted) -> Budget:
         total = len(wanted.seeds.node)
         num_seeds = min(_MOST_SEEDS, 1 << max(3, (total - 1).bit_length()))
-        parts = list(_parts(total, num_seeds))
+        parts = [slice(s, min(s + num_seeds, total)) for s in range(0, max(total, 1), num_seeds)]
         work = Work(f"measuring samples of {wanted.node_type}", len(parts), "batches")
 
         def seeds_of(number: int) -> SeedBatch:
@@ -232,76 +286,25 @@ class Embedder:
             headroom=_HEADROOM,
         )
 
-    def __call__(
-        self, variables: PyTree, role: Role, node_type: str, prepared: Sampled
-    ) -> SeedVectors:
-        """Vectors of prepared seeds, in their order."""
-        total = sum(size for size, _ in prepared)
-        return self._vectors(variables, role, node_type, prepared, total)
-
-    def embed(self, variables: PyTree, wanted: Wanted) -> SeedVectors:
-        """Vectors of seeds, in their order, sampled ahead: few batches are held at a time."""
-        with ahead(self.batches(wanted), _AHEAD) as batches:
-            total = len(wanted.seeds.node)
-            return self._vectors(variables, wanted.role, wanted.node_type, batches, total)
-
     def _vectors(
         self,
         variables: PyTree,
         role: Role,
         node_type: str,
-        batches: Iterable[tuple[int, Subgraph]],
+        sampled: Iterable[Stack],
         total: int,
     ) -> SeedVectors:
         made = []
         work = Work(f"embedding {node_type} {role}s", total, "nodes")
-        for size, subgraph in batches:
-            vectors = self._embed(variables, self._resolve(subgraph), role, node_type)
-            made.append(SeedVectors(*(np.asarray(part)[:size] for part in vectors)))
-            work.advance(size)
-        return SeedVectors(*(np.concatenate(parts) for parts in zip(*made, strict=True)))
-
-
-class PairDecoder:
-    """One task's decoder, compiled for blocks of pairs."""
-
-    def __init__(self, model: GraphModel, task: LinkTask) -> None:
-        self._decode = jax.jit(
-            lambda variables, senders, receivers: model.apply(
-                variables, task.name, senders, receivers, False, method="decode"
+        for batches in sampled:
+            parts = [self._resolve(subgraph) for subgraph in batches.parts]
+            vectors = self._rows.run(
+                embed, self._model, variables, parts, role=role, node_type=node_type
             )
-        )
-
-    def __call__(
-        self,
-        variables: PyTree,
-        senders: SeedVectors,
-        receivers: SeedVectors,
-        sender_row: Int[np.ndarray, " B"],
-        receiver_row: Int[np.ndarray, " B"],
-    ) -> Float32[np.ndarray, " B"]:
-        """Logit of every pair of rows."""
-        num_pairs = len(sender_row)
-        block = min(_BLOCK_PAIRS, 8 * math.ceil(max(num_pairs, 1) / 8))
-        logits = np.empty(num_pairs, np.float32)
-        work = Work("scoring by graph", num_pairs, "pairs")
-        for part in _parts(num_pairs, block):
-            rows = [
-                np.pad(row[part], (0, block - len(row[part]))) for row in (sender_row, receiver_row)
-            ]
-            found = self._decode(variables, senders.take(rows[0]), receivers.take(rows[1]))
-            logits[part] = np.asarray(found)[: len(logits[part])]
-            work.advance(len(logits[part]))
-        return logits
-
-    def grid(
-        self, variables: PyTree, senders: SeedVectors, receivers: SeedVectors
-    ) -> Float32[np.ndarray, "Q C"]:
-        """Logit of every sender with every receiver."""
-        num_senders, num_receivers = len(senders.embedding), len(receivers.embedding)
-        rows = np.arange(num_senders * num_receivers)
-        logits = self(variables, senders, receivers, rows // num_receivers, rows % num_receivers)
-        return logits.reshape(num_senders, num_receivers)
+            for number, size in enumerate(batches.sizes):
+                made.append(SeedVectors(*(array[number, :size] for array in vectors)))
+            work.advance(sum(batches.sizes))
+        return SeedVectors(*(np.concatenate(parts) for parts in zip(*made, strict=True)))
 
 
 def distinct(seeds: Seeds) -> tuple[Seeds, Int[np.ndarray, " S"]]:
@@ -336,11 +339,6 @@ def _seed_batch(seeds: Seeds, part: slice) -> SeedBatch:
         exclude=NO_EXCLUSION,
         seed_text_row=None if seeds.text is None else seeds.text[part],
     )
-
-
-def _parts(total: int, size: int) -> Iterator[slice]:
-    for start in range(0, max(total, 1), size):
-        yield slice(start, min(start + size, total))
 
 
 def _timed(flags: np.ndarray, visible_splits: int) -> np.ndarray:

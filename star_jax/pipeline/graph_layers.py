@@ -14,11 +14,12 @@ from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float32, Int, Int32
 
 from star_jax.config import InputError
-from star_jax.graph.batches import Budget, Neighbours, NodeTable
-from star_jax.graph.layerwise import State, ending_of, features_of, layer_of, outputs_of
+from star_jax.graph.batches import Budget, Neighbours, NodeTable, padded
+from star_jax.graph.layerwise import State, outputs_of
 from star_jax.graph.model import GraphModel, Role
 from star_jax.graph.samplers.channels import is_channel
 from star_jax.graph.samplers.gather import gather, neighbours_of
@@ -33,6 +34,7 @@ from star_jax.pipeline.graph_buckets import Bucket, Fanout, Shapes, make_buckets
 from star_jax.pipeline.graph_embedding import KEY, SplitView, split_view
 from star_jax.pipeline.graph_loader import Sampling
 from star_jax.pipeline.graph_model import open_trained
+from star_jax.pipeline.graph_programs import LayerRows, OfPart, RowShards, ending, features, layer
 from star_jax.shapes import PyTree, check_int32
 
 WhichNeighbours = Literal["fanout", "all"]
@@ -42,9 +44,6 @@ Read = Callable[[State, Int32[np.ndarray, " N"]], Float32[np.ndarray, "N D"]]
 _FEATURE_ROWS = 1024  # Their texts are wide.
 _AHEAD = 2
 _FEW = Shapes(most_rows=8, most_slots=1 << 12)
-_features = jax.jit(features_of, static_argnames=("model", "node_type"))
-_layer = jax.jit(layer_of, static_argnames=("model", "role", "number", "node_type"))
-_ending = jax.jit(ending_of, static_argnames=("model", "role", "node_type"))
 
 
 class Counts(NamedTuple):
@@ -54,13 +53,11 @@ class Counts(NamedTuple):
     slots: int
 
 
-class _Batch(NamedTuple):
-    """What `layer_of` reads, and the places of its nodes among those asked for."""
+class _Stack(NamedTuple):
+    """Parts that are computed together, and the places of their nodes among those asked for."""
 
-    place: Int[np.ndarray, " n"]
-    own: Float32[np.ndarray, "Q D"]
-    senders: dict[str, np.ndarray]
-    tables: Mapping[str, Neighbours]
+    places: list[Int[np.ndarray, " n"]]
+    parts: list[LayerRows]
 
 
 class LayerEncoder:
@@ -76,6 +73,7 @@ class LayerEncoder:
         variables: PyTree,
         sampling: Sampling,
         view: SplitView,
+        rows: RowShards,
         *,
         neighbours: WhichNeighbours,
         shapes: Shapes,
@@ -87,13 +85,14 @@ class LayerEncoder:
           variables: Of the model.
           sampling: How neighbours were drawn for it.
           view: The graph.
+          rows: Where batches go, one to each part; all of this process.
           neighbours: "all": each that is visible, over the relations that the fanouts follow.
           shapes: Of the batches.
 
         Raises:
           InputError: All neighbours are asked for of a sampler that ranks over relations.
         """
-        self._model, self._variables, self._view = model, variables, view
+        self._model, self._variables, self._view, self._rows = model, variables, view, rows
         self._neighbours: WhichNeighbours = neighbours
         self._sampling, self._shapes = sampling, shapes
         self._sampler = _sampler(sampling.sampler, neighbours)
@@ -119,25 +118,19 @@ class LayerEncoder:
         """
         found = np.empty((len(nodes), self._model.config.encoder.dim), np.float32)
         if state.own is None:
-            for start in range(0, len(nodes), _FEATURE_ROWS):
-                part = nodes[start : start + _FEATURE_ROWS]
-                table = self._node_table(state.node_type, part)
-                made = _features(self._model, self._variables, table, node_type=state.node_type)
-                found[start : start + len(part)] = np.asarray(made)[: len(part)]
+            name = state.node_type
+            for group in self._rows.groups(len(nodes), _FEATURE_ROWS):
+                tables = [self._node_table(name, nodes[part]) for part in group]
+                made = self._run(features, tables, node_type=name)
+                for part, rows in zip(group, made, strict=True):
+                    found[part] = rows[: part.stop - part.start]
             return found
-        with ahead(self._batches(state, state.own, nodes, read), _AHEAD) as batches:
-            for batch in batches:
-                made = _layer(
-                    self._model,
-                    self._variables,
-                    batch.own,
-                    batch.senders,
-                    batch.tables,
-                    role=state.role,
-                    number=state.layer - 1,
-                    node_type=state.node_type,
-                )
-                found[batch.place] = np.asarray(made)[: len(batch.place)]
+        of_layer = {"role": state.role, "number": state.layer - 1, "node_type": state.node_type}
+        with ahead(self._batches(state, state.own, nodes, read), _AHEAD) as sampled:
+            for batches in sampled:
+                made = self._run(layer, batches.parts, **of_layer)
+                for place, rows in zip(batches.places, made[: len(batches.places)], strict=True):
+                    found[place] = rows[: len(place)]
         return found
 
     def vectors(
@@ -147,11 +140,17 @@ class LayerEncoder:
         total, size = outputs[-1].shape
         found = np.empty((total, size), np.float32)
         block = self._shapes.most_rows
-        for start in range(0, total, block):
-            part = [_filled(rows[start : start + block], block) for rows in outputs]
-            made = _ending(self._model, self._variables, part, role=role, node_type=node_type)
-            found[start : start + block] = np.asarray(made)[: total - start]
+        for group in self._rows.groups(total, block):
+            parts = [[padded(rows[part], block) for rows in outputs] for part in group]
+            made = self._run(ending, parts, role=role, node_type=node_type)
+            for part, rows in zip(group, made, strict=True):
+                found[part] = rows[: part.stop - part.start]
         return found
+
+    def _run(
+        self, of_part: OfPart, parts: Sequence[PyTree], **static: object
+    ) -> Float32[np.ndarray, "parts N D"]:
+        return self._rows.run(of_part, self._model, self._variables, parts, **static)
 
     def _node_table(self, node_type: str, nodes: Int32[np.ndarray, " n"]) -> NodeTable:
         """Features of nodes as the view shows them."""
@@ -166,7 +165,7 @@ class LayerEncoder:
 
     def _batches(
         self, state: State, before: State, nodes: Int32[np.ndarray, " N"], read: Read
-    ) -> Iterator[_Batch]:
+    ) -> Iterator[_Stack]:
         """Nodes that need about as many neighbours together."""
         buckets = self._buckets_of(state)
         store, splits = self._view.store, self._view.splits
@@ -174,20 +173,33 @@ class LayerEncoder:
         number = places(needed, state.fanout, buckets)
         for i, bucket in enumerate(buckets):
             here = np.flatnonzero(number == i)
-            for start in range(0, len(here), bucket.num_rows):
-                place = here[start : start + bucket.num_rows]
-                own = _filled(read(before, nodes[place]), bucket.num_rows)
-                expansion = self._expand(
-                    bucket.layout, state.node_type, nodes[place], bucket.fanout
-                )
-                assert not expansion.dropped.any(), "a bucket has room for all neighbours"
-                tables = neighbours_of(bucket.layout, expansion.slots)[0]
-                senders = _senders(state, bucket.layout, expansion, tables, read)
-                edges = int(expansion.slots.mask.sum())
-                self.counts = Counts(
-                    self.counts.edges + edges, self.counts.slots + bucket.num_slots
-                )
-                yield _Batch(place, own, senders, tables)
+            if not len(here):
+                continue
+            for group in self._rows.groups(len(here), bucket.num_rows):
+                filled = [here[part] for part in group if part.stop > part.start]
+                parts = [
+                    self._part(state, bucket, nodes[place], read(before, nodes[place]), read)
+                    for place in filled
+                ]
+                empty = jax.tree.map(np.zeros_like, parts[0])
+                yield _Stack(filled, parts + [empty] * (len(group) - len(parts)))
+
+    def _part(
+        self,
+        state: State,
+        bucket: Bucket,
+        nodes: Int32[np.ndarray, " n"],
+        own: Float32[np.ndarray, "n D"],
+        read: Read,
+    ) -> LayerRows:
+        """What the next rows of nodes are made of; their own ones come along."""
+        expansion = self._expand(bucket.layout, state.node_type, nodes, bucket.fanout)
+        assert not expansion.dropped.any(), "a bucket has room for all neighbours"
+        tables = neighbours_of(bucket.layout, expansion.slots)[0]
+        senders = _senders(state, bucket.layout, expansion, tables, read)
+        edges = int(expansion.slots.mask.sum())
+        self.counts = Counts(self.counts.edges + edges, self.counts.slots + bucket.num_slots)
+        return LayerRows(padded(own, bucket.num_rows), senders, tables)
 
     def _buckets_of(self, state: State) -> list[Bucket]:
         kind = (state.node_type, state.fanout)
@@ -238,9 +250,10 @@ class NodeEmbedder:
         neighbours: WhichNeighbours,
         shapes: Shapes = _FEW,
     ) -> None:
-        """As `LayerEncoder`, in batches of few nodes."""
+        """As `LayerEncoder`, in batches of few nodes, on the first device."""
+        rows = RowShards(_first_device())
         self._encoder = LayerEncoder(
-            model, variables, sampling, view, neighbours=neighbours, shapes=shapes
+            model, variables, sampling, view, rows, neighbours=neighbours, shapes=shapes
         )
 
     @classmethod
@@ -262,8 +275,7 @@ class NodeEmbedder:
         Raises:
           InputError: As `open_trained` and `LayerEncoder`.
         """
-        mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-        trained = open_trained(workdir, model, mesh)
+        trained = open_trained(workdir, model, _first_device())
         view = split_view(trained.store, visible)
         sampling = trained.file.sampling
         return cls(trained.model, trained.variables, sampling, view, neighbours=neighbours)
@@ -286,6 +298,10 @@ class NodeEmbedder:
     def _rows(self, state: State, nodes: Int32[np.ndarray, " N"]) -> Float32[np.ndarray, "N D"]:
         distinct, place = np.unique(nodes, return_inverse=True)
         return self._encoder.rows(state, distinct, self._rows)[place.reshape(-1)]
+
+
+def _first_device() -> Mesh:
+    return make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
 
 
 def _sampler(sampler: SamplerConfig, neighbours: WhichNeighbours) -> SamplerConfig:
@@ -341,7 +357,3 @@ def _senders(
         senders[name] = np.zeros((num_rows, found.shape[1]), np.float32)
         senders[name][met] = found
     return senders
-
-
-def _filled(rows: Float32[np.ndarray, "n D"], num_rows: int) -> Float32[np.ndarray, "N D"]:
-    return np.pad(rows, ((0, num_rows - len(rows)), (0, 0)))

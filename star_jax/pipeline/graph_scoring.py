@@ -1,5 +1,6 @@
 """Scores pairs and rankings with a trained graph model, under the split or the time rule."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -9,13 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int, Int32
 
+from star_jax.graph.batches import padded
 from star_jax.graph.decoders import SeedVectors
 from star_jax.graph.model import GraphModel, LinkTask, Role
 from star_jax.graph.store import GraphStore
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.graph_embedding import (
     Embedder,
-    PairDecoder,
     Sampled,
     Seeds,
     Wanted,
@@ -26,6 +27,7 @@ from star_jax.pipeline.graph_embedding import (
 )
 from star_jax.pipeline.graph_loader import Groups, PairSampler, Sampling
 from star_jax.pipeline.graph_model import open_trained
+from star_jax.pipeline.graph_programs import RowShards, decode, pair_logits
 from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import PairTable, Ranking
 from star_jax.shapes import PyTree
@@ -33,6 +35,48 @@ from star_jax.shapes import PyTree
 Rule = Literal["split", "time"]
 
 _BATCH_PAIRS = 1024
+_BLOCK_PAIRS = 1 << 14  # Of vectors that are there.
+
+
+class PairDecoder:
+    """One task's decoder, compiled for blocks of pairs."""
+
+    def __init__(self, model: GraphModel, task: LinkTask, rows: RowShards) -> None:
+        """Compiles nothing yet; `rows` takes a block to each part."""
+        self._model, self._task, self._rows = model, task, rows
+
+    def __call__(
+        self,
+        variables: PyTree,
+        senders: SeedVectors,
+        receivers: SeedVectors,
+        sender_row: Int[np.ndarray, " B"],
+        receiver_row: Int[np.ndarray, " B"],
+    ) -> Float32[np.ndarray, " B"]:
+        """Logit of every pair of rows."""
+        num_pairs = len(sender_row)
+        block = min(_BLOCK_PAIRS, 8 * math.ceil(max(num_pairs, 1) / (8 * self._rows.count)))
+        logits = np.empty(num_pairs, np.float32)
+        work = Work("scoring by graph", num_pairs, "pairs")
+        for group in self._rows.groups(num_pairs, block):
+            parts = []
+            for part in (group[number] for number in self._rows.own):
+                rows = [padded(row[part], block) for row in (sender_row, receiver_row)]
+                parts.append((senders.take(rows[0]), receivers.take(rows[1])))
+            found = self._rows.run(decode, self._model, variables, parts, task=self._task.name)
+            size = group[-1].stop - group[0].start
+            logits[group[0].start : group[-1].stop] = found.reshape(-1)[:size]
+            work.advance(size)
+        return logits
+
+    def grid(
+        self, variables: PyTree, senders: SeedVectors, receivers: SeedVectors
+    ) -> Float32[np.ndarray, "Q C"]:
+        """Logit of every sender with every receiver."""
+        num_senders, num_receivers = len(senders.embedding), len(receivers.embedding)
+        rows = np.arange(num_senders * num_receivers)
+        logits = self(variables, senders, receivers, rows // num_receivers, rows % num_receivers)
+        return logits.reshape(num_senders, num_receivers)
 
 
 class Prepared(NamedTuple):
@@ -48,7 +92,13 @@ class SplitScoring:
     """One task's pairs under the split rule, with any variables."""
 
     def __init__(
-        self, model: GraphModel, store: GraphStore, embedder: Embedder, task: LinkTask, split: str
+        self,
+        model: GraphModel,
+        store: GraphStore,
+        embedder: Embedder,
+        rows: RowShards,
+        task: LinkTask,
+        split: str,
     ) -> None:
         """Fixes what is visible.
 
@@ -56,6 +106,7 @@ class SplitScoring:
           model: Without a mapped axis.
           store: The graph.
           embedder: Of the model; may be shared by tasks and splits.
+          rows: Where blocks of pairs go.
           task: What the pairs are of.
           split: "val" or "test".
         """
@@ -63,7 +114,7 @@ class SplitScoring:
         self._visible = splits_before(split)
         self._until = visible_until(store, self._visible)
         self._store = view_of_splits(store, self._visible)
-        self._decoder = PairDecoder(model, task)
+        self._decoder = PairDecoder(model, task, rows)
 
     def prepare(self, pairs: PairTable) -> Prepared:
         """Samples the different seeds of both roles, to be scored with any variables."""
@@ -138,6 +189,7 @@ class TimeScoring:
         model: GraphModel,
         store: GraphStore,
         sampling: Sampling,
+        rows: RowShards,
         task: LinkTask,
         split: str,
     ) -> None:
@@ -147,11 +199,7 @@ class TimeScoring:
         """
         visible = splits_before(split)
         self._sampler = PairSampler(store, task, (), sampling, visible_splits=visible)
-        self._logits = jax.jit(
-            lambda variables, batch: model.apply(
-                variables, task.name, batch, False, method="logits_of"
-            )
-        )
+        self._model, self._rows, self._task = model, rows, task
 
     def score(self, variables: PyTree, pairs: PairTable) -> Float32[np.ndarray, " B"]:
         """Logit of every pair."""
@@ -167,12 +215,19 @@ class TimeScoring:
         )
         found = []
         work = Work("scoring by graph under strict time", len(pairs.label), "pairs")
-        for number, chosen in enumerate(batches):
-            part = groups.take(chosen)
-            batch, num_cut = self._sampler(part, budgets, num_pairs, number)
-            assert num_cut == 0  # The calibration drew with the same keys.
-            found.append(np.asarray(self._logits(variables, batch))[: len(part.group)])
-            work.advance(len(part.group))
+        for group in self._rows.groups(len(batches), 1):
+            numbers = [range(len(batches))[part] for part in group]
+            parts = []
+            for own in (numbers[part] for part in self._rows.own):
+                chosen, key = (batches[own[0]], own[0]) if own else (np.zeros(0, np.int64), 0)
+                batch, num_cut = self._sampler(groups.take(chosen), budgets, num_pairs, key)
+                assert num_cut == 0  # The calibration drew with the same keys.
+                parts.append(batch)
+            made = self._rows.run(pair_logits, self._model, variables, parts, task=self._task.name)
+            for logits, own in zip(made, numbers, strict=True):
+                size = int(groups.sizes[batches[own[0]]].sum()) if own else 0
+                found.append(logits[:size])
+                work.advance(size)
         logits = np.empty(len(pairs.label), np.float32)
         logits[groups.order] = np.concatenate(found)
         return logits
@@ -204,7 +259,12 @@ class TimeScoring:
 
 
 class GraphPairScorer:
-    """A trained graph model, as `evaluate` asks it."""
+    """A trained graph model, as `evaluate` asks it.
+
+    Attributes:
+      trained: The model.
+      tasks: Those that it was trained on.
+    """
 
     def __init__(self, workdir: Path, model: str, rule: Rule, mesh: Mesh | None = None) -> None:
         """Opens the model and its graph.
@@ -213,22 +273,24 @@ class GraphPairScorer:
           workdir: With the tables, the graph, the text vectors and the model.
           model: Folder of the model, "graph_model" or "graph_only_model".
           rule: "split": edges are visible by their split alone; "time": and only before the pair.
-          mesh: Where the model lies; None: the first device.
+          mesh: Where the model lies, and what rows are split over; None: the first device.
 
         Raises:
           InputError: A stage is missing, or its inputs changed.
         """
-        mesh = make_mesh(MeshConfig(data=1)) if mesh is None else mesh
+        if mesh is None:
+            mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
         self.trained = open_trained(workdir, model, mesh)
-        self._rule = rule
-        self._embedder = Embedder(self.trained.model, self.trained.file.sampling)
+        self.tasks = tuple(task.name for task in self.trained.model.tasks)
+        self._rule, self._rows = rule, RowShards(mesh)
+        self._embedder = Embedder(self.trained.model, self.trained.file.sampling, self._rows)
         self._scoring: dict[tuple[str, str], SplitScoring | TimeScoring] = {}
 
     def score(
         self, pairs: PairTable, split: str, task: str | None = None
     ) -> Float32[np.ndarray, " B"]:
         """Logit of every pair; without `task`, of the main task."""
-        scoring = self.of(task or self.trained.model.tasks[0].name, split)
+        scoring = self.of(task or self.tasks[0], split)
         variables = self.trained.variables
         if isinstance(scoring, SplitScoring):
             return scoring.score_once(variables, pairs)
@@ -247,9 +309,10 @@ class GraphPairScorer:
     def _make(self, name: str, split: str) -> SplitScoring | TimeScoring:
         trained = self.trained
         task = next(each for each in trained.model.tasks if each.name == name)
+        rows = self._rows
         if self._rule == "split":
-            return SplitScoring(trained.model, trained.store, self._embedder, task, split)
-        return TimeScoring(trained.model, trained.store, trained.file.sampling, task, split)
+            return SplitScoring(trained.model, trained.store, self._embedder, rows, task, split)
+        return TimeScoring(trained.model, trained.store, trained.file.sampling, rows, task, split)
 
 
 def _whole_groups(sizes: Int[np.ndarray, " G"], most: int) -> list[Int[np.ndarray, " _"]]:

@@ -18,6 +18,7 @@ from star_jax.pipeline.graph_classes import HeldOut
 from star_jax.pipeline.graph_compatible import OldVersion
 from star_jax.pipeline.graph_embedding import Embedder
 from star_jax.pipeline.graph_model import GraphModelFile
+from star_jax.pipeline.graph_programs import RowShards
 from star_jax.pipeline.graph_scoring import Prepared, SplitScoring
 from star_jax.pipeline.tables.read import PairTable, read_pairs
 from star_jax.shapes import PyTree
@@ -43,6 +44,7 @@ class GraphValidation:
         store: GraphStore,
         file: GraphModelFile,
         tables: Path,
+        rows: RowShards,
         *,
         max_pairs: int,
         seed: int,
@@ -56,14 +58,17 @@ class GraphValidation:
           store: The graph.
           file: Names the tasks and how neighbours are drawn.
           tables: Output of `star import`.
+          rows: What seeds and pairs are split over.
           max_pairs: Per task; whole groups are drawn while they fit. As many nodes per node task.
           seed: Of the draw.
           resolve: As in `Embedder`.
           old: Given, it is also validated how near the maps come to its vectors.
         """
         self._old = old
-        embedder = Embedder(model, file.sampling, resolve)
-        self._heads = [HeldOut(model, store, embedder, head, most=max_pairs) for head in file.heads]
+        embedder = Embedder(model, file.sampling, rows, resolve)
+        self._heads = [
+            HeldOut(model, store, embedder, rows, head, most=max_pairs) for head in file.heads
+        ]
         self._tasks: dict[str, _Task] = {}
         for task in file.tasks:
             pairs = _draw(read_pairs(tables, task.name, "val"), max_pairs, seed)
@@ -72,7 +77,7 @@ class GraphValidation:
             if not label.any() or not kinds:
                 _log.warning("task %s has no val pairs of both labels to validate on", task.name)
                 continue
-            scoring = SplitScoring(model, store, embedder, task, "val")
+            scoring = SplitScoring(model, store, embedder, rows, task, "val")
             prepared = scoring.prepare(pairs)
             self._tasks[task.name] = _Task(task, scoring, prepared, label, pairs.negative, kinds)
 

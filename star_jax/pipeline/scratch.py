@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from star_jax.parallel import processes
+
 
 @contextmanager
 def alone(scratch: Path) -> Iterator[None]:
@@ -24,6 +26,21 @@ def alone(scratch: Path) -> Iterator[None]:
         if _is_at(handle, scratch) and not any(scratch.iterdir()):
             scratch.rmdir()
         os.close(handle)
+
+
+@contextmanager
+def together(scratch: Path) -> Iterator[None]:
+    """The processes of one job are alone with a folder, which the first one holds for all.
+
+    All call it.
+    """
+    if processes.is_first():
+        with alone(scratch):
+            processes.meet()
+            yield
+        return
+    processes.meet()
+    yield
 
 
 def clear(scratch: Path) -> None:

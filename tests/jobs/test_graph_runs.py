@@ -18,13 +18,16 @@ from star_jax.graph.match import MatchConfig
 from star_jax.graph.model import match_layout
 from star_jax.jobs import export_graph, train_graph
 from star_jax.jobs.export_graph import GraphExportConfig
+from star_jax.parallel.mesh import MeshConfig
 from star_jax.pipeline.graph_embedding import Seeds, distinct, splits_before, visible_until
 from star_jax.pipeline.graph_layers import NodeEmbedder
 from star_jax.pipeline.graph_model import read_model_file
 from star_jax.pipeline.graph_scoring import GraphPairScorer, SplitScoring
-from star_jax.pipeline.graph_states import StateFiles
+from star_jax.pipeline.graph_states import NodeFiles
 from star_jax.pipeline.tables.read import read_pairs, read_ranking
 from tests.jobs import graph_runs, tiny_graph
+
+ONE = MeshConfig(data=1)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def trained(market, tmp_path_factory):
     """A run that learns, exported."""
     workdir = graph_runs.begin(market, tmp_path_factory.mktemp("trained"))
     train_graph.run(tiny_graph.config(num_steps=60), workdir)
-    export_graph.run(GraphExportConfig(part_nodes=25), workdir)
+    export_graph.run(GraphExportConfig(mesh=ONE, part_nodes=25), workdir)
     return workdir
 
 
@@ -151,7 +154,7 @@ def test_another_config_or_other_inputs_stop_a_begun_run(trained, market, tmp_pa
 
 def test_a_type_that_is_no_end_of_a_task_is_exported_too(trained):
     """One layer updates the ends alone: a skill is what its features say."""
-    config = GraphExportConfig(node_types=("skill", "job"), output="more")
+    config = GraphExportConfig(mesh=ONE, node_types=("skill", "job"), output="more")
     export_graph.run(config, trained)
     meta = artefacts.read_manifest(trained / "more", "graph_embeddings").meta
     assert meta["roles"] == {"job": "receiver", "skill": "sender"}
@@ -184,11 +187,12 @@ def layered(trained):
     config = GraphExportConfig(
         node_types=("member", "job", "recruiter", "skill"),
         inference="layerwise",
+        mesh=ONE,
         part_nodes=25,
         output="layered",
     )
     export_graph.run(config, trained)
-    assert not (trained / ".layered.states").exists()
+    assert not (trained / ".layered.parts").exists()
     return config
 
 
@@ -214,37 +218,42 @@ def test_layer_by_layer_gives_the_same_vectors(trained, layered):
     np.testing.assert_allclose(vectors, table.vectors[[33, 2]], rtol=1e-5, atol=1e-5)
 
 
-def test_a_killed_layerwise_export_goes_on_with_the_same_bytes(
-    trained, layered, monkeypatch, caplog
+@pytest.mark.parametrize("inference", ["layerwise", "sampled"])
+def test_a_killed_export_goes_on_with_the_same_bytes(
+    trained, layered, monkeypatch, caplog, inference
 ):
-    config = dataclasses.replace(layered, output="killed")
-    write, written = StateFiles.write, []
+    config = dataclasses.replace(layered, inference=inference, output=f"killed_{inference}")
+    whole = dataclasses.replace(config, output="whole") if inference == "sampled" else layered
+    write, written = NodeFiles.write, []
 
-    def dying_write(self, state, number, rows):
-        if state.layer == 1 and number == 1:
+    def noting_write(self, number, rows):
+        write(self, number, rows)
+        written.append(self.paths[number])
+
+    def dying_write(self, number, rows):
+        if len(written) == 3:
             raise KeyboardInterrupt
-        write(self, state, number, rows)
+        noting_write(self, number, rows)
 
-    def noting_write(self, state, number, rows):
-        written.append((state.node_type, state.layer, number))
-        write(self, state, number, rows)
-
-    monkeypatch.setattr(StateFiles, "write", dying_write)
+    monkeypatch.setattr(NodeFiles, "write", dying_write)
     with pytest.raises(KeyboardInterrupt):
         export_graph.run(config, trained)
-    scratch = trained / ".killed.states"
-    parts = list(scratch.rglob("part-*.npy"))
-    assert len(parts) > 1
-    assert not (trained / "killed").exists()
-    (parts[0].parent / "part-000001-1.partial").write_bytes(b"torn")
-    monkeypatch.setattr(StateFiles, "write", noting_write)
+    scratch = trained / f".{config.output}.parts"
+    assert set(scratch.rglob("part-*.npy")) == set(written)
+    assert not (trained / config.output).exists()
+    (written[0].parent / "part-000001-1.partial").write_bytes(b"torn")
+    monkeypatch.setattr(NodeFiles, "write", noting_write)
     with caplog.at_level(logging.INFO):
         export_graph.run(config, trained)
-    assert {layer for _, layer, _ in written} == {1}
+    assert len(written) == len(set(written)) > 6
     assert "going on with" in caplog.text
-    assert re.search(r"layer 1 of senders: \d+ nodes in .* nodes/s, .* fill \d+\.\d %", caplog.text)
+    if inference == "layerwise":
+        said = r"layer 1 of senders: \d+ nodes in .* nodes/s, .* fill \d+\.\d %"
+        assert re.search(said, caplog.text)
+    else:
+        export_graph.run(whole, trained)
     assert not scratch.exists()
-    assert tables_of(trained, "killed") == tables_of(trained, "layered")
+    assert tables_of(trained, config.output) == tables_of(trained, whole.output)
 
 
 def test_all_neighbours_are_for_layerwise_alone():

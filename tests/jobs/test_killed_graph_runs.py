@@ -65,7 +65,7 @@ def test_a_killed_run_goes_on_bit_by_bit_and_measures_its_budget_once(
 
 def check_skills(workdir, trained):
     """Export reads the tables; skills of too few edges share a vector."""
-    export_graph.run(GraphExportConfig(node_types=("skill",)), workdir)
+    export_graph.run(GraphExportConfig(mesh=MeshConfig(data=1), node_types=("skill",)), workdir)
     vectors = read_table(workdir / "graph_embeddings", "skill").vectors
     params = trained.variables["params"]
     fresh = init_model(trained.model, 0)[0]["features_skill"]

@@ -53,7 +53,7 @@ def test_without_text_and_with_fresh_negatives(market, tmp_path):
     train_graph.run(graph_training.without_text(config), workdir)
     shutil.rmtree(workdir / "text_embeddings")  # Other texts do not make another graph alone.
     assert read_model_file(workdir / "graph_only_model").sampling.receiver_keys is None
-    export_graph.run(export_graph.without_text(GraphExportConfig()), workdir)
+    export_graph.run(export_graph.without_text(GraphExportConfig(mesh=MeshConfig(data=1))), workdir)
     assert graph_runs.meta(workdir, "graph_only_model")["text"] is False
     assert len(graph_runs.losses(workdir, "graph_only_model")) == 2
     assert read_table(workdir / "graph_only_embeddings", "job").vectors.shape == (60, 8)
@@ -72,7 +72,7 @@ def test_trains_and_exports_over_ranked_neighbours(market, tmp_path):
         f"{near}__ppr__{seed}": 3 for near in ("job", "skill") for seed in ("member", "recruiter")
     }
     assert all(row["neighbours"] > 48 for row in graph_runs.rows(workdir, "train"))
-    export_graph.run(GraphExportConfig(), workdir)
+    export_graph.run(GraphExportConfig(mesh=MeshConfig(data=1)), workdir)
     vectors = read_table(workdir / "graph_embeddings", "member").vectors
     assert np.isfinite(vectors).all()
     assert np.std(vectors, axis=0).min() > 0

@@ -14,13 +14,17 @@ from star_jax.graph.features import FeatureConfig
 from star_jax.graph.match import MatchConfig
 from star_jax.graph.model import GraphModel, GraphModelConfig, LinkTask, init_model
 from star_jax.graph.samplers.channels import channel_key
+from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.graph_loader import Sampling
 from star_jax.pipeline.graph_model import node_features
+from star_jax.pipeline.graph_programs import RowShards
 from tests.graph.worlds import Edge, Text, World
 
 COUNTS = {"member": 14, "job": 12, "skill": 5}
 TASK = LinkTask("apply", "member", "job")
 TARGETS = (("sender", "member"), ("receiver", "job"), ("sender", "skill"), ("receiver", "member"))
+ONE = RowShards(make_mesh(MeshConfig(data=1)))
+MANY = RowShards(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
 KNOWS, APPLY = "member__knows__member", "member__apply__job"
 
 

@@ -4,9 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from star_jax.parallel.rules import FSDP_RULES, shardings
+from star_jax.pipeline import graph_programs
 from star_jax.pipeline.graph_embedding import Embedder, Wanted, split_view
 from tests.pipeline import layered_world
-from tests.pipeline.layered_world import COUNTS, model_of, sampling_of
+from tests.pipeline.layered_world import COUNTS, MANY, ONE, model_of, sampling_of
 
 
 @pytest.fixture(scope="module")
@@ -20,19 +22,19 @@ def asked(tmp_path_factory):
     def question(nodes):
         return Wanted.of_view(view, "sender", "member", np.asarray(nodes, np.int32))
 
-    return lambda: Embedder(model, sampling), variables, question
+    return lambda rows=ONE: Embedder(model, sampling, rows), variables, question
 
 
-def shapes(batches):
-    return {str(jax.tree.map(np.shape, subgraph)) for _, subgraph in batches}
+def shapes(sampled):
+    return {str(jax.tree.map(np.shape, part)) for batches in sampled for part in batches.parts}
 
 
 def by_neighbours(embedder, question):
     """All nodes, those with the smallest samples first."""
     edges = [
-        sum(int(table.mask.sum()) for hop in subgraph.hops for table in hop.values())
+        sum(int(table.mask.sum()) for hop in batches.parts[0].hops for table in hop.values())
         for node in range(COUNTS["member"])
-        for _, subgraph in embedder.prepare(question([node]))
+        for batches in embedder.prepare(question([node]))
     ]
     return np.argsort(edges)
 
@@ -44,7 +46,7 @@ def test_a_batch_that_does_not_fit_is_drawn_again_with_more_room(asked):
     prepared = expected.prepare(question(nodes))
     batches = [batch for part in (nodes[:1], nodes[1:]) for batch in grown.batches(question(part))]
     assert len(shapes(batches)) == 2  # The first had room enough.
-    assert sum(size for size, _ in batches) == COUNTS["member"]
+    assert sum(sum(each.sizes) for each in batches) == COUNTS["member"]
     np.testing.assert_allclose(
         grown(variables, "sender", "member", batches).embedding,
         expected(variables, "sender", "member", prepared).embedding,
@@ -74,3 +76,42 @@ def test_vectors_made_while_samples_are_drawn_are_those_of_prepared_ones(asked):
     found = second.embed(variables, everyone)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """Of eight seeds each."""
+    monkeypatch.setattr("star_jax.pipeline.graph_embedding._MOST_SEEDS", 8)
+
+
+def test_every_mesh_draws_the_same_samples_and_gives_the_same_vectors(asked, small_batches):
+    """Parts of a batch go to different devices, whole as one device has them."""
+    new, variables, question = asked
+    nodes = question(np.arange(39) % COUNTS["member"])
+    one, many = new(), new(MANY)
+    expected, found = one.prepare(nodes), many.prepare(nodes)
+    assert [len(batches.parts) for batches in found] == [4, 4]
+    parts = [[part for batches in each for part in batches.parts] for each in (expected, found)]
+    assert len(parts[0]) == 5
+    for ours, theirs in zip(parts[1], parts[0], strict=False):
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert not any(table.mask.any() for table in parts[1][-1].nodes.values())
+    vectors = one(variables, "sender", "member", expected)
+    where = shardings(variables["params"], MANY.mesh, FSDP_RULES)
+    split = {**variables, "params": jax.device_put(variables["params"], where)}
+    for other in (many(split, "sender", "member", found), many.embed(split, nodes)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), other, vectors)
+
+
+def test_a_device_computes_its_own_rows(asked, small_batches):
+    new, variables, question = asked
+    of_all = new(MANY).prepare(question(np.arange(32) % 14))[0].parts
+    model, flops = new()._model, []
+    for rows, parts in ((ONE, of_all[:1]), (MANY, of_all)):
+        program = graph_programs.program(graph_programs.embed, rows.mesh)
+        arguments = (model, variables, rows._placed(parts))
+        compiled = program.lower(*arguments, role="sender", node_type="member").compile()
+        costs = compiled.cost_analysis()
+        assert costs is not None
+        flops.append(costs["flops"])
+    assert flops[1] < 1.5 * flops[0]

@@ -15,6 +15,8 @@ from star_jax.pipeline.graph_states import StateFiles, complete
 from tests.pipeline import layered_world
 from tests.pipeline.layered_world import (
     COUNTS,
+    MANY,
+    ONE,
     TARGETS,
     channels,
     model_of,
@@ -59,10 +61,13 @@ class Both:
         self.sampling = sampling
         self.model, self.variables = model_of(store, sampling, **options)
         self.view = split_view(store, "val")
-        self._embedder = Embedder(self.model, sampling)
-        self.encoder = LayerEncoder(
-            self.model, self.variables, sampling, self.view, neighbours=neighbours, shapes=SMALL
-        )
+        self._embedder = Embedder(self.model, sampling, ONE)
+        self._neighbours: WhichNeighbours = neighbours
+        self.encoder = self.encoder_on(ONE)
+
+    def encoder_on(self, rows):
+        fixed = self.model, self.variables, self.sampling, self.view, rows
+        return LayerEncoder(*fixed, neighbours=self._neighbours, shapes=SMALL)
 
     def sampled(self, role, node_type, nodes=None):
         nodes = np.arange(COUNTS[node_type]) if nodes is None else np.asarray(nodes)
@@ -70,9 +75,9 @@ class Both:
         prepared = self._embedder.prepare(wanted)
         return self._embedder(self.variables, role, node_type, prepared).embedding
 
-    def layered(self, folder, *targets):
+    def layered(self, folder, *targets, part_nodes=5):
         """Vectors of all nodes of each target, through files."""
-        files = StateFiles(folder, {}, num_nodes=COUNTS, part_nodes=5, size=8)
+        files = StateFiles(folder, {}, num_nodes=COUNTS, part_nodes=part_nodes, size=8)
         outputs = [self.encoder.outputs(*target) for target in targets]
         complete(self.encoder, files, [state for each in outputs for state in each])
         found = []
@@ -104,6 +109,16 @@ def test_equals_the_sampled_path_where_the_fanouts_leave_nothing_out(
     both = Both(store, sampling_of(store, *hops, receiver_keys=receiver_keys), **options)
     for target, found in zip(targets, both.layered(tmp_path, *targets), strict=True):
         assert_equal(found, both.sampled(*target))
+
+
+def test_a_mesh_gives_the_vectors_of_one_device(store, tmp_path):
+    both = Both(store, sampling_of(store, 3, 3), skip="jumping_knowledge")
+    (expected,) = both.layered(tmp_path / "one", TARGETS[0], part_nodes=14)
+    one, both.encoder = both.encoder, both.encoder_on(MANY)
+    (found,) = both.layered(tmp_path / "many", TARGETS[0], part_nodes=14)
+    assert_equal(found, expected)
+    assert both.encoder.counts == one.counts
+    assert one.counts.edges > 100
 
 
 @pytest.mark.parametrize(
@@ -195,7 +210,9 @@ def test_hops_that_draw_alike_share_their_states(store):
 
     def states(*hops, **fields):
         sampling = sampling_of(store, *hops, **fields)
-        encoder = LayerEncoder(model, variables, sampling, view, neighbours="fanout", shapes=SMALL)
+        encoder = LayerEncoder(
+            model, variables, sampling, view, ONE, neighbours="fanout", shapes=SMALL
+        )
         outputs = encoder.outputs("sender", "member")
         return [(s.node_type, s.layer) for s in in_order(outputs) if s.layer]
 
@@ -219,9 +236,9 @@ def test_a_part_that_holds_something_else_is_refused(store, tmp_path):
     state = State("skill", 0)
     files = StateFiles(tmp_path, {}, num_nodes=COUNTS, part_nodes=3, size=8)
     complete(both.encoder, files, [state])
-    assert files.to_do(state) == []
+    assert files.of(state).to_do() == []
     other = StateFiles(tmp_path, {"model": "other"}, num_nodes=COUNTS, part_nodes=3, size=8)
-    assert other.to_do(state) == [0, 1]
-    files.write(state, 0, np.zeros((2, 8), np.float32))
+    assert other.of(state).to_do() == [0, 1]
+    files.of(state).write(0, np.zeros((2, 8), np.float32))
     with pytest.raises(InputError, match=r"part-000000.npy has shape \(2, 8\) .* remove it"):
         files.read(state, np.arange(3, dtype=np.int32))

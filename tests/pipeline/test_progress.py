@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from star_jax.graph.decoders import SeedVectors
-from star_jax.graph.model import LinkTask
+from star_jax.graph.model import GraphModel, LinkTask
 from star_jax.graph.samplers.fanouts import FanoutConfig, resolve
 from star_jax.jobs.import_tables import ImportConfig, run
-from star_jax.pipeline import graph_embedding, text_scoring
+from star_jax.pipeline import graph_scoring, text_scoring
 from star_jax.pipeline.graph_loader import TRAIN_SPLITS, Groups, PairSampler, Sampling
 from star_jax.pipeline.graph_model import open_store
 from star_jax.pipeline.progress import Work
@@ -20,6 +20,7 @@ from star_jax.pipeline.tables.read import TaskMeta, read_pairs, read_ranking
 from star_jax.pipeline.tables.schema_file import schema_json
 from star_jax.train import reporter as reporting
 from tests.pipeline import graph_market
+from tests.pipeline.layered_world import ONE
 from tests.pipeline.tables import mini
 
 
@@ -98,17 +99,16 @@ def test_evaluate_speaks_per_method(market, spoken):
 
 def test_evaluate_speaks_while_a_model_scores(spoken, monkeypatch):
     monkeypatch.setattr(text_scoring, "_BLOCK_PAIRS", 4)
-    monkeypatch.setattr(graph_embedding, "_BLOCK_PAIRS", 8)
+    monkeypatch.setattr(graph_scoring, "_BLOCK_PAIRS", 8)
     rows = np.arange(20, dtype=np.int32) % 3
     vectors = np.ones((3, 2), np.float32)
     by_text = object.__new__(text_scoring.PairLogits)
     monkeypatch.setattr(by_text, "_logits", lambda variables, *vectors: jnp.zeros(4), raising=False)
     by_text({}, vectors, vectors, text_scoring.PairRows(rows, rows, rows))
     assert len(spoken("scoring by text", "pairs")) == 4
-    by_graph = object.__new__(graph_embedding.PairDecoder)
-    monkeypatch.setattr(
-        by_graph, "_decode", lambda variables, *sides: np.zeros(8, np.float32), raising=False
-    )
+    task = LinkTask("apply", "member", "job")
+    by_graph = graph_scoring.PairDecoder(object.__new__(GraphModel), task, ONE)
+    monkeypatch.setattr(ONE, "run", lambda *arguments, task: np.zeros((1, 8), np.float32))
     sides = SeedVectors(*(vectors for _ in SeedVectors._fields))
     by_graph({}, sides, sides, rows, rows)
     assert len(spoken("scoring by graph", "pairs")) == 2
