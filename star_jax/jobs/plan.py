@@ -19,6 +19,7 @@ from star_jax.parallel.mesh import make_mesh, num_row_shards
 from star_jax.pipeline.graph_training import GraphTrainConfig
 from star_jax.pipeline.planning import graph, text
 from star_jax.pipeline.planning.machines import Topology, parse_topology, planned_devices
+from star_jax.pipeline.planning.memory import on_gpu
 from star_jax.pipeline.planning.prediction import EFFICIENCY, Planned, described, fits
 from star_jax.pipeline.planning.programs import Program, Refused, compiled
 from star_jax.pipeline.tables.read import read_meta
@@ -28,7 +29,7 @@ from star_jax.pipeline.text_model import TextModelConfig
 from star_jax.pipeline.text_training import TextTrainConfig, read_data
 from star_jax.text.bi_encoder import TextBatch
 from star_jax.text.flops import model_flops
-from star_jax.text.tower import read_base
+from star_jax.text.tower import TowerConfig, read_base
 from star_jax.train.plan import num_steps
 
 _SERVED_TOKENS = (1024, 1500, 1800)
@@ -58,7 +59,7 @@ def run(
     Args:
       config: Of a whole run, of `train-text` or of `train-graph`.
       topology: Such as `v5e:4x4`, `v5p:4x4x4`, `v6e:8x8`; of GPUs, `h200:8`, what is said is an
-        estimate: what they hold at least, by shape.
+        estimate: see `star_jax.pipeline.planning.memory`.
       say: Takes one line.
       workdir: Whose data is planned for, once it was imported.
       num_pairs: Training pairs, where no folder says how many.
@@ -117,9 +118,9 @@ def _train_text(config: TextTrainConfig, given: _Given) -> Planned:
             "base, frozen": step.frozen,
             "trainable parameters": step.trainable,
             "optimizer": step.optimizer,
-            **({} if given.topology.is_tpu else {"states between blocks": step.states}),
         },
-        program=_compiled(step, given.topology),
+        program=_text_program(step, config.tower),
+        working=step.working,
         flops=counts.arithmetic.hardware / mesh.size,
         unit="tokens",
         units=counts.units,
@@ -166,7 +167,8 @@ def _export_text(trained: TextTrainConfig, config: TextExportConfig, given: _Giv
     return Planned(
         stage="export-text",
         parts={"base and adapters": step.frozen},
-        program=_compiled(step, given.topology),
+        program=_text_program(step, trained.tower),
+        working=step.working,
         flops=arithmetic.hardware / mesh.size,
         unit="tokens",
         units=step.counts.units,
@@ -180,7 +182,7 @@ def _export_text(trained: TextTrainConfig, config: TextExportConfig, given: _Giv
 def _train_graph(config: GraphTrainConfig, folder: Path, given: _Given) -> Planned:
     mesh = make_mesh(config.mesh, given.devices)
     step = graph.graph_step(config, folder, mesh)
-    program = _compiled(step, given.topology)
+    program = compiled(step.lower)
     return Planned(
         stage="train-graph",
         parts={
@@ -189,6 +191,7 @@ def _train_graph(config: GraphTrainConfig, folder: Path, given: _Given) -> Plann
             "graph and features": step.graph,
         },
         program=program,
+        working={},
         flops=program.flops if isinstance(program, Program) else 0.0,
         unit="pairs",
         units=step.pairs,
@@ -211,10 +214,11 @@ def _choices(mesh_shape: Any, step: text.TextStep) -> tuple[str, ...]:
     return (f"mesh {_axes(mesh_shape)}, attention by {step.attention}",)
 
 
-def _compiled(
-    step: text.TextStep | graph.GraphStep, topology: Topology
-) -> Program | Refused | None:
-    return compiled(step.lower) if topology.is_tpu else None
+def _text_program(step: text.TextStep, tower: TowerConfig) -> Program | Refused:
+    program = compiled(step.lower)
+    if step.working and isinstance(program, Program):
+        return on_gpu(program, step.working, tower.compute_dtype)
+    return program
 
 
 def _serving(config: TextTrainConfig, topology: Topology) -> Iterator[str]:

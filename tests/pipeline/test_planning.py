@@ -9,7 +9,7 @@ from star_jax.config import InputError
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.graph_engines import EngineConfig, make_engine
 from star_jax.pipeline.graph_model import open_training_store
-from star_jax.pipeline.planning import graph, text
+from star_jax.pipeline.planning import graph, memory, text
 from star_jax.pipeline.planning.machines import parse_topology
 from star_jax.pipeline.planning.prediction import Planned, described, fits, step_seconds
 from star_jax.pipeline.planning.programs import (
@@ -150,6 +150,7 @@ def planned(peak, **fields):
         "stage": "train-text",
         "parts": {"base": peak},
         "program": program,
+        "working": {},
         "flops": 197e12,
         "unit": "tokens",
         "units": 1000.0,
@@ -177,14 +178,30 @@ def test_a_plan_says_time_and_what_to_change():
     assert "250 tokens/s" in "\n".join(described(slow, topology))
 
 
-def test_where_nothing_compiles_the_least_is_said():
+def test_what_gpus_hold_is_an_estimate_by_its_parts():
     topology = parse_topology("h200:8")
-    lines = "\n".join(described(planned(100 << 30, program=None), topology))
-    assert "together, at least" in lines
-    assert "an estimate" in lines
-    assert "links" not in lines
-    assert fits(planned(100 << 30, program=None), topology)
-    assert not fits(planned(106 << 30, program=None), topology)  # 81 %.
+    good, bad = (
+        planned(peak << 30, working={"states for the backward pass": 3 << 20})
+        for peak in (100, 106)
+    )
+    lines = "\n".join(described(good, topology))
+    assert "estimates" in lines
+    assert "states for the backward pass            3.00 MiB" in lines
+    assert "activations" not in lines
+    assert fits(good, topology)
+    assert not fits(bad, topology)  # 81 %.
+    assert "estimates" not in "\n".join(described(good, parse_topology("v5e:4x4")))
+
+
+def test_a_twin_compiled_for_cpus_gathers_weights_twice_as_wide():
+    program = Program(1, 2, 3, 4.0, 5.0, {kind: Traffic(3, 80) for kind in GATHERED}, 0)
+    bfloat16, float32 = (memory.on_gpu(program, {"a": 5, "b": 6}, d) for d in TYPES)
+    assert (bfloat16.peak_bytes, float32.peak_bytes) == (1 + 2 + 11, 1 + 2 + 11)
+    assert bfloat16.collectives == {"all-gather": Traffic(3, 40), "all-reduce": Traffic(3, 80)}
+    assert float32.collectives == program.collectives
+
+
+GATHERED, TYPES = ("all-gather", "all-reduce"), ("bfloat16", "float32")
 
 
 def test_what_the_compiler_has_no_room_for_does_not_fit():
