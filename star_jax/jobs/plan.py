@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from star_jax.config import InputError
+from star_jax.jobs.export_graph import GraphExportConfig, targets
 from star_jax.jobs.export_text import TextExportConfig
 from star_jax.parallel.mesh import make_mesh, num_row_shards
-from star_jax.pipeline.graph_training import GraphTrainConfig
-from star_jax.pipeline.planning import graph, text
-from star_jax.pipeline.planning.machines import Topology, parse_topology, planned_devices
+from star_jax.pipeline.graph_embedding import split_view
+from star_jax.pipeline.graph_model import open_training_store
+from star_jax.pipeline.graph_training import GraphTrainConfig, describe
+from star_jax.pipeline.planning import graph, inference, text
+from star_jax.pipeline.planning.machines import GIB, Topology, parse_topology, planned_devices
 from star_jax.pipeline.planning.memory import on_gpu
 from star_jax.pipeline.planning.prediction import EFFICIENCY, Planned, described, fits
 from star_jax.pipeline.planning.programs import Program, Refused, compiled
@@ -70,7 +73,7 @@ def run(
     """
     given = _Given(parse_topology(topology), workdir, num_pairs)
     trained, exported = _part(config, TextTrainConfig), _part(config, TextExportConfig)
-    graphed = _part(config, GraphTrainConfig)
+    graphed, sent = _part(config, GraphTrainConfig), _part(config, GraphExportConfig)
     if trained is None and graphed is None:
         raise InputError(
             f"{type(config).__name__} cannot be planned, needed the config of train-text, of "
@@ -84,6 +87,8 @@ def run(
     folder = given.workdir
     if graphed is not None and folder is not None and (folder / "graph").is_dir():
         stages.append(lambda: _train_graph(graphed, folder, given))
+        if sent is not None:
+            stages.append(lambda: _export_graph(graphed, sent, folder, given))
     elif graphed is not None:
         say("train-graph is planned when --workdir holds its graph, by star build-graph")
     all_fit = True
@@ -203,6 +208,46 @@ def _train_graph(config: GraphTrainConfig, folder: Path, given: _Given) -> Plann
             "memory",
         ),
         remedy="a larger mesh.fsdp, a smaller batch_size or fanouts.total, or engine.kind=host",
+    )
+
+
+def _export_graph(
+    trained: GraphTrainConfig, config: GraphExportConfig, folder: Path, given: _Given
+) -> Planned:
+    """Of the processes, which compute apart, each has the devices of one host."""
+    devices = [d for d in given.devices if d.process_index == given.devices[0].process_index]
+    num_processes = len(given.devices) // len(devices)
+    mesh = make_mesh(config.mesh, devices)
+    meta = read_meta(folder / "tables")
+    store = open_training_store(folder, trained.model.features, trained.text_encoder)
+    file = describe(trained, folder, store, meta)
+    what = inference.Exported(
+        [(target.role, target.node_type) for target in targets(file, config)],
+        config.part_nodes,
+        config.neighbours if config.inference == "layerwise" else None,
+    )
+    view = split_view(store, config.visible)
+    export = inference.export_runs(file.build(), file.sampling, view, mesh, what, num_processes)
+    program = inference.together(export)
+    known = isinstance(program, Program)
+    return Planned(
+        stage="export-graph",
+        parts={"parameters": export.parameters},
+        program=program,
+        working={},
+        flops=program.flops if known else 0.0,
+        unit="nodes",
+        units=export.nodes,
+        steps=1,
+        memory_traffic=program.memory_traffic if known else None,
+        notes=(
+            f"{num_processes} processes apart, each on the mesh {_axes(mesh.shape)}",
+            f"{config.inference}, {sum(run.times for run in export.runs):,} runs of "
+            f"{len(export.runs)} programs on each; a step is all of them",
+            f"states between layers: {export.state_bytes / GIB:,.2f} GiB on disk; sampling on "
+            "hosts is not in the times",
+        ),
+        remedy="mesh.data in the place of mesh.fsdp, or fewer node_types",
     )
 
 

@@ -1,15 +1,25 @@
 """What a compiled program says of itself, and what a plan makes of it."""
 
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from star_jax.config import InputError
+from star_jax.graph.model import init_model
 from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.pipeline.graph_buckets import Shapes
+from star_jax.pipeline.graph_embedding import split_view
 from star_jax.pipeline.graph_engines import EngineConfig, make_engine
+from star_jax.pipeline.graph_layers import LayerEncoder
 from star_jax.pipeline.graph_model import open_training_store
-from star_jax.pipeline.planning import graph, memory, text
+from star_jax.pipeline.graph_programs import RowShards
+from star_jax.pipeline.graph_states import StateFiles, complete
+from star_jax.pipeline.graph_training import describe
+from star_jax.pipeline.planning import graph, inference, memory, text
 from star_jax.pipeline.planning.machines import parse_topology
 from star_jax.pipeline.planning.prediction import Planned, described, fits, step_seconds
 from star_jax.pipeline.planning.programs import (
@@ -20,6 +30,7 @@ from star_jax.pipeline.planning.programs import (
     compiled,
     largest,
 )
+from star_jax.pipeline.tables.read import read_meta
 from star_jax.text.attention_choice import this_machine
 from tests.jobs import tiny_graph, tiny_text
 from tests.pipeline import graph_market
@@ -142,6 +153,68 @@ def test_the_planned_step_of_a_graph_holds_what_its_training_holds(market, engin
     assert step.graph == sum(sizes)
     program = step.lower().as_text()
     assert ("all_to_all" in program) == (engine == "mesh")
+
+
+class Counted:
+    """Rows that say how often which function ran on them."""
+
+    def __init__(self, mesh):
+        self.rows, self.ran = RowShards(mesh), Counter()
+        self.count, self.own, self.groups = self.rows.count, self.rows.own, self.rows.groups
+        self.agreed = self.rows.agreed
+
+    def run(self, of_part, model, variables, parts, **static):
+        self.ran[of_part.__name__] += 1
+        return self.rows.run(of_part, model, variables, parts, **static)
+
+
+def test_the_planned_runs_of_an_export_are_those_it_does(market, tmp_path):
+    config, mesh = tiny_graph.config(tasks=("apply",)), make_mesh(MeshConfig(), jax.devices()[:2])
+    store, meta = (
+        open_training_store(market, config.model.features, None),
+        read_meta(market / "tables"),
+    )
+    file, view = describe(config, market, store, meta), split_view(store, "val")
+    model, num_nodes, targets = file.build(), view.store.num_nodes, [("receiver", "job")]
+    rows = Counted(mesh)
+    variables = dict(zip(("params", "batch_stats"), init_model(model, 0), strict=True))
+    encoder = LayerEncoder(
+        model, variables, file.sampling, view, rows, neighbours="fanout", shapes=Shapes()
+    )
+    files = StateFiles(tmp_path, {}, num_nodes=num_nodes, part_nodes=16, size=encoder.width)
+    outputs = encoder.outputs(*targets[0])
+    complete(encoder, files, outputs)
+    for nodes in files.of(outputs[-1]).parts:
+        encoder.vectors(*targets[0], [files.read(state, nodes) for state in outputs])
+    what = inference.Exported(targets, 16, "fanout")
+    export = inference.export_runs(model, file.sampling, view, mesh, what, 1)
+    assert sum(run.times for run in export.runs) == sum(rows.ran.values())
+    ends = [run.times for run in export.runs if run.name.startswith("vectors")]
+    assert sum(ends) == rows.ran["ending"] > 1
+    assert export.nodes == num_nodes["job"]
+    states = list(tmp_path.glob("*/*.npy"))
+    assert export.state_bytes == sum(np.load(path).nbytes for path in states)
+    halved = inference.export_runs(model, file.sampling, view, mesh, what, 2)
+    assert sum(run.times for run in halved.runs) < sum(run.times for run in export.runs)
+    whole, half = inference.together(export), inference.together(halved)
+    assert isinstance(whole, Program)
+    assert isinstance(half, Program)
+    assert whole.flops > half.flops > 0
+    assert whole.peak_bytes == half.peak_bytes
+
+
+def test_the_samples_of_an_export_are_planned(market):
+    config, mesh = tiny_graph.config(tasks=("apply",)), make_mesh(MeshConfig(), jax.devices()[:2])
+    store, meta = (
+        open_training_store(market, config.model.features, None),
+        read_meta(market / "tables"),
+    )
+    file, view = describe(config, market, store, meta), split_view(store, "val")
+    what = inference.Exported([("receiver", "job")], 16, None)
+    (run,) = inference.export_runs(file.build(), file.sampling, view, mesh, what, 1).runs
+    num_jobs = view.store.num_nodes["job"]
+    assert run.times >= num_jobs / 16 / 2
+    assert inference.together(inference.Export([run], num_jobs, 0, 0))
 
 
 def planned(peak, **fields):

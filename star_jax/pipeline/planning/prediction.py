@@ -124,6 +124,6 @@ def _times(planned: Planned, topology: Topology) -> Iterator[str]:
     if planned.steps is not None:
         hours = planned.steps * step_s / 3600
         yield (
-            f"  {planned.steps:,} steps: {hours:,.2f} hours, "
+            f"  {planned.steps:,} step{'s' * (planned.steps != 1)}: {hours:,.2f} hours, "
             f"{hours * topology.count:,.1f} chip-hours"
         )
