@@ -1,10 +1,11 @@
-"""Small programs through the TPU's own compiler, as `star plan` hands them over; no TPU is needed."""
+"""Small programs through the TPU's own compiler, as `star plan` hands them over, without a TPU."""
 
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -35,9 +36,13 @@ LIMITS = TokenLimits(job=128, profile=128, resume=128, other=128)
 
 
 @dataclasses.dataclass(frozen=True)
-class Stages:
+class Text:
     train_text: TextTrainConfig
     export_text: TextExportConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
     train_graph: GraphTrainConfig
     export_graph: GraphExportConfig
 
@@ -54,46 +59,59 @@ def text(base):
 
 
 def get_config():
-    folder = Path(__file__).parent
+    folder, mesh = Path(__file__).parent, MeshConfig(fsdp=4)
     if not (folder / "graph").exists():
-        return text(str(folder))
-    mesh = MeshConfig(fsdp=4)
-    return Stages(
-        text(str(folder)),
-        TextExportConfig(mesh=mesh, batch_tokens=512),
+        return Text(text(str(folder)), TextExportConfig(mesh=mesh, batch_tokens=512))
+    return Graph(
         tiny_graph.config(mesh=mesh, engine=EngineConfig(kind="mesh"), tasks=("apply",)),
         GraphExportConfig(inference="layerwise", mesh=mesh),
     )
 """
 
 
+class Said(NamedTuple):
+    """What was printed for both halves."""
+
+    codes: list[int]
+    out: str
+    err: str
+
+
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
     """Of all stages on four chips."""
-    folder = graph_market.write(tmp_path_factory.mktemp("market"))
-    config, root = folder / "config.py", Path(__file__).parents[1]
-    config.write_text(PLANNED)
-    command = [sys.executable, "-m", "star_jax", "plan", str(config), "--topology", "v5e:2x2"]
+    text, graph = (tmp_path_factory.mktemp(name) for name in ("text", "graph"))
+    graph_market.write(graph)
+    root = Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": ""}
-    return subprocess.run(
-        [*command, "--workdir", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=root,
-        env=environment,
-    )
+    runs = []
+    for folder in (text, graph):
+        config = folder / "config.py"
+        config.write_text(PLANNED)
+        command = [sys.executable, "-m", "star_jax", "plan", str(config), "--topology", "v5e:2x2"]
+        runs.append(
+            subprocess.run(
+                [*command, "--workdir", str(folder)],
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd=root,
+                env=environment,
+            )
+        )
+    out, err = ("".join(getattr(run, name) for run in runs) for name in ("stdout", "stderr"))
+    return Said([run.returncode for run in runs], out, err)
 
 
 def test_all_stages_fit(plan):
-    assert plan.returncode == 0, plan.stderr
-    stages = re.findall(r"^(\S+) on v5e:2x2 \(4 chips\)$", plan.stdout, re.MULTILINE)
+    assert plan.codes == [0, 0], plan.err
+    stages = re.findall(r"^(\S+) on v5e:2x2 \(4 chips\)$", plan.out, re.MULTILINE)
     assert stages == ["train-text", "export-text", "train-graph", "export-graph"]
-    assert plan.stdout.count("fits with 20% to spare") == 4
+    assert plan.out.count("fits with 20% to spare") == 4
 
 
 def test_nothing_is_copied_whole_to_be_split_anew(plan):
-    assert "Involuntary full rematerialization" not in plan.stderr
+    assert "Involuntary full rematerialization" not in plan.err
 
 
 @pytest.mark.parametrize(
@@ -105,10 +123,10 @@ def test_nothing_is_copied_whole_to_be_split_anew(plan):
     ],
 )
 def test_collectives_are_listed(plan, stage, kind):
-    said = plan.stdout[plan.stdout.index(f"{stage} on ") :]
+    said = plan.out[plan.out.index(f"{stage} on ") :]
     said = said[: said.index(" predicted ")]
     assert re.search(rf"^  ({kind}): [\d,]+ a step, [\d.]+ GB to a chip$", said, re.MULTILINE)
 
 
 def test_texts_go_through_the_tpu_s_kernel(plan):
-    assert "attention by splash" in plan.stdout
+    assert "attention by splash" in plan.out

@@ -193,5 +193,6 @@ def text_export(
     working = {}
     if machine.platform == "cuda":
         working = memory.encoding_bytes(model_config, built, texts, mesh)
-    held, backend = device_bytes(variables), built.tower.attention_backend
+    read = {name: tree for name, tree in variables.items() if name != "scorer"}
+    held, backend = device_bytes(read), built.tower.attention_backend
     return TextStep(lower, working, counts, 0, held, 0, backend)
