@@ -11,9 +11,10 @@ import time
 import pytest
 
 from star_jax import artefacts
-from tests.jobs.together import free_port, training
+from star_jax.pipeline.tables.schema_file import schema_json
+from tests.jobs.together import free_port
 from tests.machines import PYTHON, ROOT, environment, fake_bin, make_clone, write_program
-from tests.pipeline.text_market import write_tables
+from tests.pipeline.tables import mini
 
 SMI = "echo 550.54.15"
 # Says something, and saves when it is told to stop.
@@ -91,11 +92,47 @@ def test_a_signal_reaches_the_training(start, tmp_path, to):
     assert log.splitlines()[-1] == "saved"
 
 
+CONFIG = """
+import dataclasses
+from pathlib import Path
+
+from configs.run import tiny
+from star_jax.jobs.import_tables import ImportConfig
+from star_jax.train.plan import PlanConfig
+
+PLAN = PlanConfig(num_steps=2, budget_s=None, validate_epochs=1.0)
+
+
+def get_config():
+    # Few relations, one task and a few steps: compiling is the cost.
+    config = dataclasses.replace(tiny.get_config(), tables=ImportConfig(source=Path({source!r})))
+    return dataclasses.replace(
+        config,
+        train_text=dataclasses.replace(config.train_text, plan=PLAN),
+        train_graph=dataclasses.replace(config.train_graph, plan=PLAN),
+        evaluate=dataclasses.replace(config.evaluate, strict_time=False),
+    )
+"""
+OUTPUTS = {  # Stage -> its folder.
+    "import": "tables",
+    "train-text": "text",
+    "export-text": "text_embeddings",
+    "build-graph": "graph",
+    "train-graph": "graph_model",
+    "export-graph": "graph_embeddings",
+    "train-graph-only": "graph_only_model",
+    "export-graph-only": "graph_only_embeddings",
+    "evaluate": "evaluation",
+    "report": "report",
+}
+
+
 @pytest.mark.slow
-def test_two_hosts_train_as_one_run(clone, start, tmp_path):
+def test_two_hosts_do_all_stages_as_one_run(clone, start, tmp_path):
     """Both are this machine: what would be ssh runs its command here."""
-    write_tables(tmp_path / "W" / "tables")
-    (tmp_path / "text.py").write_text(training(fsdp=2, plan="num_steps=2"))
+    data = mini.write(tmp_path / "data", mini.tables())
+    (data / "schema.json").write_text(schema_json(mini.schema()), encoding="utf-8")
+    (tmp_path / "whole.py").write_text(CONFIG.format(source=str(data)))
     # Ours are added to the launcher's flags, of which XLA refuses one that it does not know.
     star = [
         f'export JAX_PLATFORMS=cpu PYTHONPATH={ROOT} XLA_FLAGS="$XLA_FLAGS {XLA_FLAGS}"',
@@ -103,18 +140,19 @@ def test_two_hosts_train_as_one_run(clone, start, tmp_path):
     ]
     write_program(clone / ".venv/bin/star", "\n".join(star))
     process = start(
-        *("text.py", "--workdir", "W", "--stage", "train-text"),
-        *("--hosts", "localhost,127.0.0.1", "--port", free_port()),
+        *("whole.py", "--workdir", "W", "--hosts", "localhost,127.0.0.1", "--port", free_port()),
         ssh=SSH,
     )
-    _, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=1200)
     assert process.returncode == 0, err
-    artefacts.verify(tmp_path / "W" / "text")
-    logs = [
+    assert out.splitlines()[-1] == "W/report/metrics.json"
+    first, second = (
         (tmp_path / "W/logs" / f"{host}.log").read_text() for host in ("localhost", "127.0.0.1")
-    ]
-    assert "process 0 of 2" in logs[0]
-    assert "on 2 device(s)" in logs[0]
-    assert "train-text 100 %" in logs[0]
-    assert "--process-id 1" in logs[1]
-    assert "train-text 100 %" not in logs[1]  # One speaks.
+    )
+    assert "process 0 of 2" in first
+    assert "on 2 device(s)" in first
+    assert "--process-id 1" in second
+    for number, (name, folder) in enumerate(OUTPUTS.items(), start=1):
+        artefacts.verify(tmp_path / "W" / folder)
+        assert f"[{number}/{len(OUTPUTS)}] {name}: done" in first
+        assert f"{name}: done" not in second  # One speaks.

@@ -1,5 +1,9 @@
-"""`star evaluate`: scores the fixed pairs and queries with every model; writes W/evaluation."""
+"""`star evaluate`: scores the fixed pairs and queries with every model; writes W/evaluation.
 
+Several processes score together; the first of them measures and writes.
+"""
+
+import functools
 import json
 import logging
 from collections.abc import Mapping
@@ -12,6 +16,7 @@ from jaxtyping import Float
 
 from star_jax import artefacts
 from star_jax.config import InputError
+from star_jax.parallel import processes
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline import measurements
 from star_jax.pipeline.graph_scoring import GraphPairScorer
@@ -34,6 +39,7 @@ KIND = "evaluation"
 SPLITS = ("val", "test")
 TEXT, GRAPH, BOTH = "text", "graph", "text+graph"
 _GRAPH_MODELS = ((GRAPH, "graph_only_model"), (BOTH, "graph_model"))
+_MODELS = (TEXT, GRAPH, BOTH)
 _VERSUS = ((BOTH, TEXT), (BOTH, GRAPH))
 _GIVEN = {"val": "methods_val", "test": "methods"}  # Where a reference.json has them.
 
@@ -45,15 +51,15 @@ class EvaluateConfig:
     """What is measured on the fixed pairs.
 
     Attributes:
-      mesh: Devices that the graph models lie on: large parameters are split over `fsdp`, every
-        device computes all pairs.
+      mesh: Devices of all processes together: pairs and the nodes around them are split over `data`
+        and `fsdp`, large parameters of the graph models over `fsdp`.
       measure: Intervals, calibration, cohorts.
       strict_time: Also score the main task's test pairs with a graph of only what was there before
         each pair.
       seed: Of the reference methods that draw.
     """
 
-    mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1))
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     strict_time: bool = True
     seed: int = 0
@@ -100,7 +106,11 @@ class _Scorers(NamedTuple):
 
     def models(self, task: str, split: str, *, main: bool) -> dict[str, Method]:
         """The text model was trained on the main task alone; its inputs are as of their time."""
-        graph = {name: GraphModel(s, task, split, True) for name, s in self.graph.items()}
+        graph = {
+            name: GraphModel(scorer, task, split, True)
+            for name, scorer in self.graph.items()
+            if task in scorer.tasks
+        }
         return {TEXT: TextModel(self.text, task), **graph} if main else {**graph}
 
     def strict_models(self, task: str, split: str, *, main: bool) -> dict[str, Method]:
@@ -110,12 +120,21 @@ class _Scorers(NamedTuple):
         return {name: GraphModel(s, task, split, False) for name, s in self.strict.items()}
 
 
+_Found = dict[tuple[str, str], Scored]
+"""What the models say, by task and split."""
+
+
 def run(config: EvaluateConfig, workdir: Path) -> None:
     """Measures every model on every task; the numbers beside them are the set's or fitted here."""
-    tables = workdir / "tables"
-    meta = read_meta(tables)
+    meta = read_meta(workdir / "tables")
+    found = _score(config, workdir, meta)
+    processes.by_the_first(functools.partial(_write, config, workdir, meta, found))
+
+
+def _score(config: EvaluateConfig, workdir: Path, meta: TablesMeta) -> _Found:
+    """Scores of the trained models on all that can be measured; all processes score together."""
+    tables, mesh = workdir / "tables", make_mesh(config.mesh)
     main_task = next(iter(meta.tasks))
-    mesh = make_mesh(config.mesh)
     scorers = _Scorers(
         TextPairScorer.open(workdir),
         {name: GraphPairScorer(workdir, model, "split", mesh) for name, model in _GRAPH_MODELS},
@@ -123,24 +142,41 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
         if config.strict_time
         else {},
     )
+    found: _Found = {}
+    for task in meta.tasks:
+        for split in reversed(SPLITS):  # Test sees most: what holds its samples holds all.
+            at = (task, split)
+            if not _measurable(tables, at, needed=at == (main_task, "test")):
+                continue
+            main = task == main_task
+            models = scorers.models(task, split, main=main)
+            strict = scorers.strict_models(task, split, main=main)
+            if not models:
+                _log.warning("no model was trained on task %s: not measured", task)
+                continue
+            pairs, ranking = read_pairs(tables, task, split), read_ranking(tables, task, split)
+            _log.info("%s, %s: %d pairs", task, split, len(pairs.label))
+            methods = {**models, **{_strict(name): model for name, model in strict.items()}}
+            found[at] = score_split(methods, pairs, ranking, meta.tasks[task])
+    return found
+
+
+def _write(config: EvaluateConfig, workdir: Path, meta: TablesMeta, found: _Found) -> None:
+    tables = workdir / "tables"
+    main_task = next(iter(meta.tasks))
     with artefacts.writing(workdir / KIND, KIND) as folder:
         content: dict[str, Any] = {
             "dataset": meta.dataset,
             "main_task": main_task,
             "text_training": text_training(workdir / "text"),
-            "tasks": {},
+            "tasks": {task: {} for task in meta.tasks},
         }
-        for task in meta.tasks:
-            content["tasks"][task] = {}
-            for split in reversed(SPLITS):  # Test sees most: what holds its samples holds all.
-                at = (task, split)
-                if not _measurable(tables, at, needed=at == (main_task, "test")):
-                    continue
-                scored, measured = _measure(config, tables, meta, scorers, at, folder)
-                content["tasks"][task][split] = measured
-                if at == (main_task, "test"):
-                    content |= _closer_look(config, tables, meta, scored)
-                    content["calibration"][TEXT] |= _calibrated(config, workdir, scored)
+        for (task, split), by_models in found.items():
+            scored, measured = _measure(config, tables, meta, by_models, (task, split), folder)
+            content["tasks"][task][split] = measured
+            if (task, split) == (main_task, "test"):
+                content |= _closer_look(config, tables, meta, scored)
+                content["calibration"][TEXT] |= _calibrated(config, workdir, scored)
         text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
         artefacts.write_text(folder / "metrics.json", text)
         artefacts.set_meta(folder, {"dataset": meta.dataset, "main_task": main_task})
@@ -178,25 +214,21 @@ def _measure(
     config: EvaluateConfig,
     tables: Path,
     meta: TablesMeta,
-    scorers: _Scorers,
+    by_models: Scored,
     at: tuple[str, str],
     folder: Path,
 ) -> tuple[Scored, dict[str, Any]]:
-    """Scores one task and split, writes the scores, and returns the metrics of all methods."""
+    """Writes the scores of one task and split, and returns the metrics of all methods."""
     task, split = at
-    main = task == next(iter(meta.tasks))
-    models = scorers.models(task, split, main=main)
-    strict = scorers.strict_models(task, split, main=main)
     given = _given(meta, task, split)
     fitted = fit_references(tables, meta, task, split, config.seed) if given is None else {}
     pairs, ranking = read_pairs(tables, task, split), read_ranking(tables, task, split)
-    _log.info("%s, %s: %d pairs", task, split, len(pairs.label))
-    methods = {**models, **{_strict(name): model for name, model in strict.items()}, **fitted}
-    scored = score_split(methods, pairs, ranking, meta.tasks[task])
+    scored = by_models.joined(score_split(fitted, pairs, ranking, meta.tasks[task]))
     write_scored(folder / "scores", f"{task}_{split}", pairs, scored)
-    metrics = measurements.metrics_of(scored, list(methods))
+    metrics = measurements.metrics_of(scored, list(scored.scores))
+    strict = [name for name in _MODELS if _strict(name) in by_models.scores]
     return scored, {
-        "models": {name: metrics[name] for name in models},
+        "models": {name: metrics[name] for name in _MODELS if name in by_models.scores},
         "strict_time": {name: metrics[_strict(name)] for name in strict},
         "references": {name: metrics[name] for name in fitted} if given is None else given,
     }
@@ -224,8 +256,7 @@ def _closer_look(
     config: EvaluateConfig, tables: Path, meta: TablesMeta, scored: Scored
 ) -> dict[str, Any]:
     """What is reported for the main task's test split alone."""
-    models = (TEXT, GRAPH, BOTH)
-    fitted = [name for name in scored.scores if name not in models]
+    fitted = [name for name in scored.scores if name not in _MODELS]
     nodes = read_nodes(tables, meta.tasks[next(iter(meta.tasks))].sender)
     columns = {
         column: [value or "" for value in nodes[f"cohort_{column}"].to_pylist()]
@@ -234,10 +265,10 @@ def _closer_look(
     measure = config.measure
     return {
         "level": measure.level,
-        "intervals": measurements.intervals_of(scored, [*models, *fitted], measure),
+        "intervals": measurements.intervals_of(scored, [*_MODELS, *fitted], measure),
         "gains": measurements.gains_of(scored, _VERSUS, measure),
-        "calibration": measurements.calibration_of(scored, models, measure),
-        "cohorts": measurements.cohorts_of(scored, models, columns, measure),
+        "calibration": measurements.calibration_of(scored, _MODELS, measure),
+        "cohorts": measurements.cohorts_of(scored, _MODELS, columns, measure),
     }
 
 

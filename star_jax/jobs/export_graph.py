@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -50,9 +50,6 @@ from star_jax.pipeline.tables.read import read_nodes
 
 KIND = "graph_embeddings"
 _MEASURED = 1 << 14  # Nodes whose samples are measured before all are drawn.
-
-_Vectors = Float32[np.ndarray, "n E"]
-_Ask = Callable[[Int32[np.ndarray, " n"]], Wanted]
 
 _log = logging.getLogger(__name__)
 
@@ -179,6 +176,10 @@ class _Export(NamedTuple):
             size=self.trained.file.model.encoder.dim,
         )
 
+    def wanted(self, target: Target, nodes: Int32[np.ndarray, " n"]) -> Wanted:
+        """Nodes of a table, to be sampled."""
+        return Wanted.of_view(self.view, target.role, target.node_type, nodes)
+
     @property
     def made_from(self) -> dict[str, object]:
         """All that decides vectors and states, beside what they are of."""
@@ -204,7 +205,7 @@ def run(config: GraphExportConfig, workdir: Path) -> None:
         make = _sampled if config.inference == "sampled" else _layerwise
         tables = make(export, scratch)
         processes.by_the_first(functools.partial(_write, export, tables))
-        if processes.is_first():
+        if processes.is_first():  # The others are done with it: all parts were there.
             clear(scratch)
 
 
@@ -216,6 +217,7 @@ def _write(export: _Export, tables: _Tables) -> None:
             ids = read_nodes(workdir / "tables", target.node_type)["id"].to_pylist()
             sizes[target.table] = len(ids)
             folder = partial / target.table
+            files.check()
             for shard, (nodes, path) in enumerate(zip(files.parts, files.paths, strict=True)):
                 no_text = np.full(len(nodes), -1, np.int32)
                 time = np.full(len(nodes), export.view.time, np.int64)
@@ -242,22 +244,23 @@ def _write(export: _Export, tables: _Tables) -> None:
 
 def _sampled(export: _Export, scratch: Path) -> _Tables:
     """Vectors of all nodes, each from its own sample."""
-    view, trained, tables = export.view, export.trained, {}
-    embedder = Embedder(trained.model, trained.file.sampling, export.rows)
+    embedder = Embedder(export.trained.model, export.trained.file.sampling, export.rows)
+    tables = {}
     for target in export.targets:
-        wanted = functools.partial(Wanted.of_view, view, target.role, target.node_type)
-        total = view.store.num_nodes[target.node_type]
-        stride = -(-max(total, 1) // _MEASURED)
-        some = np.arange(0, total, stride, dtype=np.int32)
-        # No part may depend on which of them a process has made before.
-        embedder.measure(wanted(some))
-
-        def make(nodes: Int32[np.ndarray, " n"], wanted: _Ask = wanted) -> _Vectors:
-            return np.asarray(embedder.embed(trained.variables, wanted(nodes)).embedding)
-
+        total = export.view.store.num_nodes[target.node_type]
+        some = np.arange(0, total, -(-max(total, 1) // _MEASURED), dtype=np.int32)
+        # Else a part would depend on which of them its process has made before.
+        embedder.measure(export.wanted(target, some))
         tables[target] = export.files(scratch, target)
-        fill(tables[target], make, target.table)
+        fill(tables[target], functools.partial(_embedded, export, embedder, target), target.table)
     return tables
+
+
+def _embedded(
+    export: _Export, embedder: Embedder, target: Target, nodes: Int32[np.ndarray, " n"]
+) -> Float32[np.ndarray, "n E"]:
+    found = embedder.embed(export.trained.variables, export.wanted(target, nodes))
+    return np.asarray(found.embedding)
 
 
 def _layerwise(export: _Export, scratch: Path) -> _Tables:
@@ -285,13 +288,17 @@ def _layerwise(export: _Export, scratch: Path) -> _Tables:
     complete(encoder, states, [state for each in outputs.values() for state in each])
     tables = {}
     for target, read in outputs.items():
-
-        def make(
-            nodes: Int32[np.ndarray, " n"], target: Target = target, read: Sequence[State] = read
-        ) -> _Vectors:
-            rows = [states.read(state, nodes) for state in read]
-            return encoder.vectors(target.role, target.node_type, rows)
-
         tables[target] = export.files(scratch, target, plan=plan)
-        fill(tables[target], make, target.table)
+        fill(tables[target], functools.partial(_ended, encoder, states, target, read), target.table)
     return tables
+
+
+def _ended(
+    encoder: LayerEncoder,
+    states: StateFiles,
+    target: Target,
+    outputs: Sequence[State],
+    nodes: Int32[np.ndarray, " n"],
+) -> Float32[np.ndarray, "n E"]:
+    rows = [states.read(state, nodes) for state in outputs]
+    return encoder.vectors(target.role, target.node_type, rows)

@@ -51,9 +51,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       devices: All devices of the run when None.
 
     Raises:
-      InputError: There are fewer devices than asked for, or the other axes do not divide them.
+      InputError: There are fewer devices than asked for, or the other axes do not divide them, or
+        a process of the run has none of those that are used.
     """
-    devices = processes.devices() if devices is None else devices
+    given, devices = devices, processes.devices() if devices is None else devices
     others = config.fsdp * config.tensor
     data = len(devices) // others if config.data == REST else config.data
     needed = data * others
@@ -61,6 +62,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         raise InputError(
             f"mesh data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not fit "
             f"the {len(devices)} {devices[0].platform} devices of this run"
+        )
+    without = {d.process_index for d in devices} - {d.process_index for d in devices[:needed]}
+    if given is None and without:
+        raise InputError(
+            f"mesh data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} has no device "
+            f"of process {min(without)}, needed some of each process of this run"
         )
     axes = (*ROW_AXES, TENSOR)
     shape = (data, config.fsdp, config.tensor)

@@ -129,7 +129,7 @@ def by_the_first(work: Callable[[], Any]) -> Any:
     Args:
       work: Returns what JSON can say.
     """
-    if not joined() or _state["alone"]:
+    if not joined():
         return work()
     key = f"star_jax/turn/{next(_turns)}"
     client: Any = distributed.global_state.client
@@ -206,9 +206,9 @@ def settled(step: int, value: float) -> float:
 
 def greatest(value: float) -> float:
     """The greatest value that any process has; all call it."""
-    return (
-        value if is_alone() else float(multihost_utils.process_allgather(np.float32(value)).max())
-    )
+    if is_alone():
+        return value
+    return float(multihost_utils.process_allgather(np.float32(value)).max())
 
 
 def in_shares(

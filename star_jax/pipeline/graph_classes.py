@@ -48,7 +48,7 @@ class NodeClassifier:
         self, variables: PyTree, vectors: Float[np.ndarray, "N E"]
     ) -> Float32[np.ndarray, "N C"]:
         """All at once: there are few."""
-        size = -(-len(vectors) // self._rows.count)
+        size = max(-(-len(vectors) // self._rows.count), 1)
         (group,) = self._rows.groups(len(vectors), size)
         parts = [padded(vectors[group[number]], size) for number in self._rows.own]
         name = self._head.task.name

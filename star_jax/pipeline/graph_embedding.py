@@ -31,10 +31,10 @@ KEY = 0
 
 _MOST_SEEDS = 1024  # Of one batch.
 _HEADROOM = 1.02  # For batches of further nodes; the first ones are measured as they will be drawn.
-_AHEAD = 2  # Batches sampled while one is embedded.
+_AHEAD = 2  # Stacks sampled while one is embedded.
 
 
-class Batches(NamedTuple):
+class Stack(NamedTuple):
     """Batches of seeds that are embedded together, one to each part of a mesh.
 
     Attributes:
@@ -53,7 +53,7 @@ class Batches(NamedTuple):
         return [part.stop - part.start for part in self.group]
 
 
-Sampled: TypeAlias = list[Batches]
+Sampled: TypeAlias = list[Stack]
 """All batches of some seeds."""
 
 
@@ -178,7 +178,7 @@ class Embedder:
         """
         self._budget(wanted, 0)
 
-    def batches(self, wanted: Wanted, room: int = 0) -> Iterator[Batches]:
+    def batches(self, wanted: Wanted, room: int = 0) -> Iterator[Stack]:
         """Samples seeds, as many batches as a mesh takes at a time; nothing is cut off.
 
         The draws depend on the node alone, so that a node has one neighbourhood whoever asks.
@@ -221,12 +221,12 @@ class Embedder:
             total = len(wanted.seeds.node)
             return self._vectors(variables, wanted.role, wanted.node_type, fitting, total)
 
-    def _fitting(self, wanted: Wanted, batches: Batches) -> Batches:
+    def _fitting(self, wanted: Wanted, batches: Stack) -> Stack:
         """The same with as much room as those of the other processes have."""
         room = self._rows.agreed(batches.room)
         return batches if room == batches.room else self._drawn(wanted, batches.group, room)
 
-    def _drawn(self, wanted: Wanted, group: Sequence[slice], room: int) -> Batches:
+    def _drawn(self, wanted: Wanted, group: Sequence[slice], room: int) -> Stack:
         """This process's own of a group of batches, and how much room they needed."""
         while True:
             parts = []
@@ -246,7 +246,7 @@ class Embedder:
                     break
                 parts.append(subgraph)
             else:
-                return Batches(group, parts, room)
+                return Stack(group, parts, room)
             room += 1
 
     def _fanouts(self, wanted: Wanted) -> Fanouts:
@@ -291,7 +291,7 @@ class Embedder:
         variables: PyTree,
         role: Role,
         node_type: str,
-        sampled: Iterable[Batches],
+        sampled: Iterable[Stack],
         total: int,
     ) -> SeedVectors:
         made = []

@@ -61,8 +61,8 @@ class Counts(NamedTuple):
     slots: int
 
 
-class _Batches(NamedTuple):
-    """What a stack of parts is made from, and the places of its nodes among those asked for."""
+class _Stack(NamedTuple):
+    """Parts that are computed together, and the places of their nodes among those asked for."""
 
     places: list[Int[np.ndarray, " n"]]
     parts: list[LayerRows]
@@ -190,7 +190,7 @@ class LayerEncoder:
 
     def _batches(
         self, state: State, before: State, nodes: Int32[np.ndarray, " N"], read: Read
-    ) -> Iterator[_Batches]:
+    ) -> Iterator[_Stack]:
         """Nodes that need about as many neighbours together."""
         for bucket, here in self.bucketed(state, nodes):
             for group in self._rows.groups(len(here), bucket.num_rows):
@@ -200,7 +200,7 @@ class LayerEncoder:
                     for place in filled
                 ]
                 empty = jax.tree.map(np.zeros_like, parts[0])
-                yield _Batches(filled, parts + [empty] * (len(group) - len(parts)))
+                yield _Stack(filled, parts + [empty] * (len(group) - len(parts)))
 
     def _part(
         self,

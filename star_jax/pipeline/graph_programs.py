@@ -43,7 +43,9 @@ def embed(
     model: GraphModel, variables: PyTree, part: Subgraph, *, role: Role, node_type: str
 ) -> SeedVectors:
     """Vectors of the seeds of a sample."""
-    return model.apply(variables, part, role, node_type, False, method="embed")  # pyright: ignore[reportReturnType] # of the method
+    found = model.apply(variables, part, role, node_type, False, method="embed")
+    assert isinstance(found, SeedVectors)
+    return found
 
 
 def decode(

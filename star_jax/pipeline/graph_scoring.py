@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int
@@ -249,7 +250,12 @@ class TimeScoring:
 
 
 class GraphPairScorer:
-    """A trained graph model, as `evaluate` asks it."""
+    """A trained graph model, as `evaluate` asks it.
+
+    Attributes:
+      trained: The model.
+      tasks: Those that it was trained on.
+    """
 
     def __init__(self, workdir: Path, model: str, rule: Rule, mesh: Mesh | None = None) -> None:
         """Opens the model and its graph.
@@ -263,8 +269,10 @@ class GraphPairScorer:
         Raises:
           InputError: A stage is missing, or its inputs changed.
         """
-        mesh = make_mesh(MeshConfig(data=1)) if mesh is None else mesh
+        if mesh is None:
+            mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
         self.trained = open_trained(workdir, model, mesh)
+        self.tasks = tuple(task.name for task in self.trained.model.tasks)
         self._rule, self._rows = rule, RowShards(mesh)
         self._embedder = Embedder(self.trained.model, self.trained.file.sampling, self._rows)
         self._scoring: dict[tuple[str, str], SplitScoring | TimeScoring] = {}
@@ -273,7 +281,7 @@ class GraphPairScorer:
         self, pairs: PairTable, split: str, task: str | None = None
     ) -> Float32[np.ndarray, " B"]:
         """Logit of every pair; without `task`, of the main task."""
-        scoring = self.of(task or self.trained.model.tasks[0].name, split)
+        scoring = self.of(task or self.tasks[0], split)
         variables = self.trained.variables
         if isinstance(scoring, SplitScoring):
             return scoring.score_once(variables, pairs)

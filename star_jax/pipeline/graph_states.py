@@ -134,6 +134,8 @@ def fill(
 ) -> int:
     """Makes the parts that are not there; all processes call it, and go on when all are there.
 
+    From then on a process that reads none of them has no more to do with the folder.
+
     Args:
       files: Keeps the rows.
       make: Gives the rows of a part from its nodes; each process asks it for parts of its own.
@@ -158,7 +160,6 @@ def fill(
                 storing(functools.partial(files.write, number, rows))
                 progress.advance(float(len(rows)), float(len(rows)))
     processes.meet()
-    files.check()
     return left
 
 

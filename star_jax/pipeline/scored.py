@@ -28,6 +28,11 @@ class Scored(NamedTuple):
     scores: dict[str, Float[np.ndarray, " B"]]  # Per method.
     queries: dict[str, QueryMetrics]  # Per method that can order candidates.
 
+    def joined(self, other: "Scored") -> "Scored":
+        """With what other methods say of the same pairs behind it."""
+        scores, queries = self.scores | other.scores, self.queries | other.queries
+        return self._replace(scores=scores, queries=queries)
+
 
 def score_split(
     methods: Mapping[str, Method], pairs: PairTable, ranking: Ranking | None, task: TaskMeta

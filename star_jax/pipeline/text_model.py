@@ -143,7 +143,7 @@ def open_scorer(folder: Path) -> tuple[BiEncoder, PyTree]:
     meta = artefacts.read_manifest(folder, KIND).meta
     config = read_config(folder)
     model = config.build()
-    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
     like = _like(initial_shapes(config, model).trainable, mesh, config.rules(model))
     trained = load_trained(folder / CHECKPOINTS, meta["best_step"], like, frozen_digest=None)
     return model, {"scorer": trained.trainable["scorer"]}

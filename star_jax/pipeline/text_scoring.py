@@ -82,7 +82,7 @@ class PairLogits:
 
 
 class TextPairScorer:
-    """The text half alone, as `evaluate` asks it."""
+    """The text half alone, as `evaluate` asks it; of several processes each scores a share."""
 
     def __init__(
         self,
@@ -125,25 +125,37 @@ class TextPairScorer:
         """Logit of every pair of the first task; without texts, what the scorer says of nothing."""
         rows = PairRows(pairs.receiver_text, pairs.sender_text, pairs.sender_resume)
         documents, requests = self._sides(next(iter(self._tasks)))
-        return self._logits(self._variables, documents, requests, rows)
+
+        def of_part(part: slice) -> Float32[np.ndarray, " b"]:
+            own = PairRows(*(row[part] for row in rows))
+            return self._logits(self._variables, documents, requests, own)
+
+        return processes.in_shares(len(rows.document), of_part)
 
     def score_grid(self, task: str, ranking: Ranking) -> Float32[np.ndarray, "Q C"]:
         """Logit of every candidate for every query."""
-        num_queries, num_candidates = len(ranking.sender), len(ranking.candidates)
+        return processes.in_shares(
+            len(ranking.sender), functools.partial(self._grid, task, ranking)
+        )
+
+    def _grid(self, task: str, ranking: Ranking, part: slice) -> Float32[np.ndarray, "q C"]:
+        """The logits of some queries."""
+        num_queries, num_candidates = part.stop - part.start, len(ranking.candidates)
         documents, requests = self._sides(task)
         grid = np.empty((num_queries, num_candidates), np.float32)
         step = max(1, _BLOCK_PAIRS // max(num_candidates, 1))
         work = Work("ranking by text", num_queries, "queries")
-        for start in range(0, num_queries, step):
-            queries = slice(start, start + step)
-            size = len(ranking.sender[queries])
+        for start in range(part.start, part.stop, step):
+            queries = slice(start, min(start + step, part.stop))
+            size = queries.stop - start
             rows = PairRows(
                 np.tile(ranking.candidate_text, size),
                 np.repeat(ranking.sender_text[queries], num_candidates),
                 np.repeat(ranking.sender_resume[queries], num_candidates),
             )
             logits = self._logits(self._variables, documents, requests, rows)
-            grid[queries] = logits.reshape(size, num_candidates)
+            first = start - part.start
+            grid[first : first + size] = logits.reshape(size, num_candidates)
             work.advance(size)
         return grid
 

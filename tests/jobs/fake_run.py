@@ -66,6 +66,8 @@ def fake_scorers(world):
             return self._score(ranking.sender[:, None], ranking.candidates[None, :])
 
     class Graph:
+        tasks = (TASK,)
+
         def __init__(self, workdir, model, rule, mesh=None):
             noise = {"graph_model": 1.5, "graph_only_model": 3.0}[model]
             self._score = noisy(noise + {"split": 0.0, "time": 0.5}[rule])

@@ -14,7 +14,7 @@ from star_jax.jobs.export_text import TextExportConfig
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.graph_engines import EngineConfig
 from star_jax.pipeline.graph_scoring import GraphPairScorer
-from star_jax.pipeline.tables.read import read_pairs
+from star_jax.pipeline.tables.read import read_pairs, read_ranking
 from star_jax.train.optimizers import OptimizerConfig
 from tests.jobs import graph_runs, tiny_graph, tiny_text
 from tests.pipeline.text_market import write_tables
@@ -29,6 +29,14 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-2, eps=1.0)
 def kernels_are_large(monkeypatch):
     """Else nothing here would be split over `fsdp`."""
     monkeypatch.setattr("star_jax.parallel.rules._SMALL", 64)
+
+
+@pytest.fixture
+def batches_are_small(monkeypatch):
+    """Else one device would do all that is drawn."""
+    monkeypatch.setattr("star_jax.pipeline.graph_embedding._MOST_SEEDS", 8)
+    monkeypatch.setattr("star_jax.pipeline.graph_scoring._BATCH_PAIRS", 24)
+    monkeypatch.setattr("star_jax.pipeline.graph_scoring._BLOCK_PAIRS", 16)
 
 
 def figures(workdir, output):
@@ -96,6 +104,7 @@ def graph_config(mesh, engine):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("batches_are_small")
 def test_the_graph_half_gives_on_a_mesh_what_it_gives_on_one_device(market, tmp_path):
     """There its step samples, from graphs that are copied along `data` and `tensor`."""
     one, many = (graph_runs.begin(market, tmp_path / name) for name in ("one", "many"))
@@ -108,14 +117,23 @@ def test_the_graph_half_gives_on_a_mesh_what_it_gives_on_one_device(market, tmp_
 
 
 def results(workdir, mesh):
-    """Vectors of all nodes, and scores of the test pairs, of one model on a mesh."""
-    export_graph.run(GraphExportConfig(mesh=mesh), workdir)
+    """Vectors of all nodes in both ways, and scores by both rules, of one model on a mesh."""
+    found = []
+    for inference in ("sampled", "layerwise"):
+        export_graph.run(GraphExportConfig(mesh=mesh, inference=inference, part_nodes=32), workdir)
+        tables = [read_table(workdir / "graph_embeddings", name) for name in ("job", "member")]
+        found += [table.vectors for table in tables]
     pairs = read_pairs(workdir / "tables", "apply", "test")
-    scorer = GraphPairScorer(workdir, "graph_model", "split", make_mesh(mesh))
-    split = [leaf for leaf in jax.tree.leaves(scorer.trained.variables) if is_split(leaf)]
-    assert bool(split) == (mesh.fsdp > 1)
-    vectors = [read_table(workdir / "graph_embeddings", n).vectors for n in ("job", "member")]
-    return [*vectors, scorer.score(pairs, "test", "apply")]
+    ranking = read_ranking(workdir / "tables", "apply", "test")
+    assert ranking is not None
+    for rule in ("split", "time"):
+        scorer = GraphPairScorer(workdir, "graph_model", rule, make_mesh(mesh))
+        split = [leaf for leaf in jax.tree.leaves(scorer.trained.variables) if is_split(leaf)]
+        assert bool(split) == (mesh.fsdp > 1)
+        found.append(scorer.score(pairs, "test", "apply"))
+        if rule == "split":
+            found.append(scorer.score_grid("apply", ranking, "test"))
+    return found
 
 
 def is_split(leaf):

@@ -271,6 +271,8 @@ def test_strict_time_is_of_the_main_task_alone(tmp_path, monkeypatch):
     artefacts.seal(tables, "tables", described)
 
     class BothTasks(graph):
+        tasks = (TASK, "reply")
+
         def score(self, pairs, split, task):
             return super().score(pairs, split, TASK)
 
@@ -281,6 +283,9 @@ def test_strict_time_is_of_the_main_task_alone(tmp_path, monkeypatch):
     assert found[TASK]["test"]["strict_time"].keys() == {"graph", "text+graph"}
     assert found["reply"]["test"]["models"].keys() == {"graph", "text+graph"}
     assert not found["reply"]["test"]["strict_time"]
+    monkeypatch.setattr(evaluate, "GraphPairScorer", graph)
+    evaluate.run(CONFIG, tmp_path)  # Of models that were trained on one task.
+    assert not metrics(tmp_path, "evaluation")["tasks"]["reply"]
 
 
 def keep_positives(workdir, split):

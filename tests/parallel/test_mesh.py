@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import jax
 import pytest
 from jax.sharding import AxisType
@@ -35,6 +37,17 @@ def test_axes(config, shape):
 def test_axes_that_do_not_fit(config):
     with pytest.raises(ValueError, match="does not fit the 8 cpu devices"):
         make_mesh(config)
+
+
+class Device(NamedTuple):
+    process_index: int
+
+
+def test_a_process_without_a_device_is_named(monkeypatch):
+    found = [Device(0), Device(0), Device(1)]
+    monkeypatch.setattr("star_jax.parallel.processes.devices", lambda: found)
+    with pytest.raises(ValueError, match=r"data 2 x .* has no device of process 1, needed some"):
+        make_mesh(MeshConfig(data=2))
 
 
 def test_bad_sizes():
