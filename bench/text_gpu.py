@@ -95,7 +95,7 @@ def star(rows: dict[str, Row], shape: MistralShape, shorter: int) -> Iterator[tu
 
 def _params(shape: MistralShape) -> PyTree:
     """Random parameters in bfloat16, drawn on the device."""
-    shapes = param_shapes(_model(STAR["rows-full"], shape).tower)
+    shapes = param_shapes(model_of(STAR["rows-full"], shape).tower)
 
     def draw(key: jax.Array) -> PyTree:
         leaves, tree = jax.tree.flatten(shapes)
@@ -111,7 +111,8 @@ def _params(shape: MistralShape) -> PyTree:
     return jax.block_until_ready(jax.jit(draw)(jax.random.key(0)))
 
 
-def _model(row: Row, shape: MistralShape) -> BiEncoder:
+def model_of(row: Row, shape: MistralShape) -> BiEncoder:
+    """What a row trains or encodes with."""
     backend = row.backend if jax.default_backend() == "gpu" else "xla"
     return BiEncoder(
         tower=TextTower(shape, defaults(shape).pooling, "bfloat16", row.remat, backend),
@@ -129,12 +130,12 @@ def _variables(model: BiEncoder, params: PyTree) -> PyTree:
 
 
 def _train(row: Row, shape: MistralShape, params: PyTree, shorter: int) -> Found:
-    model, mesh = _model(row, shape), make_mesh(MeshConfig())
+    model, mesh = model_of(row, shape), make_mesh(MeshConfig())
     trainable, frozen = trainable_split(_variables(model, params), "lora")
     optimizer = make_optimizer(OptimizerConfig())
     state = create_state(trainable, optimizer, seed=0, mesh=mesh, rules=FSDP_RULES)
     step = make_step(make_loss(model), optimizer, state=state, mesh=mesh, row_axes=row_axes)
-    batch = step.place(_batch(row, shape, shorter))
+    batch = step.place(batch_of(row, shape, shorter))
     begun = time.monotonic()
     state, metrics = step(state, frozen, batch, 1e-4)
     jax.block_until_ready(state)
@@ -150,7 +151,7 @@ def _train(row: Row, shape: MistralShape, params: PyTree, shorter: int) -> Found
 
 
 def _export(row: Row, shape: MistralShape, params: PyTree, shorter: int) -> Found:
-    model = _model(row, shape)
+    model = model_of(row, shape)
     variables = _variables(model, params)
     texts = random_rows(row.pairs, JOB // shorter, shape)
     forward = jax.jit(lambda variables, texts: encode(model, variables, texts, None))
@@ -162,7 +163,7 @@ def _export(row: Row, shape: MistralShape, params: PyTree, shorter: int) -> Foun
     return Found(seconds, float("nan"), _gigabytes(), compile_s)
 
 
-def _batch(row: Row, shape: MistralShape, shorter: int) -> TextBatch:
+def batch_of(row: Row, shape: MistralShape, shorter: int) -> TextBatch:
     """Pairs of job i and profile i, every second one positive."""
     each = row.pairs // row.chunks
     tables = tuple(random_rows(row.pairs, length // shorter, shape) for length in (JOB, PROFILE))

@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 
 from star_jax.config import InputError
+from star_jax.jobs.export_graph import GraphExportConfig, targets
 from star_jax.jobs.export_text import TextExportConfig
 from star_jax.parallel.mesh import make_mesh, num_row_shards
-from star_jax.pipeline.graph_training import GraphTrainConfig
-from star_jax.pipeline.planning import graph, text
-from star_jax.pipeline.planning.machines import Topology, parse_topology, planned_devices
+from star_jax.pipeline.graph_embedding import split_view
+from star_jax.pipeline.graph_model import open_training_store
+from star_jax.pipeline.graph_training import GraphTrainConfig, describe
+from star_jax.pipeline.planning import graph, inference, text
+from star_jax.pipeline.planning.machines import GIB, Topology, parse_topology, planned_devices
+from star_jax.pipeline.planning.memory import on_gpu
 from star_jax.pipeline.planning.prediction import EFFICIENCY, Planned, described, fits
 from star_jax.pipeline.planning.programs import Program, Refused, compiled
 from star_jax.pipeline.tables.read import read_meta
@@ -28,7 +32,7 @@ from star_jax.pipeline.text_model import TextModelConfig
 from star_jax.pipeline.text_training import TextTrainConfig, read_data
 from star_jax.text.bi_encoder import TextBatch
 from star_jax.text.flops import model_flops
-from star_jax.text.tower import read_base
+from star_jax.text.tower import TowerConfig, read_base
 from star_jax.train.plan import num_steps
 
 _SERVED_TOKENS = (1024, 1500, 1800)
@@ -58,7 +62,7 @@ def run(
     Args:
       config: Of a whole run, of `train-text` or of `train-graph`.
       topology: Such as `v5e:4x4`, `v5p:4x4x4`, `v6e:8x8`; of GPUs, `h200:8`, what is said is an
-        estimate: what they hold at least, by shape.
+        estimate: see `star_jax.pipeline.planning.memory`.
       say: Takes one line.
       workdir: Whose data is planned for, once it was imported.
       num_pairs: Training pairs, where no folder says how many.
@@ -69,7 +73,7 @@ def run(
     """
     given = _Given(parse_topology(topology), workdir, num_pairs)
     trained, exported = _part(config, TextTrainConfig), _part(config, TextExportConfig)
-    graphed = _part(config, GraphTrainConfig)
+    graphed, sent = _part(config, GraphTrainConfig), _part(config, GraphExportConfig)
     if trained is None and graphed is None:
         raise InputError(
             f"{type(config).__name__} cannot be planned, needed the config of train-text, of "
@@ -83,6 +87,8 @@ def run(
     folder = given.workdir
     if graphed is not None and folder is not None and (folder / "graph").is_dir():
         stages.append(lambda: _train_graph(graphed, folder, given))
+        if sent is not None:
+            stages.append(lambda: _export_graph(graphed, sent, folder, given))
     elif graphed is not None:
         say("train-graph is planned when --workdir holds its graph, by star build-graph")
     all_fit = True
@@ -117,9 +123,9 @@ def _train_text(config: TextTrainConfig, given: _Given) -> Planned:
             "base, frozen": step.frozen,
             "trainable parameters": step.trainable,
             "optimizer": step.optimizer,
-            **({} if given.topology.is_tpu else {"states between blocks": step.states}),
         },
-        program=_compiled(step, given.topology),
+        program=_text_program(step, config.tower),
+        working=step.working,
         flops=counts.arithmetic.hardware / mesh.size,
         unit="tokens",
         units=counts.units,
@@ -166,7 +172,8 @@ def _export_text(trained: TextTrainConfig, config: TextExportConfig, given: _Giv
     return Planned(
         stage="export-text",
         parts={"base and adapters": step.frozen},
-        program=_compiled(step, given.topology),
+        program=_text_program(step, trained.tower),
+        working=step.working,
         flops=arithmetic.hardware / mesh.size,
         unit="tokens",
         units=step.counts.units,
@@ -180,7 +187,7 @@ def _export_text(trained: TextTrainConfig, config: TextExportConfig, given: _Giv
 def _train_graph(config: GraphTrainConfig, folder: Path, given: _Given) -> Planned:
     mesh = make_mesh(config.mesh, given.devices)
     step = graph.graph_step(config, folder, mesh)
-    program = _compiled(step, given.topology)
+    program = compiled(step.lower)
     return Planned(
         stage="train-graph",
         parts={
@@ -189,6 +196,7 @@ def _train_graph(config: GraphTrainConfig, folder: Path, given: _Given) -> Plann
             "graph and features": step.graph,
         },
         program=program,
+        working={},
         flops=program.flops if isinstance(program, Program) else 0.0,
         unit="pairs",
         units=step.pairs,
@@ -203,6 +211,46 @@ def _train_graph(config: GraphTrainConfig, folder: Path, given: _Given) -> Plann
     )
 
 
+def _export_graph(
+    trained: GraphTrainConfig, config: GraphExportConfig, folder: Path, given: _Given
+) -> Planned:
+    """Of the processes, which compute apart, each has the devices of one host."""
+    devices = [d for d in given.devices if d.process_index == given.devices[0].process_index]
+    num_processes = len(given.devices) // len(devices)
+    mesh = make_mesh(config.mesh, devices)
+    meta = read_meta(folder / "tables")
+    store = open_training_store(folder, trained.model.features, trained.text_encoder)
+    file = describe(trained, folder, store, meta)
+    what = inference.Exported(
+        [(target.role, target.node_type) for target in targets(file, config)],
+        config.part_nodes,
+        config.neighbours if config.inference == "layerwise" else None,
+    )
+    view = split_view(store, config.visible)
+    export = inference.export_runs(file.build(), file.sampling, view, mesh, what, num_processes)
+    program = inference.together(export)
+    known = isinstance(program, Program)
+    return Planned(
+        stage="export-graph",
+        parts={"parameters": export.parameters},
+        program=program,
+        working={},
+        flops=program.flops if known else 0.0,
+        unit="nodes",
+        units=export.nodes,
+        steps=1,
+        memory_traffic=program.memory_traffic if known else None,
+        notes=(
+            f"{num_processes} processes apart, each on the mesh {_axes(mesh.shape)}",
+            f"{config.inference}, {sum(run.times for run in export.runs):,} runs of "
+            f"{len(export.runs)} programs on each; a step is all of them",
+            f"states between layers: {export.state_bytes / GIB:,.2f} GiB on disk; sampling on "
+            "hosts is not in the times",
+        ),
+        remedy="mesh.data in the place of mesh.fsdp, or fewer node_types",
+    )
+
+
 def _axes(mesh_shape: Any) -> str:
     return " x ".join(f"{name} {size}" for name, size in mesh_shape.items())
 
@@ -211,10 +259,11 @@ def _choices(mesh_shape: Any, step: text.TextStep) -> tuple[str, ...]:
     return (f"mesh {_axes(mesh_shape)}, attention by {step.attention}",)
 
 
-def _compiled(
-    step: text.TextStep | graph.GraphStep, topology: Topology
-) -> Program | Refused | None:
-    return compiled(step.lower) if topology.is_tpu else None
+def _text_program(step: text.TextStep, tower: TowerConfig) -> Program | Refused:
+    program = compiled(step.lower)
+    if step.working and isinstance(program, Program):
+        return on_gpu(program, step.working, tower.compute_dtype)
+    return program
 
 
 def _serving(config: TextTrainConfig, topology: Topology) -> Iterator[str]:

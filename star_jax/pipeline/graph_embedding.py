@@ -21,7 +21,7 @@ from star_jax.graph.samplers.sample import NO_EXCLUSION, Fanouts, sample
 from star_jax.graph.store import SPLIT_BITS, TIMED_BIT, GraphStore, TextVersions
 from star_jax.pipeline.ahead import ahead
 from star_jax.pipeline.graph_loader import Sampling
-from star_jax.pipeline.graph_programs import RowShards, embed
+from star_jax.pipeline.graph_programs import Rows, embed
 from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import SPLIT_CODES
 from star_jax.shapes import NO_TIME, PyTree
@@ -155,7 +155,7 @@ class Embedder:
         self,
         model: GraphModel,
         sampling: Sampling,
-        rows: RowShards,
+        rows: Rows,
         resolve: Callable[[Subgraph], Subgraph] | None = None,
     ) -> None:
         """Compiles nothing yet.

@@ -34,7 +34,15 @@ from star_jax.pipeline.graph_buckets import Bucket, Fanout, Shapes, make_buckets
 from star_jax.pipeline.graph_embedding import KEY, SplitView, split_view
 from star_jax.pipeline.graph_loader import Sampling
 from star_jax.pipeline.graph_model import open_trained
-from star_jax.pipeline.graph_programs import LayerRows, OfPart, RowShards, ending, features, layer
+from star_jax.pipeline.graph_programs import (
+    LayerRows,
+    OfPart,
+    Rows,
+    RowShards,
+    ending,
+    features,
+    layer,
+)
 from star_jax.shapes import PyTree, check_int32
 
 WhichNeighbours = Literal["fanout", "all"]
@@ -73,7 +81,7 @@ class LayerEncoder:
         variables: PyTree,
         sampling: Sampling,
         view: SplitView,
-        rows: RowShards,
+        rows: Rows,
         *,
         neighbours: WhichNeighbours,
         shapes: Shapes,
@@ -99,6 +107,11 @@ class LayerEncoder:
         self.counts = Counts(0, 0)
         self._buckets: dict[tuple[str, Fanout], list[Bucket]] = {}
 
+    @property
+    def width(self) -> int:
+        """Of a row of a state."""
+        return self._model.config.encoder.dim
+
     def outputs(self, role: Role, node_type: str) -> tuple[State, ...]:
         """What `vectors` reads of nodes of a type."""
         fanouts = _fanouts(
@@ -116,7 +129,7 @@ class LayerEncoder:
           nodes: Of its type.
           read: Gives the rows of the states that it is made of.
         """
-        found = np.empty((len(nodes), self._model.config.encoder.dim), np.float32)
+        found = np.empty((len(nodes), self.width), np.float32)
         if state.own is None:
             name = state.node_type
             for group in self._rows.groups(len(nodes), _FEATURE_ROWS):
@@ -132,6 +145,18 @@ class LayerEncoder:
                 for place, rows in zip(batches.places, made[: len(batches.places)], strict=True):
                     found[place] = rows[: len(place)]
         return found
+
+    def bucketed(
+        self, state: State, nodes: Int32[np.ndarray, " N"]
+    ) -> Iterator[tuple[Bucket, Int[np.ndarray, " n"]]]:
+        """Shapes of batches, each with the places of those of the nodes that it holds."""
+        buckets = self._buckets_of(state)
+        store, splits = self._view.store, self._view.splits
+        needed = needs(store, state.node_type, state.fanout, self._sampler, splits, nodes)
+        number = places(needed, state.fanout, buckets)
+        for i, bucket in enumerate(buckets):
+            if len(here := np.flatnonzero(number == i)):
+                yield bucket, here
 
     def vectors(
         self, role: Role, node_type: str, outputs: Sequence[Float32[np.ndarray, "N D"]]
@@ -167,14 +192,7 @@ class LayerEncoder:
         self, state: State, before: State, nodes: Int32[np.ndarray, " N"], read: Read
     ) -> Iterator[_Stack]:
         """Nodes that need about as many neighbours together."""
-        buckets = self._buckets_of(state)
-        store, splits = self._view.store, self._view.splits
-        needed = needs(store, state.node_type, state.fanout, self._sampler, splits, nodes)
-        number = places(needed, state.fanout, buckets)
-        for i, bucket in enumerate(buckets):
-            here = np.flatnonzero(number == i)
-            if not len(here):
-                continue
+        for bucket, here in self.bucketed(state, nodes):
             for group in self._rows.groups(len(here), bucket.num_rows):
                 filled = [here[part] for part in group if part.stop > part.start]
                 parts = [

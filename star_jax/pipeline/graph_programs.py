@@ -8,7 +8,7 @@ a leading axis.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +123,33 @@ def program(of_part: OfPart, mesh: Mesh) -> jax.stages.Wrapped:
 
     where = NamedSharding(mesh, PartitionSpec(ROW_AXES))
     return jax.jit(of_stack, static_argnames=_STATIC, out_shardings=where)
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Where parts of rows go: `RowShards`, or what plans for it."""
+
+    count: int
+    own: list[int]
+
+    def groups(self, total: int, size: int) -> Iterator[list[slice]]:
+        """As `RowShards.groups`."""
+        ...
+
+    def run(
+        self,
+        of_part: OfPart,
+        model: GraphModel,
+        variables: PyTree,
+        parts: Sequence[PyTree],
+        **static: Any,
+    ) -> PyTree:
+        """As `RowShards.run`."""
+        ...
+
+    def agreed(self, value: int) -> int:
+        """As `RowShards.agreed`."""
+        ...
 
 
 class RowShards:

@@ -1,15 +1,25 @@
 """What a compiled program says of itself, and what a plan makes of it."""
 
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from star_jax.config import InputError
+from star_jax.graph.model import init_model
 from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.pipeline.graph_buckets import Shapes
+from star_jax.pipeline.graph_embedding import split_view
 from star_jax.pipeline.graph_engines import EngineConfig, make_engine
+from star_jax.pipeline.graph_layers import LayerEncoder
 from star_jax.pipeline.graph_model import open_training_store
-from star_jax.pipeline.planning import graph, text
+from star_jax.pipeline.graph_programs import RowShards
+from star_jax.pipeline.graph_states import StateFiles, complete
+from star_jax.pipeline.graph_training import describe
+from star_jax.pipeline.planning import graph, inference, memory, text
 from star_jax.pipeline.planning.machines import parse_topology
 from star_jax.pipeline.planning.prediction import Planned, described, fits, step_seconds
 from star_jax.pipeline.planning.programs import (
@@ -20,6 +30,7 @@ from star_jax.pipeline.planning.programs import (
     compiled,
     largest,
 )
+from star_jax.pipeline.tables.read import read_meta
 from star_jax.text.attention_choice import this_machine
 from tests.jobs import tiny_graph, tiny_text
 from tests.pipeline import graph_market
@@ -144,12 +155,75 @@ def test_the_planned_step_of_a_graph_holds_what_its_training_holds(market, engin
     assert ("all_to_all" in program) == (engine == "mesh")
 
 
+class Counted:
+    """Rows that say how often which function ran on them."""
+
+    def __init__(self, mesh):
+        self.rows, self.ran = RowShards(mesh), Counter()
+        self.count, self.own, self.groups = self.rows.count, self.rows.own, self.rows.groups
+        self.agreed = self.rows.agreed
+
+    def run(self, of_part, model, variables, parts, **static):
+        self.ran[of_part.__name__] += 1
+        return self.rows.run(of_part, model, variables, parts, **static)
+
+
+def test_the_planned_runs_of_an_export_are_those_it_does(market, tmp_path):
+    config, mesh = tiny_graph.config(tasks=("apply",)), make_mesh(MeshConfig(), jax.devices()[:2])
+    store, meta = (
+        open_training_store(market, config.model.features, None),
+        read_meta(market / "tables"),
+    )
+    file, view = describe(config, market, store, meta), split_view(store, "val")
+    model, num_nodes, targets = file.build(), view.store.num_nodes, [("receiver", "job")]
+    rows = Counted(mesh)
+    variables = dict(zip(("params", "batch_stats"), init_model(model, 0), strict=True))
+    encoder = LayerEncoder(
+        model, variables, file.sampling, view, rows, neighbours="fanout", shapes=Shapes()
+    )
+    files = StateFiles(tmp_path, {}, num_nodes=num_nodes, part_nodes=16, size=encoder.width)
+    outputs = encoder.outputs(*targets[0])
+    complete(encoder, files, outputs)
+    for nodes in files.of(outputs[-1]).parts:
+        encoder.vectors(*targets[0], [files.read(state, nodes) for state in outputs])
+    what = inference.Exported(targets, 16, "fanout")
+    export = inference.export_runs(model, file.sampling, view, mesh, what, 1)
+    assert sum(run.times for run in export.runs) == sum(rows.ran.values())
+    ends = [run.times for run in export.runs if run.name.startswith("vectors")]
+    assert sum(ends) == rows.ran["ending"] > 1
+    assert export.nodes == num_nodes["job"]
+    states = list(tmp_path.glob("*/*.npy"))
+    assert export.state_bytes == sum(np.load(path).nbytes for path in states)
+    halved = inference.export_runs(model, file.sampling, view, mesh, what, 2)
+    assert sum(run.times for run in halved.runs) < sum(run.times for run in export.runs)
+    whole, half = inference.together(export), inference.together(halved)
+    assert isinstance(whole, Program)
+    assert isinstance(half, Program)
+    assert whole.flops > half.flops > 0
+    assert whole.peak_bytes == half.peak_bytes
+
+
+def test_the_samples_of_an_export_are_planned(market):
+    config, mesh = tiny_graph.config(tasks=("apply",)), make_mesh(MeshConfig(), jax.devices()[:2])
+    store, meta = (
+        open_training_store(market, config.model.features, None),
+        read_meta(market / "tables"),
+    )
+    file, view = describe(config, market, store, meta), split_view(store, "val")
+    what = inference.Exported([("receiver", "job")], 16, None)
+    (run,) = inference.export_runs(file.build(), file.sampling, view, mesh, what, 1).runs
+    num_jobs = view.store.num_nodes["job"]
+    assert run.times >= num_jobs / 16 / 2
+    assert inference.together(inference.Export([run], num_jobs, 0, 0))
+
+
 def planned(peak, **fields):
     program = Program(peak, 0, 0, 1.0, 2.0, {"all-gather": Traffic(3, 10**9)}, 0)
     defaults = {
         "stage": "train-text",
         "parts": {"base": peak},
         "program": program,
+        "working": {},
         "flops": 197e12,
         "unit": "tokens",
         "units": 1000.0,
@@ -177,14 +251,30 @@ def test_a_plan_says_time_and_what_to_change():
     assert "250 tokens/s" in "\n".join(described(slow, topology))
 
 
-def test_where_nothing_compiles_the_least_is_said():
+def test_what_gpus_hold_is_an_estimate_by_its_parts():
     topology = parse_topology("h200:8")
-    lines = "\n".join(described(planned(100 << 30, program=None), topology))
-    assert "together, at least" in lines
-    assert "an estimate" in lines
-    assert "links" not in lines
-    assert fits(planned(100 << 30, program=None), topology)
-    assert not fits(planned(106 << 30, program=None), topology)  # 81 %.
+    good, bad = (
+        planned(peak << 30, working={"states for the backward pass": 3 << 20})
+        for peak in (100, 106)
+    )
+    lines = "\n".join(described(good, topology))
+    assert "estimates" in lines
+    assert "states for the backward pass            3.00 MiB" in lines
+    assert "activations" not in lines
+    assert fits(good, topology)
+    assert not fits(bad, topology)  # 81 %.
+    assert "estimates" not in "\n".join(described(good, parse_topology("v5e:4x4")))
+
+
+def test_a_twin_compiled_for_cpus_gathers_weights_twice_as_wide():
+    program = Program(1, 2, 3, 4.0, 5.0, {kind: Traffic(3, 80) for kind in GATHERED}, 0)
+    bfloat16, float32 = (memory.on_gpu(program, {"a": 5, "b": 6}, d) for d in TYPES)
+    assert (bfloat16.peak_bytes, float32.peak_bytes) == (1 + 2 + 11, 1 + 2 + 11)
+    assert bfloat16.collectives == {"all-gather": Traffic(3, 40), "all-reduce": Traffic(3, 80)}
+    assert float32.collectives == program.collectives
+
+
+GATHERED, TYPES = ("all-gather", "all-reduce"), ("bfloat16", "float32")
 
 
 def test_what_the_compiler_has_no_room_for_does_not_fit():

@@ -20,7 +20,8 @@ class Planned(NamedTuple):
     Attributes:
       stage: The command.
       parts: What a chip holds while it runs: name -> bytes.
-      program: Its compiled step, or why there is none; None: nothing here compiles for such chips.
+      program: Its compiled step, or why there is none.
+      working: Parts of its temporary memory: name -> bytes; empty where the compiler says one sum.
       flops: That a chip does in a step.
       unit: What is counted: `tokens`, `instances`, `nodes`.
       units: Of a step, of all chips.
@@ -32,7 +33,8 @@ class Planned(NamedTuple):
 
     stage: str
     parts: dict[str, int]
-    program: Program | Refused | None
+    program: Program | Refused
+    working: dict[str, int]
     flops: float
     unit: str
     units: float | int
@@ -43,7 +45,7 @@ class Planned(NamedTuple):
 
 
 def peak_bytes(planned: Planned) -> int:
-    """Of a chip's memory; where nothing was compiled, the least."""
+    """Of a chip's memory; where the compiler found no room, the least."""
     if isinstance(planned.program, Program):
         return planned.program.peak_bytes
     return sum(planned.parts.values())
@@ -75,7 +77,8 @@ def described(planned: Planned, topology: Topology) -> Iterator[str]:
     held = dict(planned.parts)
     if isinstance(program, Program):
         held["batch and others"] = program.argument_bytes - sum(planned.parts.values())
-        held["activations and other temporaries"] = program.temporary_bytes + program.output_bytes
+        temporary = program.temporary_bytes + program.output_bytes
+        held |= planned.working or {"activations and other temporaries": temporary}
     for name, size in held.items():
         yield f"    {name:<36}{_size(size):>12}"
     together = "together" if isinstance(program, Program) else "together, at least"
@@ -85,8 +88,8 @@ def described(planned: Planned, topology: Topology) -> Iterator[str]:
         f"    {together:<36}{_size(peak):>12}, {peak / chip.memory:.0%} of {_size(chip.memory)}: "
         f"{verdict} with {1 - HEADROOM:.0%} to spare"
     )
-    if program is None:
-        yield "  (an estimate: nothing here compiles for GPUs; working memory comes on top)"
+    if not topology.is_tpu:
+        yield "  (estimates: compiled for CPUs in the place of GPUs)"
     if isinstance(program, Refused):
         yield f"  the compiler: {program.reason}"
     if not fits(planned, topology):
@@ -121,6 +124,6 @@ def _times(planned: Planned, topology: Topology) -> Iterator[str]:
     if planned.steps is not None:
         hours = planned.steps * step_s / 3600
         yield (
-            f"  {planned.steps:,} steps: {hours:,.2f} hours, "
+            f"  {planned.steps:,} step{'s' * (planned.steps != 1)}: {hours:,.2f} hours, "
             f"{hours * topology.count:,.1f} chip-hours"
         )

@@ -1,11 +1,10 @@
 """The programs of the text half, of shapes: the step of a training, the encoding of an export."""
 
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int32
@@ -13,6 +12,7 @@ from jaxtyping import Int32
 from star_jax.parallel.mesh import num_row_shards
 from star_jax.parallel.rules import batch_shardings, device_bytes, placed, shardings
 from star_jax.pipeline.known_pairs import KnownPairs
+from star_jax.pipeline.planning import memory
 from star_jax.pipeline.text_counts import TextCounts
 from star_jax.pipeline.text_encoding import make_encode
 from star_jax.pipeline.text_loader import BatchBuilder
@@ -20,12 +20,12 @@ from star_jax.pipeline.text_model import TextModelConfig, initial_shapes
 from star_jax.pipeline.text_pairs import PairRecords
 from star_jax.pipeline.text_training import TextTrainConfig, make_text_step
 from star_jax.text.attention_choice import Machine
-from star_jax.text.bi_encoder import TextBatch, row_axes
+from star_jax.text.bi_encoder import BiEncoder, TextBatch, row_axes
 from star_jax.text.families import TokenLimits
 from star_jax.text.flops import hardware_flops, model_flops
 from star_jax.text.packing import Tokens
 from star_jax.text.prompts import kind_number
-from star_jax.text.tower import TextTower, read_base, tower_rules
+from star_jax.text.tower import read_base, tower_rules
 from star_jax.train.meter import Arithmetic, Counts
 from star_jax.train.optimizers import make_optimizer
 from star_jax.train.state import shapes_of_state
@@ -36,8 +36,8 @@ class TextStep(NamedTuple):
 
     Attributes:
       lower: Traces it.
-      states: Bytes of the states that go into the blocks, of what a device encodes at a time: the
-        least that the backward pass keeps.
+      working: What a device holds beside the arguments, estimated: name -> bytes. Empty where
+        `lower` is of the machine itself.
       counts: Tokens and operations of one batch, of all devices.
       trainable: Bytes of a device, like the two below.
       frozen: Of the base.
@@ -46,7 +46,7 @@ class TextStep(NamedTuple):
     """
 
     lower: Callable[[], jax.stages.Lowered]
-    states: int
+    working: dict[str, int]
     counts: Counts
     trainable: int
     frozen: int
@@ -123,28 +123,34 @@ def text_step(
       machine: What they are.
       batch: On the host.
     """
-    model = model_config.build(packed=config.pack_length is not None, machine=machine)
+    built = model_config.build(packed=config.pack_length is not None, machine=machine)
+    model = _lowered_here(built)
     trainable, frozen = initial_shapes(model_config, model)
     optimizer = make_optimizer(config.optimizer)
     state = shapes_of_state(trainable, optimizer, mesh=mesh, rules=model_config.rules(model))
     base = placed(frozen, shardings(frozen, mesh, tower_rules(model.tower, base=True)))
     where = batch_shardings(batch, mesh, axis=row_axes(batch))
     step = make_text_step(model, optimizer, state, mesh, config.batch_shape(num_row_shards(mesh)))
+    working = {}
+    if machine.platform == "cuda":
+        held = device_bytes(state.trainable)
+        working = memory.training_bytes(model_config, built, batch, mesh, held)
     return TextStep(
         lower=lambda: step.lower(state, base, placed(batch, where)),
-        states=_states(model.tower, batch, mesh),
+        working=working,
         counts=TextCounts(model, config.mode)(batch),
         trainable=device_bytes(state.trainable),
         frozen=device_bytes(base),
         optimizer=device_bytes(state.opt_state),
-        attention=model.tower.attention_backend,
+        attention=built.tower.attention_backend,
     )
 
 
-def _states(tower: TextTower, batch: TextBatch, mesh: Mesh) -> int:
-    tokens = sum(math.prod(table.tokens.shape[-2:]) for table in batch.texts)
-    width = tower.shape.width * jnp.dtype(tower.compute_dtype).itemsize
-    return tokens // num_row_shards(mesh) * tower.shape.num_layers * width
+def _lowered_here(model: BiEncoder) -> BiEncoder:
+    """The model with attention that can be lowered; kernels of GPUs cannot."""
+    if model.tower.attention_backend not in ("cudnn", "tokamax"):
+        return model
+    return replace(model, tower=model.tower.clone(attention_backend="xla"))
 
 
 def text_export(
@@ -159,7 +165,8 @@ def text_export(
       tokens: Of a batch, on one device.
       length: Of each text.
     """
-    model = model_config.build(machine=machine)
+    built = model_config.build(machine=machine)
+    model = _lowered_here(built)
     split = initial_shapes(model_config, model)
     rules = tower_rules(model.tower, base=True)
     variables = placed(split.frozen, shardings(split.frozen, mesh, rules))
@@ -183,5 +190,9 @@ def text_export(
         hardware_flops(shape, "frozen", lengths, "none", cached=False),
     )
     counts = Counts(rows * length, rows * length, arithmetic)
-    held, backend = device_bytes(variables), model.tower.attention_backend
-    return TextStep(lower, 0, counts, 0, held, 0, backend)
+    working = {}
+    if machine.platform == "cuda":
+        working = memory.encoding_bytes(model_config, built, texts, mesh)
+    read = {name: tree for name, tree in variables.items() if name != "scorer"}
+    held, backend = device_bytes(read), built.tower.attention_backend
+    return TextStep(lower, working, counts, 0, held, 0, backend)
