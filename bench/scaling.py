@@ -43,7 +43,8 @@ from bench.mesh_shapes import (
 from bench.shapes import MISTRAL_7B, hf_config
 from star_jax.graph.engines.drawing import in_step
 from star_jax.graph.engines.mesh.engine import MeshProgram
-from star_jax.graph.model import init_model, make_loss
+from star_jax.graph.model import init_model
+from star_jax.graph.objective import make_loss
 from star_jax.jobs.train_text import TextTrainConfig
 from star_jax.parallel.mesh import MeshConfig, make_mesh, num_row_shards
 from star_jax.pipeline.graph_training import graph_rules, make_graph_optimizer

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from star_jax.config import InputError
+from star_jax.graph.batches import Role
 from star_jax.graph.model import init_model
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.graph_buckets import Shapes
@@ -175,7 +176,8 @@ def test_the_planned_runs_of_an_export_are_those_it_does(market, tmp_path):
         read_meta(market / "tables"),
     )
     file, view = describe(config, market, store, meta), split_view(store, "val")
-    model, num_nodes, targets = file.build(), view.store.num_nodes, [("receiver", "job")]
+    model, num_nodes = file.build(), view.store.num_nodes
+    targets: list[tuple[Role, str]] = [("receiver", "job")]
     rows = Counted(mesh)
     variables = dict(zip(("params", "batch_stats"), init_model(model, 0), strict=True))
     encoder = LayerEncoder(
@@ -218,7 +220,7 @@ def test_the_samples_of_an_export_are_planned(market):
 
 
 def planned(peak, **fields):
-    program = Program(peak, 0, 0, 1.0, 2.0, {"all-gather": Traffic(3, 10**9)}, 0)
+    program = Program(peak, 0, 0, 1.0, 2, {"all-gather": Traffic(3, 10**9)}, 0)
     defaults = {
         "stage": "train-text",
         "parts": {"base": peak},
@@ -267,7 +269,7 @@ def test_what_gpus_hold_is_an_estimate_by_its_parts():
 
 
 def test_a_twin_compiled_for_cpus_gathers_weights_twice_as_wide():
-    program = Program(1, 2, 3, 4.0, 5.0, {kind: Traffic(3, 80) for kind in GATHERED}, 0)
+    program = Program(1, 2, 3, 4.0, 5, {kind: Traffic(3, 80) for kind in GATHERED}, 0)
     bfloat16, float32 = (memory.on_gpu(program, {"a": 5, "b": 6}, d) for d in TYPES)
     assert (bfloat16.peak_bytes, float32.peak_bytes) == (1 + 2 + 11, 1 + 2 + 11)
     assert bfloat16.collectives == {"all-gather": Traffic(3, 40), "all-reduce": Traffic(3, 80)}
