@@ -162,7 +162,8 @@ REGISTRY = {  # What `star registry` does, besides --registry.
         "say what was trained on a version: add CONSUMER REF, remove CONSUMER NAME, list",
     ),
     "chain": Action(
-        "NEW=text OLD=text [--max-chain=number]", "print the transforms from one to another"
+        "NEW=text OLD=text [--output=path] [--max-chain=number]",
+        "print the transforms from one to another; write them as one",
     ),
     "verify": Action("[REF=text]", "read everything again, to the last byte"),
     "mlflow": Action(

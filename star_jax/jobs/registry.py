@@ -14,16 +14,19 @@ trained on another version, is not served:
     star registry promote market-graph@2 --registry R
 
 MAP is what `star fit-transform` writes from version 2 to version 1, and CONTRACT what
-`star check-consumers` found with it. What was active is deprecated then: still readable, and
-promoted again it is the way back (`market-graph@previous`).
+`star check-consumers` found with it; `star registry chain` writes several maps in a row as one.
+What was active is deprecated then: still readable, and promoted again it is the way back
+(`market-graph@previous`). Transforms that are deprecated or retired lead nowhere.
 """
 
 from pathlib import Path
 
+from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.embeddings.registry.journal import describe
 from star_jax.embeddings.registry.registry import Registry
 from star_jax.embeddings.registry.state import Version
+from star_jax.embeddings.transforms.files import read_chain, write_transform
 from star_jax.pipeline.columns import columns
 from star_jax.pipeline.releases import mlflow_run
 from star_jax.pipeline.releases.gather import ABLATION, gather, read_ablation
@@ -148,9 +151,17 @@ def consumer(
     return [f"{consumer} was trained on {opened.version(ref).ref}"]
 
 
-def chain(registry: str, new: str, old: str, max_chain: int | None) -> list[str]:
-    """Folders of the transforms from one version to another."""
-    return [str(path) for path in _open(registry, max_chain).chain(new, old)]
+def chain(
+    registry: str, new: str, old: str, output: Path | None, max_chain: int | None
+) -> list[str]:
+    """Folders of the transforms from one version to another; writes them as one if asked to."""
+    folders = _open(registry, max_chain).chain(new, old)
+    if output is not None:
+        if not folders:
+            raise InputError(f"{new} and {old} have the same content, needed two that differ")
+        made_from = [artefacts.digest(folder) for folder in folders]
+        write_transform(output, read_chain(folders), {"made_from": made_from})
+    return [str(path) for path in folders]
 
 
 def verify(registry: str, ref: str | None) -> list[str]:

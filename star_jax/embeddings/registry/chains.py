@@ -2,7 +2,6 @@
 
 from collections import deque
 
-from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.embeddings.registry.state import Consumer, State, Version
 
@@ -10,9 +9,10 @@ MAX_CHAIN = 5  # Transforms in a row: every one adds its error.
 
 
 def find_chain(state: State, new: Version, old: Version, max_chain: int) -> list[Version]:
-    """The shortest way from a version's vectors to another's; of equal ones, the latest added.
+    """The shortest way from a version's vectors to another's.
 
-    Transforms that are deprecated or retired lead nowhere.
+    Of equal ones, the latest that passed its contract, so that a transform which is added serves
+    nobody before it passes; without any, the latest. Deprecated and retired ones lead nowhere.
 
     Args:
       state: Of the registry.
@@ -27,7 +27,8 @@ def find_chain(state: State, new: Version, old: Version, max_chain: int) -> list
       InputError: There is no way.
     """
     leaving: dict[str, list[Version]] = {}
-    for version in reversed(_in_use(state, "transform")):
+    latest_first = reversed(_in_use(state, "transform"))
+    for version in sorted(latest_first, key=lambda each: not _passed(state, each)):
         leaving.setdefault(version.facts["new"], []).append(version)
     found: dict[str, list[Version]] = {new.digest: []}
     left = deque([new.digest])
@@ -40,49 +41,43 @@ def find_chain(state: State, new: Version, old: Version, max_chain: int) -> list
     if old.digest not in found:
         raise InputError(
             f"no chain of at most {max_chain} transforms leads from {new.ref} to {old.ref}; run "
-            "`star fit-transform` for them and `star registry add --artefact` with what it writes"
+            f"`star fit-transform CONFIG --registry R --old {old.ref} --new {new.ref} --output MAP`"
+            f" and {_added('MAP', old, 'map')}"
         )
     return found[old.digest]
-
-
-def chain_digest(transforms: list[str]) -> str | None:
-    """What a contract names a chain by.
-
-    Args:
-      transforms: Digests, in the order they are applied.
-
-    Returns:
-      None without transforms, the digest of a single one, else one of their digests.
-    """
-    if len(transforms) < 2:
-        return transforms[0] if transforms else None
-    return artefacts.content_digest("\n".join(transforms).encode())
 
 
 def why_unserved(state: State, consumer: Consumer, max_chain: int) -> str | None:
     """Why the active version does not serve a consumer; None where it does.
 
     It does where the consumer was trained on the same content; where a contract says that the
-    consumer's metrics hold on the vectors as they are; or where a chain of transforms leads back
-    and a contract says that they hold on its results.
+    consumer's metrics hold on the vectors as they are; or where a transform leads back and a
+    contract says that they hold on its results. Several transforms in a row are first written as
+    one, which then is the shortest way.
     """
     old = state.versions[consumer.version]
     new = state.active(old.name)
     who = f"consumer {consumer.consumer} ({consumer.owner}), trained on {old.ref}"
     if new is None:
         return f"{who}, which is retired" if old.state == "retired" else None
-    if new.digest == old.digest or _contract(state, old, new, None) == []:
+    if new.digest == old.digest or _breaks(state, old.digest, new.digest, None) == []:
         return None
     try:
         chain = find_chain(state, new, old, max_chain)
     except InputError as error:
         return f"{who}: {error}"
     by = ", ".join(transform.ref for transform in chain)
-    breaks = _contract(state, old, new, chain_digest([t.digest for t in chain]))
+    if len(chain) > 1:
+        return (
+            f"{who}: {new.ref} leads there by {by}; write them as one by `star registry chain "
+            f"{new.ref} {old.ref} --registry R --output MAP` and {_added('MAP', old, 'map')}"
+        )
+    breaks = _breaks(state, old.digest, new.digest, chain[0].digest)
     if breaks is None:
         return (
             f"{who}: no contract says that {new.ref} serves it through {by}; run `star "
-            "check-consumers` and `star registry add --artefact` with what it writes"
+            f"check-consumers CONFIG --workdir W --registry R --old {old.ref} --new {new.ref} "
+            f"--transform {by} --output CONTRACT` and {_added('CONTRACT', old, 'contract')}"
         )
     if breaks:
         return f"{who}: {new.ref} through {by} breaks its contract: {'; '.join(breaks)}"
@@ -95,13 +90,22 @@ def unserved(state: State, max_chain: int) -> dict[Consumer, str]:
     return {consumer: reason for consumer, reason in found.items() if reason is not None}
 
 
-def _contract(state: State, old: Version, new: Version, transform: str | None) -> list[str] | None:
-    """What the latest contract of two versions says is broken; None without one."""
+def _passed(state: State, transform: Version) -> bool:
+    facts = transform.facts
+    return _breaks(state, facts["old"], facts["new"], transform.digest) == []
+
+
+def _breaks(state: State, old: str, new: str, transform: str | None) -> list[str] | None:
+    """What the latest contract of two contents says is broken; None without one."""
     for version in reversed(_in_use(state, "contract")):
         facts = version.facts
-        if (facts["old"], facts["new"], facts["transform"]) == (old.digest, new.digest, transform):
+        if (facts["old"], facts["new"], facts["transform"]) == (old, new, transform):
             return [] if facts["passed"] else facts["breaks"] or ["it did not pass"]
     return None
+
+
+def _added(folder: str, old: Version, kind: str) -> str:
+    return f"`star registry add --registry R --artefact {folder} --name {old.name}-{kind}`"
 
 
 def _in_use(state: State, kind: str) -> list[Version]:

@@ -107,15 +107,8 @@ class LocalFiles:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(partial, path)
+            _link(partial, path)
             _sync(path.parent)
-        except FileExistsError:
-            raise
-        except PermissionError as error:
-            raise InputError(
-                f"{path} could not be made as a hard link ({error.strerror}), needed where several "
-                "may write at once; give a registry on another file system"
-            ) from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -262,6 +255,18 @@ def _check_creates(system: Any, url: str) -> None:
             f"registry {url}: {type(system).__name__} of fsspec does not create files exclusively, "
             "needed where several may write at once; give a local path, or s3://, gs://, abfs://"
         )
+
+
+def _link(partial: Path, path: Path) -> None:
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"{path} could not be made as a hard link ({error.strerror}), needed where several may "
+            "write at once; give a registry on another file system"
+        ) from error
 
 
 def _partial(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """Artefacts in a registry, each stored once under its digest; a manifest is written last."""
 
+import contextlib
 import json
 import os
 import uuid
@@ -14,18 +15,23 @@ from star_jax.embeddings.registry.files import Files
 FOLDER = "objects"
 
 
-def store(files: Files, folder: Path, digest: str) -> None:
+def store(files: Files, folder: Path, digest: str) -> str:
     """Copies an artefact, unless its content is there.
+
+    Returns:
+      The sha256 of the manifest that is there: the first one of that content stays.
 
     Raises:
       InputError: A file of the artefact is not as it was written.
     """
-    if _has(files, f"{_folder(digest)}/{artefacts.MANIFEST}"):
-        return
-    artefacts.verify(folder)
-    for name in artefacts.read_files(folder):
-        files.store(f"{_folder(digest)}/{name}", folder / name)
-    files.store(f"{_folder(digest)}/{artefacts.MANIFEST}", folder / artefacts.MANIFEST)
+    manifest = f"{_folder(digest)}/{artefacts.MANIFEST}"
+    if manifest not in files.names(_folder(digest)):
+        artefacts.verify(folder)
+        for name in artefacts.read_files(folder):
+            files.store(f"{_folder(digest)}/{name}", folder / name)
+        with contextlib.suppress(FileExistsError):  # Another process was faster.
+            files.create(manifest, (folder / artefacts.MANIFEST).read_bytes())
+    return files.digest(manifest)
 
 
 def fetch(files: Files, digest: str) -> Path:
@@ -97,10 +103,6 @@ def _check_digest(folder: Path, digest: str) -> None:
             f"{folder / artefacts.MANIFEST} describes {found[:12]}, needed {digest[:12]}; remove "
             f"{folder} and, where that is the registry's own, restore it from a backup"
         )
-
-
-def _has(files: Files, name: str) -> bool:
-    return name in files.names(str(Path(name).parent))
 
 
 def _folder(digest: str) -> str:

@@ -140,31 +140,29 @@ class Registry:
             state = self.state()
             same = [v for v in state.of_name(name) if v.digest == digest and v.state != "retired"]
             if same:
-                return self._attach_missing(same[-1], reports or {})
+                return self._as_before(same[-1], code_version, reports or {})
             ref = f"{name}@{len(state.of_name(name)) + 1}"
             change = {
                 "do": "add",
                 "version": ref,
                 "kind": lineage.kind,
                 "digest": digest,
-                "manifest_sha256": artefacts.file_digest(folder / artefacts.MANIFEST),
                 "parents": lineage.parents,
                 "facts": lineage.facts,
             }
-            state.after(change | {"record": ("", ""), "reports": {}})  # Refused before copying.
-            objects.store(self._files, folder, digest)
-            record = _record(folder, lineage, digest) | {"version": ref, "code": code_version}
-            change["record"] = self._write("records", f"{ref}-", record)
+            unknown = {"manifest_sha256": "", "record": ("", ""), "reports": {}}
+            state.after(change | unknown)  # Refused before anything is copied.
+            change["manifest_sha256"] = objects.store(self._files, folder, digest)
+            record = _record(folder, lineage, digest) | {"code": code_version}
+            change["record"] = self._write("records", f"{name}-", record)
             change["reports"] = {
-                report: self._write("reports", f"{ref}-{report}-", content)
+                report: self._write("reports", f"{name}-{report}-", content)
                 for report, content in (reports or {}).items()
             }
             try:
                 self._change(change)
-            except (
-                ConflictError
-            ):  # An addition decides nothing by what others did: the next number.
-                continue
+            except ConflictError:
+                continue  # What others did does not matter to an addition, but for its number.
             return self.version(ref)
 
     def attach(self, ref: str, report: str, content: Any) -> None:
@@ -175,7 +173,7 @@ class Registry:
         """
         check_name(report, "report")
         version = self.version(ref)
-        stored = self._write("reports", f"{version.ref}-{report}-", content)
+        stored = self._write("reports", f"{version.name}-{report}-", content)
         self._change({"do": "attach", "version": version.ref, "report": report, "stored": stored})
 
     def promote(self, ref: str, *, force_reason: str | None = None) -> Version:
@@ -192,12 +190,12 @@ class Registry:
         version = self.version(ref)
         change = {"do": "promote", "version": version.ref, "reason": force_reason, "broken": []}
         after = self._state.after(change)
-        broken = [
+        own = [
             reason
             for consumer, reason in unserved(after, self._max_chain).items()
             if after.versions[consumer.version].name == version.name
         ]
-        return self._guarded(change, version, broken)
+        return self._guarded(change, version, [*own, *self._lost(after)])
 
     def deprecate(self, ref: str, *, reason: str | None = None) -> Version:
         """Tells that a candidate should not be used.
@@ -240,8 +238,7 @@ class Registry:
             for consumer, reason in unserved(after, self._max_chain).items()
             if consumer.version == version.ref
         ]
-        broken = list(dict.fromkeys([*own, *self._lost(after)]))
-        found = self._guarded(change, version, broken)
+        found = self._guarded(change, version, [*own, *self._lost(after)])
         same = [v for v in self._state.versions.values() if v.digest == version.digest]
         if delete_files and not any(v.has_files for v in same):
             objects.delete(self._files, version.digest)
@@ -291,7 +288,8 @@ class Registry:
         """Consumers that the active version of their name does not serve, with the reason."""
         return unserved(self.state(), self._max_chain)
 
-    def _guarded(self, change: dict[str, Any], version: Version, broken: list[str]) -> Version:
+    def _guarded(self, change: dict[str, Any], version: Version, reasons: list[str]) -> Version:
+        broken = list(dict.fromkeys(reasons))
         if broken and change["reason"] is None:
             raise InputError(
                 f"{version.ref} cannot be {change['do']}d: {'; '.join(broken)}; or give --force "
@@ -311,7 +309,16 @@ class Registry:
         append(self._files, self._events, change)
         self.state()
 
-    def _attach_missing(self, version: Version, reports: Mapping[str, Any]) -> Version:
+    def _as_before(
+        self, version: Version, code_version: str | None, reports: Mapping[str, Any]
+    ) -> Version:
+        """A version that is added again: it gets the reports that it lacks, nothing changes."""
+        known_code = self._read(version.record)["code"]
+        if code_version not in (None, known_code):
+            raise InputError(
+                f"{version.ref} was added with code {known_code}, got {code_version}, and never "
+                "changes; give another name"
+            )
         for report, content in reports.items():
             known = version.reports.get(report)
             if known is None:

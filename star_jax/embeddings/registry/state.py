@@ -218,9 +218,7 @@ def _retire(state: State, change: dict[str, Any], when: str) -> None:
         return
     _check_not_retired(version)
     if version.state != "deprecated":
-        raise InputError(
-            f"{version.ref} is {version.state}, needed deprecated before it is retired"
-        )
+        raise InputError(f"{version.ref} is {version.state}, needed deprecated; deprecate it first")
     aliases = state.aliases.get(version.name, {})
     named = [alias for alias, ref in aliases.items() if ref == version.ref and alias != PREVIOUS]
     if named:

@@ -110,9 +110,7 @@ def _trees(seed: int) -> Sequence[Any]:
         HistGradientBoostingClassifier,
     )
 
-    return (
-        HistGradientBoostingClassifier(max_leaf_nodes=15, random_state=seed),
-    )
+    return (HistGradientBoostingClassifier(max_leaf_nodes=15, random_state=seed),)
 
 
 def _mlp(seed: int) -> Sequence[Any]:

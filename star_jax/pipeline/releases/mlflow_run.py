@@ -23,23 +23,33 @@ def log(registry: Registry, ref: str, tracking_uri: str, experiment: str | None)
     Args:
       registry: Holds the version.
       ref: Which.
-      tracking_uri: Of MLflow, e.g. `sqlite:///mlflow.db` or a server's.
+      tracking_uri: Of MLflow: a server's, or `sqlite:///mlflow.db`, whose files MLflow puts below
+        the working directory; a folder where MLFLOW_ALLOW_FILE_STORE=true.
       experiment: Its name. None: that of the version.
 
     Returns:
       A line that says where it is.
 
     Raises:
-      InputError: MLflow is not installed.
+      InputError: MLflow is not installed, or refuses.
     """
     try:
-        client_of = importlib.import_module("mlflow").MlflowClient
+        library = importlib.import_module("mlflow")
     except ModuleNotFoundError as error:
         raise InputError(
             "star registry mlflow needs MLflow; install the extra: pip install 'star_jax[mlflow]'"
         ) from error
     version = registry.version(ref)
-    client = client_of(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    try:
+        client = library.MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        model_version, run_id = _log(client, registry, version, experiment or version.name)
+    except library.exceptions.MlflowException as error:
+        raise InputError(f"MLflow at {tracking_uri}: {error}") from error
+    return f"{version.ref} is version {model_version} of {version.name}, run {run_id}"
+
+
+def _log(client: Any, registry: Registry, version: Version, experiment: str) -> tuple[str, str]:
+    """The version of the registered model, and its run."""
     if not client.search_registered_models(f"name = '{version.name}'"):
         client.create_registered_model(version.name)
     known = [
@@ -48,16 +58,16 @@ def log(registry: Registry, ref: str, tracking_uri: str, experiment: str | None)
         if each.tags.get(_REF) == version.ref and each.tags.get(_DIGEST) == version.digest
     ]
     if known:
-        model_version, run_id = known[0].version, known[0].run_id
+        model_version, run_id = str(known[0].version), known[0].run_id
     else:
-        run_id = _log_run(client, registry, version, experiment or version.name)
+        run_id = _log_run(client, registry, version, experiment)
         source = f"{registry.url}/objects/{version.digest}"
         tags = {_REF: version.ref, _DIGEST: version.digest}
         made = client.create_model_version(version.name, source, run_id, tags=tags)
-        model_version = made.version
+        model_version = str(made.version)
     _move_aliases(client, registry, version, model_version)
     client.set_model_version_tag(version.name, model_version, "star_jax.state", version.state)
-    return f"{version.ref} is version {model_version} of {version.name}, run {run_id}"
+    return model_version, run_id
 
 
 def _log_run(client: Any, registry: Registry, version: Version, experiment: str) -> str:
@@ -91,7 +101,7 @@ def _move_aliases(client: Any, registry: Registry, version: Version, model_versi
     own = registry.state().aliases.get(version.name, {})
     wanted = {alias for alias, ref in own.items() if ref == version.ref}
     for alias, number in model.aliases.items():
-        if str(number) == str(model_version) and alias not in wanted:
+        if str(number) == model_version and alias not in wanted:
             client.delete_registered_model_alias(version.name, alias)
     for alias in sorted(wanted):
         client.set_registered_model_alias(version.name, alias, model_version)

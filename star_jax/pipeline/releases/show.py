@@ -43,11 +43,12 @@ def show_lines(registry: Registry, ref: str) -> list[str]:
     version, state = registry.version(ref), registry.state()
     record, reports = registry.record(version.ref), registry.reports(version.ref)
     num_bytes = sum(file["bytes"] for file in record["files"].values())
-    aliases = ", ".join(_aliases(state, version))
+    aliases = [each for each in _aliases(state, version) if each != version.state]
     code = f", {record['code']}" if record["code"] else ""
-    gone = "" if version.has_files else "; its files are deleted"
+    words = [version.kind, version.state, *aliases]
+    words += [] if version.has_files else ["its files are deleted"]
     lines = [
-        f"{version.ref}: {version.kind}, {version.state}{f', {aliases}' * bool(aliases)}{gone}",
+        f"{version.ref}: {', '.join(words)}",
         f"digest    {version.digest}",
         f"added     {_times(registry.events())[version.ref]} UTC",
         f"files     {len(record['files'])}, {num_bytes} bytes",
@@ -70,6 +71,10 @@ def diff_lines(registry: Registry, a: str, b: str) -> list[str]:
     """What differs, field by field, as `what.path: old -> new`."""
     state = registry.state()
     before, after = (_comparable(registry, state, state.find(ref)) for ref in (a, b))
+    for part in ("config", METRICS, COHORTS):
+        if (before[part] is None) != (after[part] is None):  # One line, not all that the other has.
+            for side in (before, after):
+                side[part] = "not recorded" if side[part] is None else "recorded"
     lines = difference(json.dumps(before), json.dumps(after))
     same = [f"{state.find(a).ref} and {state.find(b).ref} differ in nothing that was recorded"]
     return [_with_change(line) for line in lines] or same
@@ -77,8 +82,7 @@ def diff_lines(registry: Registry, a: str, b: str) -> list[str]:
 
 def _comparable(registry: Registry, state: State, version: Version) -> dict[str, Any]:
     record, reports = registry.record(version.ref), registry.reports(version.ref)
-    cohorts = reports.get(COHORTS, {"cohorts": []})["cohorts"]
-    metrics = reports.get(METRICS, {"tasks": {}})
+    metrics, cohorts = reports.get(METRICS), reports.get(COHORTS)
     ends = set(version.parents.values())
     return {
         "kind": version.kind,
@@ -92,8 +96,9 @@ def _comparable(registry: Registry, state: State, version: Version) -> dict[str,
             if not isinstance(value, str) or value not in ends
         },
         "bytes": sum(file["bytes"] for file in record["files"].values()),
-        "metrics": {name: metrics.get(name) for name in ("dataset", "model", "tasks")},
-        "cohorts": {f"{each['column']}={each['value']}": each for each in cohorts},
+        METRICS: metrics and {name: metrics[name] for name in ("dataset", "model", "tasks")},
+        COHORTS: cohorts
+        and {f"{each['column']}={each['value']}": each for each in cohorts["cohorts"]},
     }
 
 

@@ -34,3 +34,11 @@ def contract(folder, new, old, transform, breaks=()):
         passed=not breaks,
         breaks=list(breaks),
     )
+
+
+def serve(registry, folder, new, old, *, breaks=(), name="map"):
+    """Adds a transform and its contract."""
+    new, old = registry.version(new), registry.version(old)
+    transform = registry.add(link(folder / "t", new, old), name)
+    agreed = contract(folder / "c", new, old, transform, breaks)
+    return transform, registry.add(agreed, f"{name}-contract")

@@ -39,14 +39,27 @@ def test_any_flipped_byte_is_found(journal, number):
     files, _, folder = journal
     path = folder / f"{number:08d}.json"
     content = path.read_bytes()
-    for place in range(len(content)):
+    for place in [*range(0, len(content), 4), len(content) - 1]:
         flipped = bytearray(content)
         flipped[place] ^= 1
         path.write_bytes(flipped)
         with pytest.raises(InputError, match=rf"{path.name} is not what was written there"):
             read_events(files, [])
+    path.write_bytes(content.replace(b"\n", b" ", 1))  # The same JSON.
+    with pytest.raises(InputError, match=rf"{path.name} is not what was written there"):
+        read_events(files, [])
     path.write_bytes(content)
     assert len(read_events(files, [])) == 3
+
+
+def test_a_whole_event_in_the_place_of_another_is_found(journal, tmp_path):
+    files, events, folder = journal
+    other = open_files(str(tmp_path / "other"))
+    append(other, events[:1], {"do": "promote", "version": "market@1"})
+    name = "00000002.json"
+    (folder / name).write_bytes((tmp_path / "other" / "journal" / name).read_bytes())
+    with pytest.raises(InputError, match=r"00000003\.json is not what was written there"):
+        read_events(files, [])
 
 
 def test_events_that_are_exchanged_or_missing_are_found(journal):
