@@ -104,7 +104,7 @@ def lists(folder: Path, workdir: Path, num_rows: int) -> list[list[str]]:
     def write_lists() -> None:
         flat = pa.array(vectors.ravel())
         column = pa.ListArray.from_arrays(
-            pa.array(np.arange(0, flat.__len__() + 1, SIZE), pa.int32()), flat
+            pa.array(np.arange(0, len(flat) + 1, SIZE), pa.int32()), flat
         )
         pq.write_table(pa.table({"vector": column}), path, compression="none")
 

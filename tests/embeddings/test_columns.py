@@ -112,6 +112,16 @@ def test_what_was_not_found_is_null(tmp_path):
     np.testing.assert_array_equal(full, np.delete(VECTORS, [0, 17, 34], axis=0))
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(12)])
+def test_a_part_of_a_column_begins_where_it_should(kind):
+    """Of any type of bytes, in one piece or several."""
+    column = pa.array([vector.tobytes() for vector in VECTORS], kind)
+    np.testing.assert_array_equal(decode_vectors(column.slice(5, 3), 3, "<f4"), VECTORS[5:8])
+    pieces = pa.chunked_array([column.slice(40, 3), column.slice(1, 2)])
+    expected = np.concatenate([VECTORS[40:43], VECTORS[1:3]])
+    np.testing.assert_array_equal(decode_vectors(pieces, 3, "<f4"), expected)
+
+
 def test_other_widths_are_refused():
     values = [bytes(12), bytes(8)]
     for column in (values, pa.array(values), pa.array(values, pa.large_binary())):
