@@ -15,12 +15,8 @@ from star_jax import artefacts
 from star_jax.parallel.mesh import MeshConfig
 from tests.jobs import inference_together
 from tests.jobs.together import GRAPH_TRAINING, ROOT, finish, free_port
-from tests.pipeline import older_version
 
-EQUAL = (
-    *("step", "loss", "gradient_norm", "loss_alignment"),
-    *("alignment", "bce", "auc_near", "auc_uniform", "score"),
-)
+EQUAL = ("step", "loss", "gradient_norm", "bce", "auc_near", "auc_uniform", "score")
 
 
 def reported(folder):
@@ -28,18 +24,12 @@ def reported(folder):
     return list(map(json.loads, lines))
 
 
-def config(folder, engine):
-    """With a map to an older version, whose vectors each process reads for its own devices."""
-    older = older_version.write(folder / "older")
-    return GRAPH_TRAINING.format(engine=engine, older=older)
-
-
 @pytest.fixture(scope="module")
 def alone(market, tmp_path_factory):
     """What one process with two devices reports, with samples from the host."""
     folder = tmp_path_factory.mktemp("alone") / "market"
     shutil.copytree(market, folder)
-    finish(folder, 1, "train-graph", config(folder, "host"), devices=2)
+    finish(folder, 1, "train-graph", GRAPH_TRAINING.format(engine="host"), devices=2)
     return folder
 
 
@@ -47,7 +37,7 @@ def alone(market, tmp_path_factory):
 def test_two_processes_train_as_one_does(alone, market, tmp_path, engine):
     folder = tmp_path / "market"
     shutil.copytree(market, folder)
-    logs = finish(folder, 2, "train-graph", config(folder, engine))
+    logs = finish(folder, 2, "train-graph", GRAPH_TRAINING.format(engine=engine))
     rows, by_one = reported(folder), reported(alone)
     assert len(rows) == len(by_one) == 6
     for found, expected in zip(rows, by_one, strict=True):

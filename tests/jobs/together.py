@@ -28,7 +28,6 @@ GRAPH_TRAINING = """
 import dataclasses
 
 from star_jax.parallel.mesh import MeshConfig
-from star_jax.pipeline.graph_compatible import CompatibleConfig
 from star_jax.pipeline.graph_engines import EngineConfig
 from tests.jobs import tiny_graph
 
@@ -38,7 +37,6 @@ def get_config():
         mesh=MeshConfig(fsdp=2),
         engine=EngineConfig(kind="{engine}", slack=8.0),
         tasks=("apply",),
-        compatible=CompatibleConfig(old="{older}", shared=True),
     )
     model = dataclasses.replace(config.model, features=tiny_graph.BY_ROWS)
     return dataclasses.replace(config, model=model)
