@@ -145,7 +145,7 @@ def test_two_hosts_do_all_stages_as_one_run(clone, start, tmp_path):
     )
     out, err = process.communicate(timeout=1200)
     assert process.returncode == 0, err
-    assert out.splitlines()[-1] == "W/report/metrics.json"
+    assert out.splitlines()[-1] == str(tmp_path / "W/report/metrics.json")
     first, second = (
         (tmp_path / "W/logs" / f"{host}.log").read_text() for host in ("localhost", "127.0.0.1")
     )
