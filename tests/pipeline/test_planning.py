@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from star_jax.config import InputError
-from star_jax.graph.model import init_model
+from star_jax.graph.model import Role, init_model
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.graph_buckets import Shapes
 from star_jax.pipeline.graph_embedding import split_view
@@ -175,7 +175,8 @@ def test_the_planned_runs_of_an_export_are_those_it_does(market, tmp_path):
         read_meta(market / "tables"),
     )
     file, view = describe(config, market, store, meta), split_view(store, "val")
-    model, num_nodes, targets = file.build(), view.store.num_nodes, [("receiver", "job")]
+    model, num_nodes = file.build(), view.store.num_nodes
+    targets: list[tuple[Role, str]] = [("receiver", "job")]
     rows = Counted(mesh)
     variables = dict(zip(("params", "batch_stats"), init_model(model, 0), strict=True))
     encoder = LayerEncoder(
