@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from bench.shapes import MISTRAL_7B, hf_config
@@ -15,6 +16,7 @@ from star_jax.pipeline.planning import memory, text
 from star_jax.pipeline.text_model import TextModelConfig, initial_shapes
 from star_jax.text.attention_choice import this_machine
 from star_jax.text.families import TokenLimits
+from star_jax.text.packing import Tokens
 from star_jax.text.scorer import ScorerConfig
 from star_jax.text.tower import TowerConfig
 from tests.jobs import tiny_text
@@ -76,6 +78,21 @@ def test_terms_add_up_to_what_a_compiler_says(tmp_path, name):
     assert sum(found.values()) == pytest.approx(real, rel=WITHIN)
     without = sum(found.values()) - found[TERMS[name]]
     assert without != pytest.approx(real, rel=WITHIN)
+
+
+def test_an_encoding_holds_what_a_compiler_says(tmp_path):
+    length, tokens = 64, 4096
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(SMALL)))
+    config = tiny_text.config(tower=tower(tmp_path, length, "none")).model_of(1.0)
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    step = text.text_export(config, mesh, this_machine(), tokens=tokens, length=length)
+    analysis = step.lower().compile().memory_analysis()
+    assert analysis is not None
+    narrow: Any = np.zeros((tokens // length, 1), np.int32)
+    token: Any = np.zeros((tokens // length, length), np.int32)
+    rows = Tokens(token, narrow + length, narrow, narrow)
+    (found,) = memory.encoding_bytes(config, config.build(), rows, mesh).values()
+    assert found == pytest.approx(analysis.temp_size_in_bytes, rel=WITHIN)
 
 
 # Peaks of the process up to a row, GB, as bench/results/text_gpu.md has them: rows that made it.

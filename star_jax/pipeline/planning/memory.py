@@ -2,8 +2,9 @@
 
 The most of it is what the backward pass reads again, and JAX decides that before any compiler is
 asked: `jax.vjp` of the encoder says it array by array, with the states that a flash kernel keeps
-in the place of L x L logits. What a compiler makes beside it is summed from three terms, whose
-factors are those of programs compiled for the CPU (tests/pipeline/test_memory_model.py):
+in the place of L x L logits. The rest is summed from terms whose factors are those of programs
+compiled for the CPU in float32, of 4,096 tokens and more (tests/pipeline/test_memory_model.py);
+of fewer tokens, the CPU's working sets are relatively larger with remat and smaller without:
 
     kept        states between the passes, of what is encoded at a time
     block       the working set of one block's backward pass: what one block keeps without remat,
