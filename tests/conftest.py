@@ -72,3 +72,12 @@ def star(capsys):
     for logger, handlers, level in before:
         logger.handlers[:] = handlers
         logger.setLevel(level)
+
+
+@pytest.fixture
+def one_thread():
+    """Of scikit-learn's libraries: on busy cores their threads wait for each other, turning."""
+    import threadpoolctl  # pyright: ignore[reportMissingImports]
+
+    with threadpoolctl.threadpool_limits(1):
+        yield

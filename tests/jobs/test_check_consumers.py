@@ -344,6 +344,7 @@ def test_a_registry_refuses_what_breaks_its_contract(world, tmp_path):
 
 
 @pytest.mark.extra("consumers")
+@pytest.mark.usefixtures("one_thread")
 def test_models_of_scikit_learn_lose_without_the_map_and_nothing_with_it(world):
     folder, _ = world
     models = ("logistic", "trees", "mlp")

@@ -58,6 +58,7 @@ def test_scikit_learn_that_is_missing_is_named(monkeypatch):
 
 
 @pytest.mark.extra("consumers")
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("model", ["logistic", "trees", "mlp"])
 def test_a_seed_makes_the_same_consumer(model):
     rng = np.random.default_rng(0)
