@@ -241,7 +241,7 @@ def _export_graph(
         steps=1,
         memory_traffic=program.memory_traffic if known else None,
         notes=(
-            f"{num_processes} processes apart, each on the mesh {_axes(mesh.shape)}",
+            f"processes that compute apart: {num_processes}, each on mesh {_axes(mesh.shape)}",
             f"{config.inference}, {sum(run.times for run in export.runs):,} runs of "
             f"{len(export.runs)} programs on each; a step is all of them",
             f"states between layers: {export.state_bytes / GIB:,.2f} GiB on disk; sampling on "
