@@ -1,4 +1,4 @@
-"""The command line: `star COMMAND CONFIG --workdir DIR [--a.b value ...]`. Arguments only."""
+"""The command line: `star COMMAND CONFIG --workdir DIR [--a.b value ...]`; all that prints."""
 
 import argparse
 import dataclasses
@@ -10,36 +10,19 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, get_type_hints
 
 from rich.console import Console
 from rich.logging import RichHandler
 
-from star_jax import __version__
-from star_jax.commands import (
-    BRANCH,
-    COMMANDS,
-    EPILOG,
-    OPTIONS,
-    PLAN,
-    READING,
-    READING_OPTIONS,
-    REGISTRY,
-    Action,
-)
+from star_jax.arguments import make_parser
+from star_jax.commands import COMMANDS, READING
 from star_jax.config import InputError, fields, load_config, override
 from star_jax.jobs import TOGETHER
 from star_jax.pipeline.columns import columns
 from star_jax.train.stopping import Stopped
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line, without the usage in front."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see `{self.prog} --help`")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +62,7 @@ def _ended(code: int) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    parser = _parser()
+    parser = make_parser()
     if argv[:1] == ["branch"]:
         return _run_branch(*parser.parse_known_args(argv))
     if argv[:1] == ["registry"]:
@@ -176,129 +159,6 @@ def _run_plan(args: argparse.Namespace, overrides: list[str]) -> int:
     job = importlib.import_module("star_jax.jobs.plan")
     fits = job.run(config, args.topology, print, workdir=args.workdir, num_pairs=args.num_pairs)
     return 0 if fits else 1
-
-
-def _add_plan(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "plan",
-        usage="star plan CONFIG --topology T [--workdir DIR] [--num-pairs N] [--a.b value ...]",
-        description=f"{PLAN[0].upper()}{PLAN[1:]}.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("config", metavar="CONFIG", type=Path, help="Python file with get_config()")
-    parser.add_argument(
-        "--topology", required=True, help="chips to plan for: v5e:4x4, v5p:4x4x4, h200:8"
-    )
-    parser.add_argument(
-        "--workdir", metavar="DIR", type=Path, help="whose tables; else texts are the longest"
-    )
-    parser.add_argument("--num-pairs", metavar="N", type=int, help="training pairs, without tables")
-
-
-def _add_actions(
-    subparsers: Any, command: str, about: str, actions: Mapping[str, Action], common: str = ""
-) -> None:
-    parser = subparsers.add_parser(
-        command,
-        usage=f"star {command} ACTION ...",
-        description=f"{about[0].upper()}{about[1:]}.",
-        allow_abbrev=False,
-    )
-    each = parser.add_subparsers(
-        dest="action", prog=f"star {command}", metavar="ACTION", required=True
-    )
-    for name, action in actions.items():
-        about = f"{action.help[0].upper()}{action.help[1:]}."
-        sub = each.add_parser(name, help=action.help, description=about, allow_abbrev=False)
-        for argument in f"{action.arguments} {common}".split():
-            _add_argument(sub, argument)
-
-
-def _add_reading(subparsers: Any, name: str, action: Action) -> None:
-    about = f"{action.help[0].upper()}{action.help[1:]}."
-    parser = subparsers.add_parser(name, description=about, allow_abbrev=False)
-    for argument in action.arguments.split():
-        _add_argument(parser, argument, READING_OPTIONS)
-
-
-def _add_argument(
-    parser: argparse.ArgumentParser, argument: str, helps: Mapping[str, str] | None = None
-) -> None:
-    """As `Action` writes them."""
-    optional = argument.startswith("[")
-    name, _, kind = argument.strip("[]").partition("=")
-    kinds = {"path": Path, "text": str, "number": int}
-    options: dict[str, Any] = {"type": kinds[kind]} if kind in kinds else {}
-    about = None if helps is None else helps[name]
-    if "|" in kind:
-        options["choices"] = kind.split("|")
-    if kind == "flag":
-        parser.add_argument(name, action="store_true", help=about)
-    elif name.startswith("--"):
-        parser.add_argument(name, required=not optional, help=about, **options)
-    else:
-        given = "?" if optional else None
-        parser.add_argument(name.lower(), metavar=name, nargs=given, help=about, **options)
-
-
-def _parser() -> argparse.ArgumentParser:
-    helps = {name: command.help for name, command in COMMANDS.items()}
-    helps["plan"] = PLAN
-    helps["branch"] = "compare, merge, ablate and weigh the signals of a graph"
-    helps["registry"] = "versions of embeddings and models, their states and consumers"
-    helps |= {name: action.help for name, action in READING.items()}
-    listed = "\n".join(f"  {name:<16}{text}" for name, text in helps.items())
-    parser = _Parser(
-        prog="star",
-        description="Text and graph embeddings of a two-sided marketplace, from tables to report.",
-        usage="star COMMAND CONFIG --workdir DIR [--a.b value ...]",
-        epilog=f"commands:\n{listed}\n\n{EPILOG}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"star_jax {__version__}")
-    subparsers = parser.add_subparsers(
-        dest="command", prog="star", metavar="COMMAND", required=True, help="one of those below"
-    )
-    _add_actions(subparsers, "branch", helps["branch"], BRANCH)
-    _add_actions(subparsers, "registry", helps["registry"], REGISTRY, "--registry=text")
-    _add_plan(subparsers)
-    for name, action in READING.items():
-        _add_reading(subparsers, name, action)
-    for name, command in COMMANDS.items():
-        sub = subparsers.add_parser(
-            name,
-            usage=f"star {name} CONFIG {command.options} [--a.b value ...]",
-            description=f"{command.help[0].upper()}{command.help[1:]}.\n\n"
-            f"reads   {command.reads}\nwrites  {command.writes}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        sub.add_argument(
-            "config", metavar="CONFIG", type=Path, help="Python file with get_config()"
-        )
-        for option in command.named_options():
-            kind = {"metavar": "DIR", "type": Path} if option == "workdir" else {}
-            sub.add_argument(f"--{option}", help=OPTIONS[option], **kind)
-        _add_processes(sub)
-        sub.add_argument_group(
-            "overrides",
-            "--a.b value sets the field b of the group a; `--help` after CONFIG lists them all",
-        )
-    return parser
-
-
-def _add_processes(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "several processes",
-        "each is given the same command, and sees the same --workdir; what they do not do "
-        "together, the first one does while the others wait",
-    )
-    group.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="of the first one; auto: the cluster says it all"
-    )
-    group.add_argument("--num-processes", metavar="N", type=int, help="of the job")
-    group.add_argument("--process-id", metavar="I", type=int, help="of this one, from 0 on")
 
 
 def _part(config: Any, needed: type, args: argparse.Namespace) -> Any:

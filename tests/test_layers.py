@@ -17,6 +17,7 @@ LAYERS = (
     ("text", "graph", "train", "serving"),
     ("pipeline",),
     ("jobs", "commands"),
+    ("arguments",),
     ("cli",),
     ("__main__",),
 )
