@@ -130,3 +130,38 @@ def test_collectives_are_listed(plan, stage, kind):
 
 def test_texts_go_through_the_tpu_s_kernel(plan):
     assert "attention by splash" in plan.out
+
+
+ROWS = """
+import jax
+from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.rules import batch_shardings, placed
+from star_jax.pipeline.planning.machines import parse_topology, planned_devices
+from star_jax.pipeline.planning.programs import largest
+from star_jax.train.state import shapes_of_state
+from star_jax.train.step import make_step
+from tests.train import lookups
+
+NUM_ROWS, WIDTH = 2_000_000, 200  # More than fits into the vector memory of a chip.
+devices = planned_devices(parse_topology("v5e:2x2"))
+mesh = make_mesh(MeshConfig(fsdp=4), devices)
+optimizer = lookups.optimizer_of("adam", NUM_ROWS)
+table = jax.ShapeDtypeStruct((NUM_ROWS, WIDTH), "float32")
+params = {"head": {"kernel": jax.ShapeDtypeStruct((WIDTH,), "float32")}, "table": {"vectors": table}}
+state = shapes_of_state(params, optimizer, mesh=mesh, rules=lookups.RULES)
+step = make_step(lookups.loss_fn, optimizer, state=state, mesh=mesh)
+batch = lookups.batch_of(0)
+lowered = step.lower(state, {}, placed(batch, batch_shardings(batch, mesh)))
+for size, name in largest(lowered.compile().as_text(), 100):
+    print(size, name)
+"""
+
+
+def test_tables_that_are_updated_by_rows_are_not_turned_around():
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", ROWS]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    of_table = [line for line in ran.stdout.splitlines() if " f32[500000,200] " in line]
+    assert of_table  # They are updated in place,
+    assert not [line for line in of_table if " copy" in line]  # and stay as they lie.
