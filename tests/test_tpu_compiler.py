@@ -146,8 +146,8 @@ NUM_ROWS, WIDTH = 2_000_000, 200  # More than fits into the vector memory of a c
 devices = planned_devices(parse_topology("v5e:2x2"))
 mesh = make_mesh(MeshConfig(fsdp=4), devices)
 optimizer = lookups.optimizer_of("adam", NUM_ROWS)
-table = jax.ShapeDtypeStruct((NUM_ROWS, WIDTH), "float32")
-params = {"head": {"kernel": jax.ShapeDtypeStruct((WIDTH,), "float32")}, "table": {"vectors": table}}
+shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, "float32")
+params = {"head": {"kernel": shape(WIDTH)}, "table": {"vectors": shape(NUM_ROWS, WIDTH)}}
 state = shapes_of_state(params, optimizer, mesh=mesh, rules=lookups.RULES)
 step = make_step(lookups.loss_fn, optimizer, state=state, mesh=mesh)
 batch = lookups.batch_of(0)
