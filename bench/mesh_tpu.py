@@ -2,7 +2,7 @@
 
 Run, with `jax[tpu]` installed on any machine:
     export TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu
-    PYTHONPATH=. python bench/mesh_tpu.py v5e:4x4 0.1 100 > bench/results/mesh_tpu.md
+    PYTHONPATH=. python bench/mesh_tpu.py v5e:4x4 0.1 100
 
 Arguments: topology, the graph's share of the paper's (1 = 763 M nodes, 12.3 B edges before their
 reverses), and fan-outs, each a total per hop. The arrays of the graph, the parameters and the batch
