@@ -184,8 +184,7 @@ def main() -> int:
     edges = sum(1e6 * RELATIONS[key] * float(share) for key in RELATIONS)
     print("# The step that samples inside the program, compiled for TPU\n")
     print("    export TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu")
-    print(f"    PYTHONPATH=. python bench/mesh_tpu.py {' '.join(sys.argv[1:])} ", end="")
-    print("> bench/results/mesh_tpu.md\n")
+    print(f"    PYTHONPATH=. python bench/mesh_tpu.py {' '.join(sys.argv[1:])}\n")
     print(
         f"jax {jax.__version__}, {topology}, {nodes / 1e6:.0f} M nodes, {edges / 1e9:.2f} B edges "
     )
