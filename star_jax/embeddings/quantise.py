@@ -12,12 +12,16 @@ from jaxtyping import Float, Float32, Integer, Shaped
 
 from star_jax.config import InputError
 
-Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
+Precision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 RANGED: tuple[Precision, ...] = ("int8", "uint8")
 """Those that need the ranges of the dimensions, and that `dequantise` can read."""
 
+READABLE: tuple[Precision, ...] = ("float32", "float16", *RANGED)
+"""Those whose vectors can be had back, the best first."""
+
 _STEPS = 255
+_FLOATS = {"float32": np.float32, "float16": np.float16}
 
 
 def measure_ranges(sample: Float[np.ndarray, "N E"]) -> Float32[np.ndarray, "2 E"]:
@@ -49,11 +53,11 @@ def quantise(
 
     Args:
       vectors: Any number of rows.
-      precision: `float32` gives the vectors back.
+      precision: `float32` gives the vectors back, `float16` rounds them.
       ranges: Of `measure_ranges`; needed for int8 and uint8.
     """
-    if precision == "float32":
-        return vectors.astype(np.float32, copy=False)
+    if precision in _FLOATS:
+        return vectors.astype(_FLOATS[precision], copy=False)
     if precision in RANGED:
         steps = _steps_of(vectors.astype(np.float32, copy=False), _needed(ranges, precision))
         return (steps - 128 if precision == "int8" else steps).astype(code_dtype(precision))
@@ -89,8 +93,8 @@ def num_codes(precision: Precision, size: int) -> int:
 
 def code_dtype(precision: Precision) -> np.dtype:
     """What a code is stored as."""
-    if precision == "float32":
-        return np.dtype(np.float32)
+    if precision in _FLOATS:
+        return np.dtype(_FLOATS[precision])
     return np.dtype(np.int8 if precision in ("int8", "binary") else np.uint8)
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
+import ml_dtypes
 import numpy as np
 from jaxtyping import Float32, Int, Int64, Shaped
 
@@ -10,6 +12,8 @@ from star_jax import artefacts
 from star_jax.config import InputError
 
 MISSING = -1
+RowPrecision = Literal["float32", "bfloat16"]
+_STORED = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}
 
 
 class VectorFiles:
@@ -19,15 +23,22 @@ class VectorFiles:
       size: Width of the vectors.
     """
 
-    def __init__(self, paths: Sequence[Path], num_rows: Sequence[int], size: int) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        num_rows: Sequence[int],
+        size: int,
+        precision: RowPrecision = "float32",
+    ) -> None:
         """Takes note of the files.
 
         Args:
           paths: May not be there yet.
           num_rows: Of each file.
           size: Width of the vectors.
+          precision: As the files were written.
         """
-        self._paths, self.size = list(paths), size
+        self._paths, self.size, self._precision = list(paths), size, precision
         self._ends = np.cumsum([0, *num_rows])
         self._open: dict[int, np.ndarray] = {}
 
@@ -41,15 +52,19 @@ class VectorFiles:
         of_file = np.searchsorted(self._ends, rows, side="right") - 1
         for file in np.unique(of_file):
             here = of_file == file
-            vectors[here] = self._map(int(file))[rows[here] - self._ends[file]]
+            vectors[here] = _wide(self._map(int(file))[rows[here] - self._ends[file]])
         return vectors
+
+    def release(self) -> None:
+        """Lets go of the maps, and with them of the pages that stand for this process's."""
+        self._open.clear()
 
     def _map(self, file: int) -> np.ndarray:
         if file not in self._open:
             path, needed = self._paths[file], int(np.diff(self._ends)[file])
             if not path.is_file():
                 raise InputError(f"{path} is missing, needed for {needed} vectors")
-            self._open[file] = read_vectors(path, needed, self.size)
+            self._open[file] = read_vectors(path, needed, self.size, self._precision)
         return self._open[file]
 
 
@@ -101,25 +116,41 @@ class KnownVectors:
             _checked(export, path.relative_to(export).as_posix(), self._manifests[export])
 
 
-def write_vectors(path: Path, vectors: Float32[np.ndarray, "N E"]) -> None:
-    """Stores a file of vectors: whole, or not at all."""
+def write_vectors(
+    path: Path, vectors: Float32[np.ndarray, "N E"], precision: RowPrecision = "float32"
+) -> None:
+    """Stores a file of vectors: whole, or not at all.
+
+    npy knows no bfloat16: its bits are stored as whole numbers.
+    """
+    if precision == "bfloat16":
+        vectors = vectors.astype(ml_dtypes.bfloat16).view(_STORED[precision])
     with artefacts.whole_file(path) as partial, partial.open("wb") as file:
         np.save(file, vectors)
 
 
-def read_vectors(path: Path, num_rows: int, size: int) -> Float32[np.ndarray, "N E"]:
-    """Maps a file of vectors.
+def read_vectors(
+    path: Path, num_rows: int, size: int, precision: RowPrecision = "float32"
+) -> Shaped[np.ndarray, "N E"]:
+    """Maps a file of vectors as it was stored.
 
     Raises:
       InputError: It holds something else.
     """
-    vectors = np.load(path, mmap_mode="r")
-    if vectors.shape != (num_rows, size) or vectors.dtype != np.float32:
+    vectors, needed = np.load(path, mmap_mode="r"), _STORED[precision]
+    if vectors.shape != (num_rows, size) or vectors.dtype != needed:
         raise InputError(
             f"{path} has shape {vectors.shape} of {vectors.dtype}, "
-            f"needed ({num_rows}, {size}) of float32; remove it"
+            f"needed ({num_rows}, {size}) of {needed}; remove it"
         )
     return vectors
+
+
+def _wide(stored: Shaped[np.ndarray, "N E"]) -> Float32[np.ndarray, "N E"]:
+    """Float32 of rows as they are stored."""
+    if stored.dtype == _STORED["bfloat16"]:  # The upper half of a float32.
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored
 
 
 def _checked(export: Path, name: str, manifest: artefacts.Manifest) -> Path:

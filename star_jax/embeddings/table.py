@@ -7,7 +7,7 @@ them, `int8-00000.npy` and so on, with the ranges they were quantised by in `ran
 artefact; `keys-00000.npy` names the content that each vector was made from.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +15,17 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Int32, Int64, Shaped
+from jaxtyping import Float32, Int, Int32, Int64, Shaped
 
 from star_jax.config import InputError
-from star_jax.embeddings.quantise import Precision, check_ranges, dequantise
+from star_jax.embeddings.quantise import (
+    RANGED,
+    READABLE,
+    Precision,
+    check_ranges,
+    dequantise,
+    quantise,
+)
 from star_jax.shapes import NO_TIME
 
 RANGES = "ranges.npy"  # Of all node types together: they share one space.
@@ -89,7 +96,13 @@ def writing_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Iterat
     writer.close(complete=True)
 
 
-def write_shard(folder: Path, shard: int, ids: list[str], table: EmbeddingTable) -> None:
+def write_shard(
+    folder: Path,
+    shard: int,
+    ids: list[str],
+    table: EmbeddingTable,
+    precision: Precision = "float32",
+) -> None:
     """Writes one shard of a node type.
 
     Args:
@@ -97,12 +110,14 @@ def write_shard(folder: Path, shard: int, ids: list[str], table: EmbeddingTable)
       shard: Its number; shards follow each other without a gap.
       ids: The entities' own ids, one per row.
       table: The rows.
+      precision: Of the vectors on disk; one that needs no ranges.
     """
     lengths = {"ids": len(ids)} | {name: len(column) for name, column in table._asdict().items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"columns of one shard differ in length: {lengths}")
     write_rows(folder, shard, ids, TableRows(*table[:-1]))
-    np.save(array_path(folder, shard, "float32"), np.ascontiguousarray(table.vectors))
+    stored = quantise(table.vectors, precision, None)
+    np.save(array_path(folder, shard, precision), np.ascontiguousarray(stored))
 
 
 def write_rows(folder: Path, shard: int, ids: list[str], rows: TableRows) -> None:
@@ -143,22 +158,83 @@ def read_table(
       InputError: The node type has no table here, not in this precision, or a shard is broken.
     """
     shards = _shards(folder, node_type)
-    rows = [pq.read_table(path) for path in shards]
+    rows = [_read_rows(path) for path in shards]
     found = [
-        _vectors(array_path(path.parent, shard, precision), path, len(table))
-        for shard, (path, table) in enumerate(zip(shards, rows, strict=True))
+        _vectors(array_path(path.parent, shard, precision), path, len(each.entity))
+        for shard, (path, each) in enumerate(zip(shards, rows, strict=True))
     ]
     vectors = found[0] if len(found) == 1 else np.concatenate(found)
-    joined = pa.concat_tables(rows)
-    time = joined["t"].combine_chunks()
     return EmbeddingTable(
-        entity=joined["entity"].to_numpy(),
-        text_id=joined["text_id"].to_numpy(),
-        t=time.fill_null(NO_TIME).to_numpy(zero_copy_only=False),
+        *(np.concatenate(columns) for columns in zip(*rows, strict=True)),
         vectors=dequantise(vectors, precision, read_ranges(folder / RANGES, vectors.shape[1]))
         if dequantised
         else vectors,
     )
+
+
+class StoredVectors:
+    """Vectors of a node type, on disk until rows are asked for: these are float32.
+
+    Attributes:
+      shape: Of all vectors.
+      dtype: Of what is read.
+      shards: Maps of the files.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(
+        self,
+        shards: Sequence[Shaped[np.ndarray, "_ E"]],
+        precision: Precision,
+        ranges: Float32[np.ndarray, "2 E"] | None,
+    ) -> None:
+        """Takes note of the maps.
+
+        Args:
+          shards: Of one table.
+          precision: What they hold; not binary.
+          ranges: For int8 and uint8.
+        """
+        self.shards, self._precision, self._ranges = list(shards), precision, ranges
+        self._ends = np.cumsum([0, *map(len, shards)])
+        self.shape = (int(self._ends[-1]), shards[0].shape[1])
+
+    def __getitem__(self, rows: Int[np.ndarray, " R"]) -> Float32[np.ndarray, "R E"]:
+        stored = np.empty((len(rows), self.shape[1]), self.shards[0].dtype)
+        of_shard = np.searchsorted(self._ends, rows, side="right") - 1
+        for shard in np.unique(of_shard):
+            here = of_shard == shard
+            stored[here] = self.shards[shard][rows[here] - self._ends[shard]]
+        if self._ranges is None:
+            return stored.astype(np.float32, copy=False)
+        return dequantise(stored, self._precision, self._ranges)
+
+
+def open_vectors(
+    folder: Path, node_type: str
+) -> tuple[TableRows, Shaped[np.ndarray, "N E"] | StoredVectors]:
+    """Rows of a node type and their vectors: in float32 if there are such, else the next best.
+
+    Nothing is read of the vectors but what is asked for.
+
+    Raises:
+      InputError: As `read_table`; the vectors are binary alone.
+    """
+    shards = _shards(folder, node_type)
+    first = shards[0].parent
+    found = [p for p in READABLE if array_path(first, 0, p).is_file()]
+    precision: Precision = found[0] if found else "float32"
+    rows = [_read_rows(path) for path in shards]
+    maps = [
+        _vectors(array_path(first, shard, precision), path, len(each.entity))
+        for shard, (path, each) in enumerate(zip(shards, rows, strict=True))
+    ]
+    ranges = read_ranges(folder / RANGES, maps[0].shape[1]) if precision in RANGED else None
+    joined = TableRows(*(np.concatenate(columns) for columns in zip(*rows, strict=True)))
+    if precision == "float32" and len(maps) == 1:
+        return joined, maps[0]
+    return joined, StoredVectors(maps, precision, ranges)
 
 
 def read_ids(folder: Path, node_type: str) -> list[str]:
@@ -188,6 +264,15 @@ def _shards(folder: Path, node_type: str) -> list[Path]:
     if not shards:
         raise InputError(f"{folder} has no table of node type {node_type!r}")
     return shards
+
+
+def _read_rows(path: Path) -> TableRows:
+    """Of one shard, without its ids."""
+    table = pq.read_table(path, columns=list(TableRows._fields))
+    time = table["t"].combine_chunks().fill_null(NO_TIME)
+    return TableRows(
+        table["entity"].to_numpy(), table["text_id"].to_numpy(), time.to_numpy(zero_copy_only=False)
+    )
 
 
 def _vectors(path: Path, rows_path: Path, num_rows: int) -> Shaped[np.ndarray, "N E"]:

@@ -11,6 +11,7 @@ exported. The manifest lists what a score needs under `scores_need`.
 
 import dataclasses
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,10 +22,12 @@ from jaxtyping import Float32, Int32
 
 from star_jax import artefacts
 from star_jax.config import InputError
+from star_jax.embeddings.reuse import RowPrecision
 from star_jax.embeddings.table import EmbeddingTable, write_shard
 from star_jax.graph.decoders import DecoderConfig
 from star_jax.graph.model import ROLES, Role, rounds_of
 from star_jax.graph.schema import parse_key
+from star_jax.graph.sorting import parquet_batches
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.graph_buckets import Shapes
 from star_jax.pipeline.graph_embedding import (
@@ -38,10 +41,10 @@ from star_jax.pipeline.graph_layers import LayerEncoder, WhichNeighbours
 from star_jax.pipeline.graph_model import GraphModelFile, TrainedGraph, open_trained
 from star_jax.pipeline.graph_states import StateFiles, complete
 from star_jax.pipeline.scratch import alone, clear
-from star_jax.pipeline.tables.read import read_nodes
 from star_jax.train.reporter import Progress
 
 KIND = "graph_embeddings"
+_ID_ROWS = 1 << 16
 
 _log = logging.getLogger(__name__)
 
@@ -62,13 +65,16 @@ class GraphExportConfig:
       inference: "sampled": every node from a sample of its own around it, whose size grows with
         the product of the fanouts. "layerwise": all nodes through one layer after the other, so
         that the work grows with their sum; an interrupted export goes on. The states between the
-        layers take 4 bytes times the model's width for every node, layer and role, in
-        `W/.<output>.states` until the tables are there. The vectors are those of "sampled" but
-        for rounding, and for what `star_jax.pipeline.graph_layers` says.
+        layers take the bytes of `state_precision` times the model's width for every node, layer
+        and role, in `W/.<output>.states` until the tables are there. The vectors are those of
+        "sampled" but for rounding, and for what `star_jax.pipeline.graph_layers` says.
       neighbours: "all", for layerwise: every visible neighbour of the relations that the encoder
         reads at a hop, however many the fanouts name.
       mesh: Devices that the model lies on: large parameters are split over `fsdp`, every device
         computes all nodes.
+      precision: Of the vectors on disk.
+      state_precision: Of the rows between the layers on disk, for layerwise; they are read by
+        memory map.
       part_nodes: Nodes embedded and written at a time: the rows of one file.
       model: Folder of the trained model.
       output: Folder of the tables.
@@ -80,6 +86,8 @@ class GraphExportConfig:
     inference: Literal["sampled", "layerwise"] = "sampled"
     neighbours: WhichNeighbours = "fanout"
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=1))
+    precision: Literal["float32", "float16"] = "float32"
+    state_precision: RowPrecision = "float32"
     part_nodes: int = 1 << 17
     model: str = "graph_model"
     output: str = "graph_embeddings"
@@ -90,6 +98,11 @@ class GraphExportConfig:
         if self.neighbours == "all" and self.inference != "layerwise":
             raise ValueError(
                 f"neighbours 'all' is for inference 'layerwise', inference is {self.inference!r}"
+            )
+        if self.state_precision != "float32" and self.inference != "layerwise":
+            raise ValueError(
+                f"state_precision {self.state_precision!r} is for inference 'layerwise', inference "
+                f"is {self.inference!r}"
             )
 
 
@@ -181,14 +194,14 @@ def _write(export: _Export, parts_of: Callable[[Target], Iterator[_Part]]) -> No
     with artefacts.writing(workdir / config.output, KIND) as partial:
         sizes = {}
         for target in export.targets:
-            ids = read_nodes(workdir / "tables", target.node_type)["id"].to_pylist()
-            sizes[target.table] = len(ids)
+            ids = _ids(workdir / "tables", target.node_type)
+            sizes[target.table] = export.view.store.num_nodes[target.node_type]
             for shard, (nodes, vectors) in enumerate(parts_of(target)):
                 no_text = np.full(len(nodes), -1, np.int32)
                 time = np.full(len(nodes), export.view.time, np.int64)
-                names = [ids[node] for node in nodes.tolist()]
+                names = list(itertools.islice(ids, len(nodes)))
                 table = EmbeddingTable(nodes, no_text, time, vectors)
-                write_shard(partial / target.table, shard, names, table)
+                write_shard(partial / target.table, shard, names, table, config.precision)
         meta = {
             "model": artefacts.digest(workdir / config.model),
             "graph": trained.store.version,
@@ -199,12 +212,24 @@ def _write(export: _Export, parts_of: Callable[[Target], Iterator[_Part]]) -> No
                 t.table: rounds_of(trained.model, t.role, t.node_type) for t in export.targets
             },
             "scores_need": scores_need(trained.file.model.decoder),
+            "precision": config.precision,
             "num_nodes": sizes,
         }
         if config.inference == "layerwise":
-            meta |= {"inference": config.inference, "neighbours": config.neighbours}
+            meta |= {
+                "inference": config.inference,
+                "neighbours": config.neighbours,
+                "state_precision": config.state_precision,
+            }
         artefacts.set_meta(partial, meta)
     _log.info("wrote %s", ", ".join(f"{n} {t}" for t, n in sizes.items()))
+
+
+def _ids(tables: Path, node_type: str) -> Iterator[str]:
+    """The nodes' own ids, in their order."""
+    path = tables / "nodes" / f"{node_type}.parquet"
+    for batch in parquet_batches(path, _ID_ROWS, ["id"]):
+        yield from batch["id"].to_pylist()
 
 
 def _sampled(export: _Export, embedder: Embedder, target: Target) -> Iterator[_Part]:
@@ -243,6 +268,7 @@ def _layerwise(export: _Export, scratch: Path) -> Callable[[Target], Iterator[_P
         num_nodes=view.store.num_nodes,
         part_nodes=config.part_nodes,
         size=trained.file.model.encoder.dim,
+        precision=config.state_precision,
     )
     outputs = {t: encoder.outputs(t.role, t.node_type) for t in export.targets}
     complete(encoder, files, [state for states in outputs.values() for state in states])
@@ -250,6 +276,7 @@ def _layerwise(export: _Export, scratch: Path) -> Callable[[Target], Iterator[_P
     def parts_of(target: Target) -> Iterator[_Part]:
         for nodes in files.parts(outputs[target][-1]):
             rows = [files.read(state, nodes) for state in outputs[target]]
+            files.release()
             yield nodes, encoder.vectors(target.role, target.node_type, rows)
 
     return parts_of

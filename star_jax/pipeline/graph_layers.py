@@ -153,6 +153,10 @@ class LayerEncoder:
             found[start : start + block] = np.asarray(made)[: total - start]
         return found
 
+    def release(self) -> None:
+        """Lets go of what was read of the graph's files."""
+        self._view.store.release()
+
     def _node_table(self, node_type: str, nodes: Int32[np.ndarray, " n"]) -> NodeTable:
         """Features of nodes as the view shows them."""
         size = _FEATURE_ROWS

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from star_jax import artefacts
-from star_jax.embeddings.reuse import VectorFiles, write_vectors
+from star_jax.embeddings.reuse import RowPrecision, VectorFiles, write_vectors
 from star_jax.graph.layerwise import State, in_order
 from star_jax.pipeline.ahead import behind
 from star_jax.pipeline.graph_layers import Counts, LayerEncoder
@@ -37,6 +37,7 @@ class StateFiles:
         num_nodes: Mapping[str, int],
         part_nodes: int,
         size: int,
+        precision: RowPrecision,
     ) -> None:
         """Writes nothing yet.
 
@@ -46,8 +47,10 @@ class StateFiles:
           num_nodes: By node type.
           part_nodes: Nodes of a part.
           size: Width of a row.
+          precision: Of the rows on disk.
         """
-        self._scratch, self._made_from = scratch, dict(made_from)
+        self._scratch, self._made_from = scratch, {**made_from, "precision": precision}
+        self._precision: RowPrecision = precision
         self._num_nodes, self._part_nodes, self._size = num_nodes, part_nodes, size
         self._files: dict[State, VectorFiles] = {}
         self._folders: dict[State, Path] = {}
@@ -66,7 +69,12 @@ class StateFiles:
 
     def write(self, state: State, number: int, rows: Float32[np.ndarray, "n D"]) -> None:
         """Stores a part: whole, or not at all."""
-        write_vectors(self._paths(state)[number], rows)
+        write_vectors(self._paths(state)[number], rows, self._precision)
+
+    def release(self) -> None:
+        """Lets go of all maps."""
+        for files in self._files.values():
+            files.release()
 
     def read(self, state: State, nodes: Int32[np.ndarray, " N"]) -> Float32[np.ndarray, "N D"]:
         """Copies of rows, whose parts must be there.
@@ -76,7 +84,8 @@ class StateFiles:
         """
         if state not in self._files:
             num_rows = [len(part) for part in self.parts(state)]
-            self._files[state] = VectorFiles(self._paths(state), num_rows, self._size)
+            paths = self._paths(state)
+            self._files[state] = VectorFiles(paths, num_rows, self._size, self._precision)
         return self._files[state].take(nodes)
 
     def _paths(self, state: State) -> list[Path]:
@@ -114,6 +123,8 @@ def complete(encoder: LayerEncoder, files: StateFiles, outputs: Sequence[State])
             for number in to_do:
                 rows = encoder.rows(state, parts[number], files.read)
                 storing(functools.partial(files.write, state, number, rows))
+                files.release()
+                encoder.release()
                 progress.advance(float(len(rows)), float(len(rows)))
         _log.info("%s", _said(state, left, time.monotonic() - start, before, encoder.counts))
 
