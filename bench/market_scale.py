@@ -4,14 +4,16 @@ Run:
     PYTHONPATH=. python bench/market_scale.py 10 runs/large > bench/results/market_scale.md
 
 The arguments are millions of nodes (16 edges each, before their reverses) and a folder, as many
-pairs of them as are wanted. Every stage is a process of its own, `star draw-market` and so on with
-configs/market/large.py and configs/run/large_market.py; what it takes is kept in the folder's
-`market_scale.json`, and a stage that is there is not run again. Memory is read five times a second,
-of the process and its children: private is what no file backs (RssAnon), resident adds the pages of
-mapped files, which the system takes back when others need them. That a stage is flat shows in the
-peaks of its quarters. Exit code 1: a peak is above 16 GiB.
+pairs of them as are wanted; `--steps N` before them trains so many steps instead of 1,000. Every
+stage is a process of its own, `star draw-market` and so on with configs/market/large.py and
+configs/run/large_market.py; what it takes is kept in the folder's `market_scale.json`, and a stage
+that is there is not run again. Memory is read five times a second, of the process and its children:
+private is what no file backs (RssAnon), resident adds the pages of mapped files, which the system
+takes back when others need them. That a stage is flat shows in the peaks of its quarters. Exit code
+1: a peak is above 16 GiB.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -44,12 +46,14 @@ class Sample(NamedTuple):
     resident: int
 
 
-def run_stage(name: str, millions: float, workdir: Path) -> dict[str, Any]:
+def run_stage(name: str, millions: float, workdir: Path, steps: int) -> dict[str, Any]:
     """Runs one command and watches it."""
     config, _ = STAGES[name]
     command = [sys.executable, "-m", "star_jax", name, config, "--workdir", str(workdir)]
     if name == "draw-market":
         command += ["--num_members", str(round(millions * MEMBERS_PER_MILLION))]
+    if name == "train-graph":
+        command += ["--train_graph.plan.num_steps", str(steps)]
     with (workdir / f"{name}.log").open("w") as log:
         actions = [(os.POSIX_SPAWN_DUP2, log.fileno(), number) for number in (1, 2)]
         start = time.monotonic()
@@ -101,14 +105,14 @@ def _read(path: Path) -> str:
         return ""
 
 
-def measure(millions: float, workdir: Path) -> dict[str, Any]:
+def measure(millions: float, workdir: Path, steps: int) -> dict[str, Any]:
     """All stages, those that are kept from an earlier run and the others."""
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "market_scale.json"
     kept = json.loads(path.read_text("utf-8")) if path.exists() else {}
     for name in STAGES:
         if name not in kept:
-            kept[name] = run_stage(name, millions, workdir)
+            kept[name] = run_stage(name, millions, workdir, steps)
             artefacts.write_text(path, json.dumps(kept, indent=1))
             print(f"{name}: {kept[name]['wall_s']:.0f} s", file=sys.stderr)
     return kept
@@ -156,9 +160,13 @@ def _gib(num_bytes: float) -> str:
 
 def main() -> int:
     """Measures and prints all that is asked for; 1 when something is wrong."""
-    sizes = [float(each) for each in sys.argv[1::2]]
-    workdirs = [Path(each) for each in sys.argv[2::2]]
-    kept = [measure(*each) for each in zip(sizes, workdirs, strict=True)]
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("sizes_and_folders", nargs="+")
+    given = parser.parse_args()
+    sizes = [float(each) for each in given.sizes_and_folders[::2]]
+    workdirs = [Path(each) for each in given.sizes_and_folders[1::2]]
+    kept = [measure(*each, given.steps) for each in zip(sizes, workdirs, strict=True)]
     print("# A market at scale\n")
     print(f"    PYTHONPATH=. python bench/market_scale.py {' '.join(sys.argv[1:])} ", end="")
     print("> bench/results/market_scale.md\n")

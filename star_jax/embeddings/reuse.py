@@ -38,7 +38,8 @@ class VectorFiles:
           size: Width of the vectors.
           precision: As the files were written.
         """
-        self._paths, self.size, self._precision = list(paths), size, precision
+        self._paths, self.size = list(paths), size
+        self._precision: RowPrecision = precision
         self._ends = np.cumsum([0, *num_rows])
         self._open: dict[int, np.ndarray] = {}
 

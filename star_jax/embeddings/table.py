@@ -196,7 +196,8 @@ class StoredVectors:
           precision: What they hold; not binary.
           ranges: For int8 and uint8.
         """
-        self.shards, self._precision, self._ranges = list(shards), precision, ranges
+        self.shards, self._ranges = list(shards), ranges
+        self._precision: Precision = precision
         self._ends = np.cumsum([0, *map(len, shards)])
         self.shape = (int(self._ends[-1]), shards[0].shape[1])
 
@@ -223,8 +224,8 @@ def open_vectors(
     """
     shards = _shards(folder, node_type)
     first = shards[0].parent
-    found = [p for p in READABLE if array_path(first, 0, p).is_file()]
-    precision: Precision = found[0] if found else "float32"
+    stored = [each for each in READABLE if array_path(first, 0, each).is_file()]
+    precision = (*stored, READABLE[0])[0]
     rows = [_read_rows(path) for path in shards]
     maps = [
         _vectors(array_path(first, shard, precision), path, len(each.entity))

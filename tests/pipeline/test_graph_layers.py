@@ -72,7 +72,7 @@ class Both:
 
     def layered(self, folder, *targets):
         """Vectors of all nodes of each target, through files."""
-        files = StateFiles(folder, {}, num_nodes=COUNTS, part_nodes=5, size=8)
+        files = StateFiles(folder, {}, num_nodes=COUNTS, part_nodes=5, size=8, precision="float32")
         outputs = [self.encoder.outputs(*target) for target in targets]
         complete(self.encoder, files, [state for each in outputs for state in each])
         found = []
@@ -214,13 +214,18 @@ def test_ranked_neighbours_cannot_be_taken_whole(store):
         NodeEmbedder(model, variables, sampling, split_view(store, "val"), neighbours="all")
 
 
+SHORT = {"num_nodes": COUNTS, "part_nodes": 3, "size": 8, "precision": "float32"}
+
+
 def test_a_part_that_holds_something_else_is_refused(store, tmp_path):
     both = Both(store, sampling_of(store, 2))
     state = State("skill", 0)
-    files = StateFiles(tmp_path, {}, num_nodes=COUNTS, part_nodes=3, size=8)
+    files = StateFiles(tmp_path, {}, **SHORT)
     complete(both.encoder, files, [state])
     assert files.to_do(state) == []
-    other = StateFiles(tmp_path, {"model": "other"}, num_nodes=COUNTS, part_nodes=3, size=8)
+    other = StateFiles(tmp_path, {"model": "other"}, **SHORT)
+    assert other.to_do(state) == [0, 1]
+    other = StateFiles(tmp_path, {}, **SHORT | {"precision": "bfloat16"})
     assert other.to_do(state) == [0, 1]
     files.write(state, 0, np.zeros((2, 8), np.float32))
     with pytest.raises(InputError, match=r"part-000000.npy has shape \(2, 8\) .* remove it"):

@@ -45,7 +45,7 @@ def choose(
     return np.searchsorted(upto[:-1], uniform, side="right")
 
 
-def below(uniform: Float64[np.ndarray, "*N"], size: Shaped[np.ndarray, "*N"] | int) -> np.ndarray:
+def below(uniform: Float64[np.ndarray, "*N"], size: Shaped[np.ndarray, "*_"] | int) -> np.ndarray:
     """The whole number below a size that a number in [0, 1) stands for."""
     return np.floor(uniform * size).astype(np.int64)
 

@@ -142,7 +142,7 @@ class Joiner:
 
     def _meta(self, counts: dict[str, int], pairs: dict[str, dict[str, int]]) -> TablesMeta:
         schema = market_schema()
-        kinds = {edge.name: edge.kind for edge in schema.edges}
+        attributes = {edge.name for edge in schema.edges if edge.kind == "attribute"}
         nodes = {
             name: NodeMeta(
                 count=count,
@@ -156,10 +156,10 @@ class Joiner:
         edges = [
             EdgeMeta(
                 **dict(zip(("sender", "relation", "receiver"), name.split("__"), strict=True)),
-                kind=kinds.get(name, "interaction"),
+                kind="attribute" if name in attributes else "interaction",
                 count=count,
                 has_time=True,
-                has_split=kinds.get(name, "interaction") == "interaction",
+                has_split=name not in attributes,
             )
             for name, count in counts.items()
         ]

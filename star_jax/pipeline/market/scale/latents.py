@@ -154,7 +154,7 @@ class Latents:
         return below(self._recruiter[kind == "job"].uniform(index, 1)[0], self.nodes["recruiter"])
 
     def positions_of_field(
-        self, uniform: Float64[np.ndarray, "*N"], field: Int[np.ndarray, "*N"]
+        self, uniform: Float64[np.ndarray, "*N"], field: Int[np.ndarray, "*_"]
     ) -> Int[np.ndarray, "*N"]:
         """Positions drawn evenly from those of a field: of companies by their shares."""
         size = (self.nodes["position"] - field + len(FIELDS) - 1) // len(FIELDS)

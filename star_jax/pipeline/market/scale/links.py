@@ -11,8 +11,8 @@ from star_jax.pipeline.market.scale.latents import Latents
 from star_jax.pipeline.market.size import EDGE_MILLIONS, NODE_MILLIONS, MarketConfig
 from star_jax.pipeline.market.world import NEVER, NUM_CULTURES, TEXT, TITLES_PER_FIELD, Members
 
-_MOST_SKILLS = 48
-_SKILL_TRIES = 64  # Some are drawn twice.
+_MOST_SKILLS = 64
+_SKILL_TRIES = 96  # Some are drawn twice.
 _MOST_FEW = 4  # Titles, positions or companies of one entity.
 _FEW_TRIES = 5
 _ALIKE_TRIES = 3  # Positions of which one at a company of the own culture is looked for.
@@ -42,7 +42,7 @@ class Bearers(NamedTuple):
     """Entities that have attributes."""
 
     kind: str
-    index: Int[np.ndarray, " N"]
+    number: Int[np.ndarray, " N"]
     field: Int[np.ndarray, " N"]
     second_field: Int[np.ndarray, " N"]
     culture: Int[np.ndarray, " N"]
@@ -56,9 +56,16 @@ def member_links(
 ) -> dict[str, EdgeRows]:
     """Attribute edges of members by name; those of whom texts say most have none."""
     rows = np.flatnonzero(members.speaks != TEXT)
-    columns = (members.field, members.second_field, members.culture, members.position)
-    times = (members.joined[rows], members.moved[rows])
-    bearers = Bearers("member", index[rows], *(column[rows] for column in columns), *times)
+    bearers = Bearers(
+        kind="member",
+        number=index[rows],
+        field=members.field[rows],
+        second_field=members.second_field[rows],
+        culture=members.culture[rows],
+        position=members.position[rows],
+        time=members.joined[rows],
+        moved=members.moved[rows],
+    )
     links = _links(seed, latents, bearers, "current", "member__has__skill")
     current = links["member__current__position"]
     past, links["member__current__position"] = _careers(seed, bearers, current)
@@ -69,9 +76,17 @@ def job_links(seed: int, latents: Latents, index: Int[np.ndarray, " N"]) -> dict
     """Attribute edges of jobs by name."""
     offer = latents.offers("job", index)
     position, posted = latents.posts(index)
-    never = np.full(len(index), NEVER)
-    columns = (offer.field, offer.second_field, offer.culture, position, posted, never)
-    return _links(seed, latents, Bearers("job", index, *columns), "has", "job__needs__skill")
+    bearers = Bearers(
+        kind="job",
+        number=index,
+        field=offer.field,
+        second_field=offer.second_field,
+        culture=offer.culture,
+        position=position,
+        time=posted,
+        moved=np.full(len(index), NEVER),
+    )
+    return _links(seed, latents, bearers, "has", "job__needs__skill")
 
 
 def per_sender(name: str) -> float:
@@ -91,7 +106,7 @@ def _links(
     found = {}
     for relation in (f"{verb}__position", "at__company", "has__title"):
         name = f"{kind}__{relation}"
-        u = Draws(seed, name).uniform(bearers.index, _MOST_FEW - 1 + _FEW_TRIES * _ALIKE_TRIES)
+        u = Draws(seed, name).uniform(bearers.number, _MOST_FEW - 1 + _FEW_TRIES * _ALIKE_TRIES)
         chance = (per_sender(name) - 1) / (_MOST_FEW - 1)
         degree = 1 + (u[: _MOST_FEW - 1] < chance).sum(axis=0)
         which = u[_MOST_FEW - 1 :].T.reshape(len(degree), _FEW_TRIES, _ALIKE_TRIES)
@@ -109,7 +124,7 @@ def _links(
         table = np.hstack([first[:, None], others])
         row, column = np.nonzero(_first_distinct(table, degree))
         receiver = table[row, column]
-        found[name] = EdgeRows.lasting(bearers.index[row], receiver, bearers.time[row])
+        found[name] = EdgeRows.lasting(bearers.number[row], receiver, bearers.time[row])
     return found | {skill: _skills(seed, latents, bearers, skill)}
 
 
@@ -128,7 +143,7 @@ def _skills(seed: int, latents: Latents, bearers: Bearers, name: str) -> EdgeRow
     num_fields, num_skills = len(FIELDS), latents.nodes["skill"]
     per_field = int((1 - _GENERAL_SHARE) * num_skills) // num_fields
     num_general = num_skills - per_field * num_fields
-    u = Draws(seed, name).uniform(bearers.index, 3 + 3 * _SKILL_TRIES)
+    u = Draws(seed, name).uniform(bearers.number, 3 + 3 * _SKILL_TRIES)
     spread = -(per_sender(name) - 1) / 2 * np.log((1 - u[0]) * (1 - u[1]))
     degree = np.minimum(1 + np.floor(spread + u[2]), _MOST_SKILLS).astype(np.int64)
     which, place, other = (part.T for part in np.split(u[3:], 3))
@@ -143,7 +158,7 @@ def _skills(seed: int, latents: Latents, bearers: Bearers, name: str) -> EdgeRow
     skill = np.where(field >= 0, special, np.minimum(general, num_skills - 1))
     row, column = np.nonzero(_first_distinct(skill, degree))
     weight = np.where(field[row, column] == bearers.field[row], 1.0, 0.5).astype(np.float32)
-    rows = EdgeRows.lasting(bearers.index[row], skill[row, column], bearers.time[row])
+    rows = EdgeRows.lasting(bearers.number[row], skill[row, column], bearers.time[row])
     return rows._replace(weight=weight)
 
 
@@ -152,7 +167,7 @@ def _careers(seed: int, bearers: Bearers, current: EdgeRows) -> tuple[EdgeRows, 
     sender = current.sender
     is_last = np.append(sender[1:] != sender[:-1], True)
     follows = np.append(False, sender[1:] == sender[:-1])
-    moved = bearers.moved[np.searchsorted(bearers.index, sender)]
+    moved = bearers.moved[np.searchsorted(bearers.number, sender)]
     could = is_last & follows & (moved != NEVER)
     rate = per_sender("member__past__position") / _COULD_MOVE
     left = np.flatnonzero(could & (Draws(seed, "careers").uniform(sender, 1)[0] < rate))

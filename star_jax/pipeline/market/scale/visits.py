@@ -239,7 +239,7 @@ def _factor(weight: Float[np.ndarray, " M"], rate: float) -> float:
 
 def _first_of_pairs(
     member: Int[np.ndarray, " M"], job: Int[np.ndarray, " M"], time: Int[np.ndarray, " M"]
-) -> Int[np.ndarray, " M"]:
+) -> Int[np.ndarray, " first"]:
     """Rows by member and job, the earliest of each pair."""
     order = np.lexsort((time, job, member))
     member, job = member[order], job[order]
