@@ -97,11 +97,14 @@ def test_the_planted_logit_decides_who_applies(latents, visits):
     logit = true_logit(visits.apply, members, row, time, latents.job_offers, job)
     probability = 1 / (1 + np.exp(-logit))
     applications, _ = visits.act(INDEX, members)
-    applied = np.isin(INDEX[row] * 10**6 + job, applications.member * 10**6 + applications.job)
-    order = np.argsort(probability)
+    pair = row * 10**6 + job  # Of those shown twice the first application is kept.
+    applied = np.isin(pair, applications.member * 10**6 + applications.job)
+    _, place, times = np.unique(pair, return_inverse=True, return_counts=True)
+    once = np.flatnonzero(times[place] == 1)
+    order = once[np.argsort(probability[once])]
     for part in np.array_split(order, 10):
         expected, variance = probability[part].sum(), (probability * (1 - probability))[part].sum()
-        assert abs(applied[part].sum() - expected) < 5 * variance**0.5 + 0.02 * expected + 1
+        assert abs(applied[part].sum() - expected) < 4 * variance**0.5 + 1
     first, last = latents.calendar.days(applications.job)
     day = (applications.time - START) // DAY_S
     assert ((first <= day) & (day <= last)).all()
@@ -119,8 +122,8 @@ def test_counts_are_those_of_the_paper(drawn):
     meta = read_meta(drawn / "tables")
     for edge in meta.edge_types:
         wanted = EDGE_MILLIONS[edge.name] * CONFIG.num_members / 376
-        # In a market as small as this one some draws meet again, and there are fewer edges.
-        assert -0.2 < edge.count / wanted - 1 < 0.05 + 3 * wanted**-0.5, edge.name
+        # In a market as small as this one many draws meet again, and there are fewer edges.
+        assert -0.35 < edge.count / wanted - 1 < 0.05 + 3 * wanted**-0.5, edge.name
         edges = read_edges(drawn / "tables", edge.name)
         assert len(edges.sender) == edge.count
         for ends, node_type in ((edges.sender, edge.sender), (edges.receiver, edge.receiver)):

@@ -28,9 +28,11 @@ class JobCalendar:
         self._starts = np.arange(_NUM_POSTING + 1, dtype=np.int64) * num_jobs // _NUM_POSTING
         ages = np.arange(_NUM_POSTING + 1)
         whole = np.log(np.maximum(ages - 1.0, 1e-9))  # A started day counts as a whole one.
-        self._lasting = ndtr((np.log(_MEDIAN_DAYS) - whole) / _SPREAD)
-        """Share of jobs that are open so many days later."""
-        self._upto = np.concatenate([[0.0], np.cumsum(self._lasting)])
+        self._closed = ndtr((whole - np.log(_MEDIAN_DAYS)) / _SPREAD)
+        """Share of jobs that are no more open so many days later."""
+        size = np.int64(num_jobs // _NUM_POSTING)  # Of a day; some days have one more.
+        num_open = size - np.minimum(_first_open(self._closed, size), size)
+        self._upto = np.cumsum([0, *num_open])
 
     def days(
         self, job: Int[np.ndarray, " N"]
@@ -59,7 +61,13 @@ class JobCalendar:
         age = np.searchsorted(self._upto, low + which_age * (high - low), side="right") - 1
         posted = np.clip(day - age - _FIRST, 0, _NUM_POSTING - 1)
         size = self._starts[posted + 1] - self._starts[posted]
-        first = np.ceil((1.0 - self._lasting[day - _FIRST - posted]) * size - 0.5)
-        first = np.clip(first.astype(np.int64), 0, size - 1)
+        first = _first_open(self._closed[day - _FIRST - posted], size)
         place = first + np.floor(which_job * (size - first)).astype(np.int64)
         return self._starts[posted] + place
+
+
+def _first_open(
+    closed: Float64[np.ndarray, " N"], size: Int[np.ndarray, "*_"] | np.int64
+) -> Int[np.ndarray, " N"]:
+    """Of so many jobs of a day, the first whose time is not over."""
+    return np.maximum(np.floor(closed * size - 0.5) + 1, 0).astype(np.int64)

@@ -4,13 +4,13 @@ Blocks lie under `W/.market` until tables and text vectors are there: a run that
 with those that are missing.
 """
 
+import dataclasses
 import functools
 import json
 import logging
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 from star_jax import artefacts
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 def draw_large_market(config: LargeMarketConfig, workdir: Path) -> None:
     """Writes `tables` and `text_embeddings`; as one of several shards, its blocks alone."""
-    name = artefacts.content_digest(json.dumps(asdict(drawn_of(config))).encode())[:16]
+    name = artefacts.content_digest(json.dumps(dataclasses.asdict(drawn_of(config))).encode())[:16]
     scratch = workdir / ".market"
     parts = scratch / name
     blocks = blocks_of(config)
@@ -42,7 +42,7 @@ def draw_large_market(config: LargeMarketConfig, workdir: Path) -> None:
         artefacts.set_meta(partial, {"model": name, "num_texts": counts})
     with artefacts.writing(workdir / "tables", KIND) as partial:
         meta = joiner.tables(partial)
-        artefacts.set_meta(partial, asdict(meta))
+        artefacts.set_meta(partial, dataclasses.asdict(meta))
     artefacts.remove(scratch)
     nodes = sum(node.count for node in meta.node_types.values())
     edges = sum(edge.count for edge in meta.edge_types)
@@ -59,7 +59,8 @@ def _drawn(config: LargeMarketConfig, blocks: list[Block], parts: Path) -> Itera
 
 
 def _draw(config: LargeMarketConfig, parts: Path, block: Block) -> None:
-    _drawer(config).draw(block, parts)
+    alone = dataclasses.replace(config, num_processes=1, shard=None, num_shards=1)
+    _drawer(alone).draw(block, parts)
 
 
 @functools.lru_cache(maxsize=1)
