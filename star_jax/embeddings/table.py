@@ -120,11 +120,12 @@ def write_shard(
     np.save(array_path(folder, shard, precision), np.ascontiguousarray(stored))
 
 
-def write_rows(folder: Path, shard: int, ids: list[str], rows: TableRows) -> None:
+def write_rows(folder: Path, shard: int, ids: list[str] | pa.Array, rows: TableRows) -> None:
     """Writes one shard without its vectors; as `write_shard`."""
     folder.mkdir(parents=True, exist_ok=True)
     time = pa.array(rows.t, mask=rows.t == NO_TIME)
-    columns = [pa.array(ids, pa.string()), rows.entity, rows.text_id, time]
+    names = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
+    columns = [names, rows.entity, rows.text_id, time]
     pq.write_table(pa.table(columns, schema=_SCHEMA), folder / f"rows-{shard:05d}.parquet")
 
 
@@ -224,8 +225,7 @@ def open_vectors(
     """
     shards = _shards(folder, node_type)
     first = shards[0].parent
-    stored = [each for each in READABLE if array_path(first, 0, each).is_file()]
-    precision = (*stored, READABLE[0])[0]
+    precision = _best_precision(first)
     rows = [_read_rows(path) for path in shards]
     maps = [
         _vectors(array_path(first, shard, precision), path, len(each.entity))
@@ -265,6 +265,14 @@ def _shards(folder: Path, node_type: str) -> list[Path]:
     if not shards:
         raise InputError(f"{folder} has no table of node type {node_type!r}")
     return shards
+
+
+def _best_precision(folder: Path) -> Precision:
+    """The best of a node type's that can be read; float32 where there is none."""
+    for precision in READABLE:
+        if array_path(folder, 0, precision).is_file():
+            return precision
+    return "float32"
 
 
 def _read_rows(path: Path) -> TableRows:

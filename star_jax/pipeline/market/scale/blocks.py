@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
@@ -44,6 +45,12 @@ def edges_part(name: str) -> str:
 def texts_part(state: int) -> str:
     """File of the text vectors; state 1: of those who moved."""
     return f"texts-{state}.npy"
+
+
+def node_ids(node_type: str, index: Int[np.ndarray, " N"]) -> pa.Array:
+    """The nodes' own ids."""
+    parts = [pa.scalar(node_type), pa.array(index).cast(pa.string()), pa.scalar("-")]
+    return pc.call_function("binary_join_element_wise", parts)
 
 
 class BlockDrawer:
@@ -194,7 +201,7 @@ def _write_nodes(
     columns: Mapping[str, np.ndarray],
 ) -> None:
     times = pa.nulls(len(index), pa.int64()) if time is None else pa.array(time)
-    ids = pa.array([f"{block.node_type}-{i}" for i in index.tolist()], pa.string())
+    ids = node_ids(block.node_type, index)
     typed = {
         name: values.astype(np.int32 if name.startswith("cat_") else np.float32)
         for name, values in columns.items()

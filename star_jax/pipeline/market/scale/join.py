@@ -21,6 +21,7 @@ from star_jax.pipeline.market.scale.blocks import (
     NODES,
     PAIRS,
     edges_part,
+    node_ids,
     texts_part,
 )
 from star_jax.pipeline.market.scale.latents import MOVES_EVERY
@@ -69,7 +70,7 @@ class Joiner:
         for name in _KINDS:
             rows = _rows_of(self._text_rows(name))
             counts[name] = len(rows.text_id)
-            ids = [f"{name}-{entity}" for entity in rows.entity.tolist()]
+            ids = node_ids(name, rows.entity)
             write_rows(folder / name, 0, ids, rows)
             path = array_path(folder / name, 0, "int8")
             with writing_array(path, (counts[name], size), np.dtype(np.int8)) as writer:
