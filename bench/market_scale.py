@@ -35,7 +35,7 @@ STAGES = {
     "export-graph": ("configs/run/large_market.py", "nodes"),
 }
 _EVERY_S = 0.2
-_PEAKS = 4
+_PARTS = 64  # Of a stage's time, whose peaks are kept.
 
 
 class Sample(NamedTuple):
@@ -63,16 +63,16 @@ def run_stage(name: str, millions: float, workdir: Path, steps: int) -> dict[str
     if status:
         raise RuntimeError(f"{' '.join(command)} ended with status {status}; see {log.name}")
     wall = time.monotonic() - start
-    quarters = [0] * _PEAKS
+    parts = [0] * _PARTS
     for each in samples:
-        number = min(int(_PEAKS * each.time_s / wall), _PEAKS - 1)
-        quarters[number] = max(quarters[number], each.private)
+        number = min(int(_PARTS * each.time_s / wall), _PARTS - 1)
+        parts[number] = max(parts[number], each.private)
     return {
         "wall_s": wall,
         "cpu_s": usage.ru_utime + usage.ru_stime,
         "private": max(each.private for each in samples),
         "resident": max(each.resident for each in samples),
-        "quarters": quarters,
+        "parts": parts,
     }
 
 
@@ -135,7 +135,8 @@ def report(workdir: Path, kept: dict[str, Any]) -> list[str]:
     wrong = []
     for name, row in kept.items():
         rate = f"{done[name] / row['wall_s']:,.0f} {STAGES[name][1]}"
-        quarters = ", ".join(map(_gib, row["quarters"]))
+        size = len(row["parts"]) // 4
+        quarters = ", ".join(_gib(max(row["parts"][i * size : (i + 1) * size])) for i in range(4))
         cells = [name, f"{row['wall_s']:.0f}", f"{row['cpu_s']:.0f}", rate, _gib(row["private"])]
         print(f"| {' | '.join([*cells, quarters, _gib(row['resident'])])} |")
         if row["resident"] > LIMIT_GIB * 2**30:
