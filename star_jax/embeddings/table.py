@@ -171,7 +171,7 @@ def read_table(
         ranges = read_ranges(folder / RANGES, vectors.shape[1]) if precision in RANGED else None
         vectors = dequantise(vectors, precision, ranges)
     joined = (np.concatenate(columns) for columns in zip(*rows, strict=True))
-    return EmbeddingTable(*joined, vectors)
+    return EmbeddingTable(*joined, vectors=vectors)
 
 
 def node_types(folder: Path) -> list[str]:

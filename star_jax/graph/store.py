@@ -184,8 +184,8 @@ class GraphStore:
     def release(self) -> None:
         """Lets go of the pages of edges and vectors that were read; they are read again when asked.
 
-        What reads all nodes in order calls this as it goes, so that it does
-        not end up with the whole graph in its resident memory.
+        What reads all nodes in order calls this as it goes, so that it does not end up with the
+        whole graph in its resident memory.
         """
         for adjacency in self.adjacency.values():
             for array in adjacency:
