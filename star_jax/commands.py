@@ -21,6 +21,12 @@ COMMANDS = {
     "import": Command(
         "import_tables", "your tables", "tables/", "check the input tables and bring them in"
     ),
+    "draw-market": Command(
+        "draw_market",
+        "nothing",
+        "tables/ text_embeddings/",
+        "draw a synthetic market of any size, with vectors in the place of texts",
+    ),
     "train-text": Command(
         "train_text",
         "tables/, and hard_negatives/ if asked for",

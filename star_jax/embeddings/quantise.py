@@ -1,4 +1,4 @@
-"""Narrow vectors: int8 and binary, by the conventions of sentence-transformers.
+"""Narrow vectors: half floats, and int8 and binary by the conventions of sentence-transformers.
 
 Its `quantize_embeddings` cuts the range of each dimension into 255 steps and truncates towards
 zero; binary keeps the sign of each dimension, eight to a byte, the first one highest. What lies
@@ -7,17 +7,30 @@ beyond the ranges is held at their ends here (there it wraps around).
 
 from typing import Literal, get_args
 
+import ml_dtypes
 import numpy as np
-from jaxtyping import Float, Float32, Integer, Shaped
+from jaxtyping import Float, Float32, Shaped
 
 from star_jax.config import InputError
 
-Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
+Precision = Literal["float32", "float16", "bfloat16", "int8", "uint8", "binary", "ubinary"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 RANGED: tuple[Precision, ...] = ("int8", "uint8")
-"""Those that need the ranges of the dimensions, and that `dequantise` can read."""
+"""Those that need the ranges of the dimensions."""
+
+READABLE: tuple[Precision, ...] = ("float32", "float16", "bfloat16", *RANGED)
+"""Those that `dequantise` can read, the best first."""
 
 _STEPS = 255
+_DTYPES: dict[Precision, type[np.generic]] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+    "int8": np.int8,
+    "uint8": np.uint8,
+    "binary": np.int8,
+    "ubinary": np.uint8,
+}
 
 
 def measure_ranges(sample: Float[np.ndarray, "N E"]) -> Float32[np.ndarray, "2 E"]:
@@ -49,11 +62,14 @@ def quantise(
 
     Args:
       vectors: Any number of rows.
-      precision: `float32` gives the vectors back.
+      precision: `float32` gives the vectors back, `float16` and `bfloat16` round them; npy files
+        know no bfloat16, so that its codes are its bits as whole numbers.
       ranges: Of `measure_ranges`; needed for int8 and uint8.
     """
-    if precision == "float32":
-        return vectors.astype(np.float32, copy=False)
+    if precision in ("float32", "float16"):
+        return vectors.astype(_DTYPES[precision], copy=False)
+    if precision == "bfloat16":
+        return vectors.astype(ml_dtypes.bfloat16).view(np.uint16)
     if precision in RANGED:
         steps = _steps_of(vectors.astype(np.float32, copy=False), _needed(ranges, precision))
         return (steps - 128 if precision == "int8" else steps).astype(code_dtype(precision))
@@ -62,17 +78,29 @@ def quantise(
 
 
 def dequantise(
-    codes: Integer[np.ndarray, "N _"],
+    codes: Shaped[np.ndarray, "N _"],
     precision: Precision,
-    ranges: Float32[np.ndarray, "2 E"],
+    ranges: Float32[np.ndarray, "2 E"] | None,
 ) -> Float32[np.ndarray, "N E"]:
-    """The middle of what a code stands for: within one step of the vector that had been in range.
+    """The middle of what a code stands for.
+
+    That of int8 or uint8 is within one step of the vector that had been in range.
+
+    Args:
+      codes: Of `quantise`.
+      precision: One of `READABLE`.
+      ranges: As in `quantise`.
 
     Raises:
       ValueError: The precision keeps no sizes.
     """
-    if precision not in RANGED:
-        raise ValueError(f"precision {precision} is not one of {RANGED}: it keeps no sizes")
+    if precision not in READABLE:
+        raise ValueError(f"precision {precision} is not one of {READABLE}: it keeps no sizes")
+    if precision in ("float32", "float16"):
+        return codes.astype(np.float32, copy=False)
+    if precision == "bfloat16":  # The upper half of a float32.
+        return (codes.astype(np.uint32) << 16).view(np.float32)
+    ranges = _needed(ranges, precision)
     code = codes.astype(np.float32)
     if precision == "int8":  # Truncation towards zero: zero stands for two steps.
         step = np.clip(code + 0.5 * np.sign(code), -128, 127) + 128
@@ -89,9 +117,7 @@ def num_codes(precision: Precision, size: int) -> int:
 
 def code_dtype(precision: Precision) -> np.dtype:
     """What a code is stored as."""
-    if precision == "float32":
-        return np.dtype(np.float32)
-    return np.dtype(np.int8 if precision in ("int8", "binary") else np.uint8)
+    return np.dtype(_DTYPES[precision])
 
 
 def _steps_of(

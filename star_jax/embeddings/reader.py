@@ -21,9 +21,9 @@ from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.embeddings.columns import Rows
 from star_jax.embeddings.id_index import MISSING, IdIndex, as_ids
-from star_jax.embeddings.quantise import RANGED, Precision, dequantise
+from star_jax.embeddings.quantise import Precision
 from star_jax.embeddings.registry.registry import Registry, locate
-from star_jax.embeddings.table import RANGES, open_vectors, read_ids_and_times, read_ranges
+from star_jax.embeddings.table import open_vectors, read_ids_and_times
 from star_jax.embeddings.transforms.files import read_chain
 from star_jax.embeddings.transforms.transform import Transform
 from star_jax.shapes import NO_TIME
@@ -48,7 +48,7 @@ class EmbeddingReader:
         folder: Path,
         node_type: str,
         *,
-        precision: Precision = "float32",
+        precision: Precision | None = None,
         transform: Transform | None = None,
     ) -> None:
         """Reads the ids and times; vectors stay on disk until they are asked for.
@@ -56,15 +56,13 @@ class EmbeddingReader:
         Args:
           folder: An artefact with tables of embeddings.
           node_type: Which of them.
-          precision: float32, or int8 or uint8, which are handed out as float32 too.
+          precision: As in `open_vectors`; all are handed out as float32.
           transform: Maps what is read to an older version.
 
         Raises:
           InputError: The artefact is not complete, has no such table, or the transform is for
             others.
         """
-        if precision not in ("float32", *RANGED):
-            raise InputError(f"precision {precision} keeps no sizes, needed float32, int8 or uint8")
         artefacts.read_any(folder)
         self.folder, self.node_type = folder, node_type
         self.digest = artefacts.digest(folder)
@@ -74,10 +72,8 @@ class EmbeddingReader:
         times = rows["t"].fill_null(NO_TIME).combine_chunks()
         self._times = times.to_numpy(zero_copy_only=False)
         self._index: IdIndex | None = None
-        self._precision: Precision = precision
         self._transform = transform
         width = self._files.size
-        self._ranges = read_ranges(folder / RANGES, width) if precision in RANGED else None
         self.num_rows = len(self._ids)
         self.version = _version(self.digest, node_type, transform)
         self.size = width
@@ -133,9 +129,6 @@ class EmbeddingReader:
 
     def _take(self, rows: Int64[np.ndarray, " N"]) -> Float32[np.ndarray, "N E"]:
         found = self._files.take(rows)
-        if self._ranges is not None:
-            found = dequantise(found, self._precision, self._ranges)
-        found = found.astype(np.float32, copy=False)
         return found if self._transform is None else self._transform.apply(self.node_type, found)
 
 
@@ -145,7 +138,7 @@ def open_reader(
     *,
     registry: str | None = None,
     as_version: str | None = None,
-    precision: Precision = "float32",
+    precision: Precision | None = None,
 ) -> EmbeddingReader:
     """A reader of a folder or of a version in a registry.
 

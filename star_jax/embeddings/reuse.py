@@ -8,20 +8,29 @@ from jaxtyping import Float32, Int, Int64, Shaped
 
 from star_jax import artefacts
 from star_jax.config import InputError
+from star_jax.embeddings.quantise import Precision, code_dtype, dequantise, quantise
 
 MISSING = -1
-_FLOAT = np.dtype(np.float32)
 
 
 class VectorFiles:
-    """Rows counted through several npy files, each mapped when first asked for.
+    """Rows counted through several npy files, each mapped when first asked for; read as float32.
 
     Attributes:
       size: Width of the vectors.
+      shape: Of all vectors.
+      dtype: Of what is read.
     """
 
+    dtype = np.dtype(np.float32)
+
     def __init__(
-        self, paths: Sequence[Path], num_rows: Sequence[int], size: int, dtype: np.dtype = _FLOAT
+        self,
+        paths: Sequence[Path],
+        num_rows: Sequence[int],
+        size: int,
+        precision: Precision = "float32",
+        ranges: Float32[np.ndarray, "2 E"] | None = None,
     ) -> None:
         """Takes note of the files.
 
@@ -29,32 +38,56 @@ class VectorFiles:
           paths: May not be there yet.
           num_rows: Of each file.
           size: Width of the vectors.
-          dtype: Of their numbers.
+          precision: As the files were written; one that `dequantise` can read.
+          ranges: For int8 and uint8.
         """
-        self._paths, self.size, self._dtype = list(paths), size, dtype
+        self._paths, self.size, self._ranges = list(paths), size, ranges
+        self._precision: Precision = precision
         self._ends = np.cumsum([0, *num_rows])
+        self.shape = (int(self._ends[-1]), size)
         self._open: dict[int, np.ndarray] = {}
 
-    def take(self, rows: Int[np.ndarray, " N"]) -> Shaped[np.ndarray, "N E"]:
+    def __getitem__(self, rows: Int[np.ndarray, " N"]) -> Float32[np.ndarray, "N E"]:
+        """As `take`: stands where an array may stand."""
+        return self.take(rows)
+
+    def take(self, rows: Int[np.ndarray, " N"]) -> Float32[np.ndarray, "N E"]:
         """Copies of rows, in the order asked for.
 
         Raises:
           InputError: A file is missing or does not hold what it should.
         """
-        vectors = np.empty((len(rows), self.size), self._dtype)
+        if len(self._paths) == 1:
+            return dequantise(self._map(0)[rows], self._precision, self._ranges)
+        stored = np.empty((len(rows), self.size), code_dtype(self._precision))
         of_file = np.searchsorted(self._ends, rows, side="right") - 1
         for file in np.unique(of_file):
             here = of_file == file
-            vectors[here] = self._map(int(file))[rows[here] - self._ends[file]]
-        return vectors
+            stored[here] = self._map(int(file))[rows[here] - self._ends[file]]
+        return dequantise(stored, self._precision, self._ranges)
+
+    def check(self) -> None:
+        """Looks at every file; as `take` of all rows, without reading them."""
+        for file in range(len(self._paths)):
+            self._map(file)
+            self.release()
+
+    def release(self) -> None:
+        """Lets go of the maps, and with them of the pages that were read; asked again, maps anew.
+
+        What reads all rows in order calls this as it goes, so that it does not end up with all
+        files in its resident memory.
+        """
+        self._open.clear()
 
     def _map(self, file: int) -> np.ndarray:
-        if file not in self._open:
+        found = self._open.get(file)
+        if found is None:  # Another thread may let go of the maps meanwhile.
             path, needed = self._paths[file], int(np.diff(self._ends)[file])
             if not path.is_file():
                 raise InputError(f"{path} is missing, needed for {needed} vectors")
-            self._open[file] = read_vectors(path, needed, self.size, self._dtype)
-        return self._open[file]
+            found = self._open[file] = read_vectors(path, needed, self.size, self._precision)
+        return found
 
 
 class KnownVectors:
@@ -105,25 +138,27 @@ class KnownVectors:
             _checked(export, path.relative_to(export).as_posix(), self._manifests[export])
 
 
-def write_vectors(path: Path, vectors: Float32[np.ndarray, "N E"]) -> None:
-    """Stores a file of vectors: whole, or not at all."""
+def write_vectors(
+    path: Path, vectors: Float32[np.ndarray, "N E"], precision: Precision = "float32"
+) -> None:
+    """Stores a file of vectors, in a precision without ranges: whole, or not at all."""
     with artefacts.whole_file(path) as partial, partial.open("wb") as file:
-        np.save(file, vectors)
+        np.save(file, quantise(vectors, precision, None))
 
 
 def read_vectors(
-    path: Path, num_rows: int, size: int, dtype: np.dtype = _FLOAT
+    path: Path, num_rows: int, size: int, precision: Precision = "float32"
 ) -> Shaped[np.ndarray, "N E"]:
-    """Maps a file of vectors.
+    """Maps a file of vectors as it was stored.
 
     Raises:
       InputError: It holds something else.
     """
-    vectors = np.load(path, mmap_mode="r")
-    if vectors.shape != (num_rows, size) or vectors.dtype != dtype:
+    vectors, needed = np.load(path, mmap_mode="r"), code_dtype(precision)
+    if vectors.shape != (num_rows, size) or vectors.dtype != needed:
         raise InputError(
             f"{path} has shape {vectors.shape} of {vectors.dtype}, "
-            f"needed ({num_rows}, {size}) of {dtype}; remove it"
+            f"needed ({num_rows}, {size}) of {needed}; remove it"
         )
     return vectors
 

@@ -3,8 +3,9 @@
 One folder per node type, `rows-00000.parquet` and `vectors-00000.npy` for shard 0; the artefact
 that holds the folders carries the manifest. Row order is the writer's: text tables are in the
 order of `text_id`, so that row i is the text i. Narrower vectors of the same rows stand beside
-them, `int8-00000.npy` and so on, with the ranges they were quantised by in `ranges.npy` of the
-artefact; `keys-00000.npy` names the content that each vector was made from.
+them or in their place, `float16-00000.npy`, `int8-00000.npy` and so on, with the ranges that int8
+and uint8 were quantised by in `ranges.npy` of the artefact; `keys-00000.npy` names the content that
+each vector was made from.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,14 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int32, Int64, Shaped
 
 from star_jax.config import InputError
-from star_jax.embeddings.quantise import Precision, check_ranges, dequantise
+from star_jax.embeddings.quantise import (
+    RANGED,
+    READABLE,
+    Precision,
+    check_ranges,
+    dequantise,
+    quantise,
+)
 from star_jax.embeddings.reuse import VectorFiles
 from star_jax.shapes import NO_TIME
 
@@ -90,7 +98,13 @@ def writing_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Iterat
     writer.close(complete=True)
 
 
-def write_shard(folder: Path, shard: int, ids: list[str], table: EmbeddingTable) -> None:
+def write_shard(
+    folder: Path,
+    shard: int,
+    ids: list[str],
+    table: EmbeddingTable,
+    precision: Precision = "float32",
+) -> None:
     """Writes one shard of a node type.
 
     Args:
@@ -98,19 +112,22 @@ def write_shard(folder: Path, shard: int, ids: list[str], table: EmbeddingTable)
       shard: Its number; shards follow each other without a gap.
       ids: The entities' own ids, one per row.
       table: The rows.
+      precision: Of the vectors on disk; one that needs no ranges.
     """
     lengths = {"ids": len(ids)} | {name: len(column) for name, column in table._asdict().items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"columns of one shard differ in length: {lengths}")
     write_rows(folder, shard, ids, TableRows(*table[:-1]))
-    np.save(array_path(folder, shard, "float32"), np.ascontiguousarray(table.vectors))
+    stored = quantise(table.vectors, precision, None)
+    np.save(array_path(folder, shard, precision), np.ascontiguousarray(stored))
 
 
-def write_rows(folder: Path, shard: int, ids: list[str], rows: TableRows) -> None:
+def write_rows(folder: Path, shard: int, ids: list[str] | pa.Array, rows: TableRows) -> None:
     """Writes one shard without its vectors; as `write_shard`."""
     folder.mkdir(parents=True, exist_ok=True)
     time = pa.array(rows.t, mask=rows.t == NO_TIME)
-    columns = [pa.array(ids, pa.string()), rows.entity, rows.text_id, time]
+    names = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
+    columns = [names, rows.entity, rows.text_id, time]
     pq.write_table(pa.table(columns, schema=_SCHEMA), folder / f"rows-{shard:05d}.parquet")
 
 
@@ -138,28 +155,23 @@ def read_table(
       folder: The artefact, e.g. `W/text_embeddings`.
       node_type: Which table of it.
       precision: Which of the vectors.
-      dequantised: Gives float32 made from the codes of int8 or uint8.
+      dequantised: Gives float32 made from the codes.
 
     Raises:
       InputError: The node type has no table here, not in this precision, or a shard is broken.
     """
     shards = rows_paths(folder, node_type)
-    rows = [pq.read_table(path) for path in shards]
+    rows = [_read_rows(path) for path in shards]
     found = [
-        _vectors(array_path(path.parent, shard, precision), path, len(table))
-        for shard, (path, table) in enumerate(zip(shards, rows, strict=True))
+        _vectors(array_path(path.parent, shard, precision), path, len(each.entity))
+        for shard, (path, each) in enumerate(zip(shards, rows, strict=True))
     ]
     vectors = found[0] if len(found) == 1 else np.concatenate(found)
-    joined = pa.concat_tables(rows)
-    time = joined["t"].combine_chunks()
-    return EmbeddingTable(
-        entity=joined["entity"].to_numpy(),
-        text_id=joined["text_id"].to_numpy(),
-        t=time.fill_null(NO_TIME).to_numpy(zero_copy_only=False),
-        vectors=dequantise(vectors, precision, read_ranges(folder / RANGES, vectors.shape[1]))
-        if dequantised
-        else vectors,
-    )
+    if dequantised:
+        ranges = read_ranges(folder / RANGES, vectors.shape[1]) if precision in RANGED else None
+        vectors = dequantise(vectors, precision, ranges)
+    joined = (np.concatenate(columns) for columns in zip(*rows, strict=True))
+    return EmbeddingTable(*joined, vectors=vectors)
 
 
 def node_types(folder: Path) -> list[str]:
@@ -179,17 +191,40 @@ def rows_paths(folder: Path, node_type: str) -> list[Path]:
     return shards
 
 
-def open_vectors(folder: Path, node_type: str, precision: Precision = "float32") -> VectorFiles:
-    """The vectors of a node type, by the row of `read_table`; they stay on disk.
+def read_rows(folder: Path, node_type: str) -> TableRows:
+    """All rows of a node type, without their vectors.
 
     Raises:
-      InputError: The node type has no table here, or not in this precision.
+      InputError: The node type has no table here.
+    """
+    rows = [_read_rows(path) for path in rows_paths(folder, node_type)]
+    return TableRows(*(np.concatenate(columns) for columns in zip(*rows, strict=True)))
+
+
+def open_vectors(folder: Path, node_type: str, precision: Precision | None = None) -> VectorFiles:
+    """The vectors of a node type, by the row of `read_table`; they stay on disk, and are float32.
+
+    Args:
+      folder: The artefact, e.g. `W/text_embeddings`.
+      node_type: Which table of it.
+      precision: Which of the vectors. None: those in float32 if there are such, else the next best.
+
+    Raises:
+      InputError: The node type has no table here, or not in this precision; vectors of the
+        precision cannot be had back; or its first shard is broken.
     """
     shards = rows_paths(folder, node_type)
+    if precision is None:
+        precision = _best_precision(folder / node_type)
+    if precision not in READABLE:
+        raise InputError(
+            f"precision {precision} keeps no sizes, needed one of {', '.join(READABLE)}"
+        )
     num_rows = [pq.read_metadata(path).num_rows for path in shards]
     paths = [array_path(path.parent, shard, precision) for shard, path in enumerate(shards)]
-    first = _vectors(paths[0], shards[0], num_rows[0])
-    return VectorFiles(paths, num_rows, first.shape[1], first.dtype)
+    size = _vectors(paths[0], shards[0], num_rows[0]).shape[1]
+    ranges = read_ranges(folder / RANGES, size) if precision in RANGED else None
+    return VectorFiles(paths, num_rows, size, precision, ranges)
 
 
 def read_ids(folder: Path, node_type: str) -> list[str]:
@@ -219,6 +254,23 @@ def read_ranges(path: Path, size: int) -> Float32[np.ndarray, "2 E"]:
     ranges = np.load(path)
     check_ranges(ranges, size, path)
     return ranges
+
+
+def _best_precision(folder: Path) -> Precision:
+    """The best of a node type's that can be read; float32 where there is none."""
+    for precision in READABLE:
+        if array_path(folder, 0, precision).is_file():
+            return precision
+    return "float32"
+
+
+def _read_rows(path: Path) -> TableRows:
+    """Of one shard, without its ids."""
+    table = pq.read_table(path, columns=list(TableRows._fields))
+    time = table["t"].combine_chunks().fill_null(NO_TIME)
+    return TableRows(
+        table["entity"].to_numpy(), table["text_id"].to_numpy(), time.to_numpy(zero_copy_only=False)
+    )
 
 
 def _vectors(path: Path, rows_path: Path, num_rows: int) -> Shaped[np.ndarray, "N E"]:

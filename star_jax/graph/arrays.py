@@ -5,6 +5,7 @@ Writing through a memory map would end the process by SIGBUS when the disk is fu
 
 import io
 import math
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,6 +71,15 @@ class ColumnFiles:
     ) -> None:
         for file in self._files.values():
             file.__exit__(kind, error, trace)
+
+
+def release(array: np.ndarray) -> None:
+    """Lets go of the pages of a mapped file that were read; what is no map stays as it is."""
+    base = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def file_bytes(dtype: np.dtype, shape: tuple[int, ...]) -> int:

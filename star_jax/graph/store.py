@@ -12,7 +12,9 @@ from jaxtyping import Bool, Float, Int, Num
 
 from star_jax.artefacts import read_manifest
 from star_jax.config import InputError, from_json
-from star_jax.embeddings.table import read_table
+from star_jax.embeddings.reuse import VectorFiles
+from star_jax.embeddings.table import open_vectors, read_rows
+from star_jax.graph.arrays import release
 from star_jax.graph.schema import EdgeType, GraphSchema
 from star_jax.shapes import NO_TIME
 
@@ -179,6 +181,19 @@ class GraphStore:
         """Names the content of the graph."""
         return self.meta.version
 
+    def release(self) -> None:
+        """Lets go of the pages of edges and vectors that were read; they are read again when asked.
+
+        What reads all nodes in order calls this as it goes, so that it does not end up with the
+        whole graph in its resident memory.
+        """
+        for adjacency in self.adjacency.values():
+            for array in adjacency:
+                release(array)
+        for vectors in self.text_vectors.values():
+            if isinstance(vectors, VectorFiles):
+                vectors.release()
+
     def seen(self, node_type: str) -> Bool[np.ndarray, " N"]:
         """Per node, whether enough edges end in it that are always visible or of training."""
         if node_type not in self._seen:
@@ -219,20 +234,21 @@ def relation_salt(key: str) -> int:
 
 def _text_vectors(
     text: Path | Mapping[str, int] | TextNumbers, node_type: str, needed: int
-) -> Num[np.ndarray, "U E"]:
+) -> Num[np.ndarray, "U E"] | VectorFiles:
     if isinstance(text, TextNumbers):
         return np.arange(needed, dtype=np.int32)[:, None]
     if isinstance(text, Mapping):
         return np.broadcast_to(np.float32(0), (needed, text[node_type]))
-    table = read_table(text, node_type)
-    if not np.array_equal(table.text_id, np.arange(len(table.text_id))):
+    rows, vectors = read_rows(text, node_type), open_vectors(text, node_type)
+    if not np.array_equal(rows.text_id, np.arange(len(rows.text_id))):
         raise InputError(f"{text}/{node_type} is not sorted by text_id; run `star export-text`")
-    if len(table.text_id) < needed:
+    if len(rows.text_id) < needed:
         raise InputError(
-            f"{text}/{node_type} holds {len(table.text_id)} vectors, needed {needed} as the "
+            f"{text}/{node_type} holds {len(rows.text_id)} vectors, needed {needed} as the "
             "graph counts texts; run `star export-text` on the tables the graph was built from"
         )
-    return table.vectors
+    vectors.check()
+    return vectors
 
 
 def _load_all(folder: Path, names: tuple[str, ...]) -> list[np.ndarray]:

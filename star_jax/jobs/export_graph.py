@@ -17,12 +17,13 @@ import dataclasses
 import functools
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float32, Int32
 
 from star_jax import artefacts
@@ -32,6 +33,7 @@ from star_jax.graph.decoders import DecoderConfig
 from star_jax.graph.layerwise import State
 from star_jax.graph.model import Role, rounds_of
 from star_jax.graph.schema import parse_key
+from star_jax.graph.sorting import parquet_batches
 from star_jax.parallel import processes
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.graph_buckets import Shapes
@@ -48,7 +50,6 @@ from star_jax.pipeline.graph_model import GraphModelFile, TrainedGraph, open_tra
 from star_jax.pipeline.graph_programs import RowShards
 from star_jax.pipeline.graph_states import NodeFiles, StateFiles, complete, fill
 from star_jax.pipeline.scratch import clear, together
-from star_jax.pipeline.tables.read import read_nodes
 
 _MEASURED = 1 << 14  # Nodes whose samples are measured before all are drawn.
 
@@ -70,14 +71,16 @@ class GraphExportConfig:
         `evaluate` lets the test pairs see.
       inference: "sampled": every node from a sample of its own around it, whose size grows with
         the product of the fanouts. "layerwise": all nodes through one layer after the other, so
-        that the work grows with their sum. The states between the layers take 4 bytes times the
-        model's width for every node, layer and role, beside the parts of the tables. The vectors
-        are those of "sampled" but for rounding, and for what `star_jax.pipeline.graph_layers`
-        says.
+        that the work grows with their sum. The states between the layers take the bytes of
+        `state_precision` times the model's width for every node, layer and role, beside the parts
+        of the tables. The vectors are those of "sampled" but for rounding, and for what
+        `star_jax.pipeline.graph_layers` says.
       neighbours: "all", for layerwise: every visible neighbour of the relations that the encoder
         reads at a hop, however many the fanouts name.
       mesh: Devices of this process: nodes are split over `data` and `fsdp`, large parameters over
         `fsdp`.
+      precision: Of the vectors on disk.
+      state_precision: Of the states between the layers on disk, for layerwise.
       part_nodes: Nodes embedded and written at a time: the rows of one file, and the least that a
         process makes.
       model: Folder of the trained model.
@@ -91,6 +94,8 @@ class GraphExportConfig:
     inference: Literal["sampled", "layerwise"] = "sampled"
     neighbours: WhichNeighbours = "fanout"
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    precision: Literal["float32", "float16"] = "float32"
+    state_precision: Literal["float32", "bfloat16"] = "float32"
     part_nodes: int = 1 << 17
     model: str = "graph_model"
     output: str = "graph_embeddings"
@@ -102,6 +107,11 @@ class GraphExportConfig:
         if self.neighbours == "all" and self.inference != "layerwise":
             raise ValueError(
                 f"neighbours 'all' is for inference 'layerwise', inference is {self.inference!r}"
+            )
+        if self.state_precision != "float32" and self.inference != "layerwise":
+            raise ValueError(
+                f"state_precision {self.state_precision!r} is for inference 'layerwise', inference "
+                f"is {self.inference!r}"
             )
 
 
@@ -171,6 +181,7 @@ class _Export(NamedTuple):
             num_nodes=self.view.store.num_nodes[target.node_type],
             part_nodes=self.config.part_nodes,
             size=self.trained.file.model.encoder.dim,
+            precision=self.config.precision,
         )
 
     def wanted(self, target: Target, nodes: Int32[np.ndarray, " n"]) -> Wanted:
@@ -185,6 +196,7 @@ class _Export(NamedTuple):
             "model": artefacts.digest(self.workdir / config.model),
             "graph": self.trained.store.version,
             "view": [config.visible, config.inference, config.neighbours],
+            "state_precision": config.state_precision,
         }
 
 
@@ -211,16 +223,17 @@ def _write(export: _Export, tables: _Tables) -> None:
     with artefacts.writing(workdir / config.output, KIND) as partial:
         sizes = {}
         for target, files in tables.items():
-            ids = read_nodes(workdir / "tables", target.node_type)["id"].to_pylist()
-            sizes[target.table] = len(ids)
+            sizes[target.table] = export.view.store.num_nodes[target.node_type]
             folder = partial / target.table
             files.check()
-            for shard, (nodes, path) in enumerate(zip(files.parts, files.paths, strict=True)):
+            ids = _ids(workdir / "tables", target.node_type, config.part_nodes)
+            for shard, (nodes, names, path) in enumerate(
+                zip(files.parts, ids, files.paths, strict=True)
+            ):
                 no_text = np.full(len(nodes), -1, np.int32)
                 time = np.full(len(nodes), export.view.time, np.int64)
-                names = [ids[node] for node in nodes.tolist()]
                 write_rows(folder, shard, names, TableRows(nodes, no_text, time))
-                shutil.copyfile(path, array_path(folder, shard, "float32"))
+                shutil.copyfile(path, array_path(folder, shard, config.precision))
         meta = {
             "model": artefacts.digest(workdir / config.model),
             "graph": trained.store.version,
@@ -231,16 +244,29 @@ def _write(export: _Export, tables: _Tables) -> None:
                 t.table: rounds_of(trained.model, t.role, t.node_type) for t in export.targets
             },
             "scores_need": scores_need(trained.file.model.decoder),
+            "precision": config.precision,
             "num_nodes": sizes,
         }
         if config.inference == "layerwise":
-            meta |= {"inference": config.inference, "neighbours": config.neighbours}
+            meta |= {
+                "inference": config.inference,
+                "neighbours": config.neighbours,
+                "state_precision": config.state_precision,
+            }
         artefacts.set_meta(partial, meta)
     _log.info("wrote %s", ", ".join(f"{n} {t}" for t, n in sizes.items()))
     if trained.file.compatible is not None:
         new = artefacts.digest(workdir / config.output)
         params = trained.variables["params"]
         write_maps(workdir / config.transform, trained.file.compatible, params, new)
+
+
+def _ids(tables: Path, node_type: str, part_nodes: int) -> Iterator[pa.Array]:
+    """The nodes' own ids in their order, so many at a time; of no nodes, nothing once."""
+    path = tables / "nodes" / f"{node_type}.parquet"
+    found = (batch["id"].cast(pa.string()) for batch in parquet_batches(path, part_nodes, ["id"]))
+    yield next(found, pa.array([], pa.string()))
+    yield from found
 
 
 def _sampled(export: _Export, scratch: Path) -> _Tables:
@@ -284,6 +310,7 @@ def _layerwise(export: _Export, scratch: Path) -> _Tables:
         num_nodes=view.store.num_nodes,
         part_nodes=config.part_nodes,
         size=trained.file.model.encoder.dim,
+        precision=config.state_precision,
     )
     outputs = {t: encoder.outputs(t.role, t.node_type) for t in export.targets}
     complete(encoder, states, [state for each in outputs.values() for state in each])
@@ -302,4 +329,5 @@ def _ended(
     nodes: Int32[np.ndarray, " n"],
 ) -> Float32[np.ndarray, "n E"]:
     rows = [states.read(state, nodes) for state in outputs]
+    states.release()
     return encoder.vectors(target.role, target.node_type, rows)

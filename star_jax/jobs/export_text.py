@@ -74,7 +74,8 @@ class TextExportConfig:
       shard_rows: Rows of one file of a table.
       reuse: Another export whose vectors are taken where model and text are the same;
         `W/text_embeddings` always is one.
-      precision: Which vectors are written; the graph half needs float32.
+      precision: Which vectors are written; the graph half reads the best of float32,
+        float16, bfloat16, int8 and uint8 that is there.
       ranges: A `ranges.npy` to quantise by, e.g. of an earlier export. None: those of a sample.
       ranges_texts: Different texts of that sample.
       prior: True share of positives among the pairs that are scored.

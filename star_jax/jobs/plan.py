@@ -225,6 +225,7 @@ def _export_graph(
         [(target.role, target.node_type) for target in targets(file, config)],
         config.part_nodes,
         config.neighbours if config.inference == "layerwise" else None,
+        config.state_precision,
     )
     view = split_view(store, config.visible)
     export = inference.export_runs(file.build(), file.sampling, view, mesh, what, num_processes)

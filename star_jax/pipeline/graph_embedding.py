@@ -31,6 +31,8 @@ KEY = 0
 
 _MOST_SEEDS = 1024  # Of one batch.
 _HEADROOM = 1.02  # For batches of further nodes; the first ones are measured as they will be drawn.
+_CHUNK_EDGES = 1 << 22  # Of a graph whose edges are all looked at.
+_CHUNK_NODES = 1 << 16
 _AHEAD = 2  # Stacks sampled while one is embedded.
 
 
@@ -79,8 +81,10 @@ def visible_until(store: GraphStore, visible_splits: int) -> int:
     """Just after the last visible edge; NO_TIME if no edge has a time."""
     latest = [NO_TIME]
     for adjacency in store.adjacency.values():
-        seen = adjacency.time[_timed(adjacency.flags, visible_splits)]
-        latest += [int(seen.max()) + 1] if len(seen) else []
+        for first in range(0, len(adjacency.flags), _CHUNK_EDGES):
+            part = slice(first, first + _CHUNK_EDGES)
+            seen = adjacency.time[part][_timed(adjacency.flags[part], visible_splits)]
+            latest += [int(seen.max()) + 1] if len(seen) else []
     return max(latest)
 
 
@@ -349,12 +353,14 @@ def _timed(flags: np.ndarray, visible_splits: int) -> np.ndarray:
 def _last_event(store: GraphStore, node_type: str, visible_splits: int) -> Int64[np.ndarray, " N"]:
     """Time of each node's last edge of a visible split; NO_TIME without any."""
     adjacency = store.adjacency[node_type]
-    bounds = np.asarray(adjacency.bounds)
-    node = np.repeat(np.arange(len(bounds)), bounds[:, -1] - bounds[:, 0])
     of_split = visible_splits & ~(1 << SPLIT_CODES["always"])
-    seen = _timed(adjacency.flags, of_split)
-    last = np.full(len(bounds), NO_TIME, np.int64)
-    np.maximum.at(last, node[seen], adjacency.time[seen])
+    last = np.full(len(adjacency.bounds), NO_TIME, np.int64)
+    for first in range(0, len(last), _CHUNK_NODES):
+        bounds = np.asarray(adjacency.bounds[first : first + _CHUNK_NODES])
+        node = np.repeat(np.arange(first, first + len(bounds)), bounds[:, -1] - bounds[:, 0])
+        edges = slice(bounds[0, 0], bounds[-1, -1])
+        seen = _timed(adjacency.flags[edges], of_split)
+        np.maximum.at(last, node[seen], adjacency.time[edges][seen])
     return last
 
 

@@ -172,6 +172,10 @@ class LayerEncoder:
                 found[part] = rows[: part.stop - part.start]
         return found
 
+    def release(self) -> None:
+        """Lets go of what was read of the graph's files."""
+        self._view.store.release()
+
     def _run(
         self, of_part: OfPart, parts: Sequence[PyTree], **static: object
     ) -> Float32[np.ndarray, "parts N D"]:

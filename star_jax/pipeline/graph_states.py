@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from star_jax import artefacts
-from star_jax.embeddings.reuse import VectorFiles, read_vectors, write_vectors
+from star_jax.embeddings.quantise import Precision
+from star_jax.embeddings.reuse import VectorFiles, write_vectors
 from star_jax.graph.layerwise import State, in_order
 from star_jax.parallel import processes
 from star_jax.pipeline.ahead import behind
@@ -43,6 +44,7 @@ class NodeFiles:
         num_nodes: int,
         part_nodes: int,
         size: int,
+        precision: Precision,
     ) -> None:
         """Writes nothing yet.
 
@@ -52,15 +54,17 @@ class NodeFiles:
           num_nodes: Of the type.
           part_nodes: Nodes of a part.
           size: Width of a row.
+          precision: Of the rows on disk; one that needs no ranges.
         """
-        text = json.dumps([dict(made_from), part_nodes], sort_keys=True)
+        text = json.dumps([dict(made_from), part_nodes, precision], sort_keys=True)
         self._folder = scratch / artefacts.content_digest(text.encode())[:16]
-        self._size = size
+        self._precision: Precision = precision
         self.parts: list[Int32[np.ndarray, " n"]] = [
             np.arange(start, min(start + part_nodes, num_nodes), dtype=np.int32)
             for start in range(0, max(num_nodes, 1), part_nodes)
         ]
-        self._files = VectorFiles(self.paths, [len(part) for part in self.parts], size)
+        num_rows = [len(part) for part in self.parts]
+        self._files = VectorFiles(self.paths, num_rows, size, precision)
 
     @property
     def paths(self) -> list[Path]:
@@ -73,7 +77,7 @@ class NodeFiles:
 
     def write(self, number: int, rows: Float32[np.ndarray, "n D"]) -> None:
         """Stores a part: whole, or not at all."""
-        write_vectors(self.paths[number], rows)
+        write_vectors(self.paths[number], rows, self._precision)
 
     def read(self, nodes: Int32[np.ndarray, " N"]) -> Float32[np.ndarray, "N D"]:
         """Copies of rows, whose parts must be there.
@@ -83,14 +87,13 @@ class NodeFiles:
         """
         return self._files.take(nodes)
 
-    def check(self) -> None:
-        """Reads the shape of every part.
+    def release(self) -> None:
+        """As `VectorFiles.release`."""
+        self._files.release()
 
-        Raises:
-          InputError: One holds something else.
-        """
-        for path, part in zip(self.paths, self.parts, strict=True):
-            read_vectors(path, len(part), self._size)
+    def check(self) -> None:
+        """As `VectorFiles.check`."""
+        self._files.check()
 
 
 class StateFiles:
@@ -104,9 +107,11 @@ class StateFiles:
         num_nodes: Mapping[str, int],
         part_nodes: int,
         size: int,
+        precision: Precision,
     ) -> None:
         """As `NodeFiles` of every state; `made_from` names what decides a row beside the state."""
         self._scratch, self._made_from = scratch, dict(made_from)
+        self._precision: Precision = precision
         self._num_nodes, self._part_nodes, self._size = num_nodes, part_nodes, size
         self._files: dict[State, NodeFiles] = {}
 
@@ -119,12 +124,18 @@ class StateFiles:
                 num_nodes=self._num_nodes[state.node_type],
                 part_nodes=self._part_nodes,
                 size=self._size,
+                precision=self._precision,
             )
         return self._files[state]
 
     def read(self, state: State, nodes: Int32[np.ndarray, " N"]) -> Float32[np.ndarray, "N D"]:
         """As `NodeFiles.read`."""
         return self.of(state).read(nodes)
+
+    def release(self) -> None:
+        """As `NodeFiles.release`, of all states."""
+        for files in self._files.values():
+            files.release()
 
 
 def fill(
@@ -183,7 +194,10 @@ def complete(encoder: LayerEncoder, files: StateFiles, outputs: Sequence[State])
 def _rows(
     encoder: LayerEncoder, files: StateFiles, state: State, nodes: Int32[np.ndarray, " n"]
 ) -> Float32[np.ndarray, "n D"]:
-    return encoder.rows(state, nodes, files.read)
+    rows = encoder.rows(state, nodes, files.read)
+    files.release()
+    encoder.release()
+    return rows
 
 
 def _said(state: State, num_nodes: int, seconds: float, before: Counts, after: Counts) -> str:

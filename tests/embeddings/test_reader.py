@@ -132,8 +132,10 @@ def test_int8_is_read_as_floats(tmp_path):
     expected = np.stack([tables.found(ROWS, name).vector for name in NAMES])
     np.testing.assert_allclose(found.vectors, expected, atol=float(np.ptp(vectors)) / 255)
     assert found.vectors.dtype == np.float32
+    best = EmbeddingReader(folder, "job").get(NAMES)
+    np.testing.assert_array_equal(best.vectors, found.vectors)
     with pytest.raises(InputError, match=r"vectors-00000.npy is missing"):
-        EmbeddingReader(folder, "job")
+        EmbeddingReader(folder, "job", precision="float32")
     with pytest.raises(InputError, match="precision binary keeps no sizes"):
         EmbeddingReader(folder, "job", precision="binary")
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from star_jax.config import InputError
+from star_jax.embeddings.quantise import Precision
 from star_jax.graph.encoder import receiving_types
 from star_jax.graph.layerwise import State, in_order
 from star_jax.graph.model import seed_types_of
@@ -54,6 +55,11 @@ def bipartite(tmp_path_factory):
     return layered_world.world(knows=False).build(folder, text=True)
 
 
+def state_files(folder, made_from, *, part_nodes=3, precision: Precision = "float32"):
+    sizes = {"part_nodes": part_nodes, "size": 8}
+    return StateFiles(folder, made_from, num_nodes=COUNTS, **sizes, precision=precision)
+
+
 class Both:
     """One model, by layers and by samples."""
 
@@ -77,7 +83,7 @@ class Both:
 
     def layered(self, folder, *targets, part_nodes=5):
         """Vectors of all nodes of each target, through files."""
-        files = StateFiles(folder, {}, num_nodes=COUNTS, part_nodes=part_nodes, size=8)
+        files = state_files(folder, {}, part_nodes=part_nodes)
         outputs = [self.encoder.outputs(*target) for target in targets]
         complete(self.encoder, files, [state for each in outputs for state in each])
         found = []
@@ -234,10 +240,12 @@ def test_ranked_neighbours_cannot_be_taken_whole(store):
 def test_a_part_that_holds_something_else_is_refused(store, tmp_path):
     both = Both(store, sampling_of(store, 2))
     state = State("skill", 0)
-    files = StateFiles(tmp_path, {}, num_nodes=COUNTS, part_nodes=3, size=8)
+    files = state_files(tmp_path, {})
     complete(both.encoder, files, [state])
     assert files.of(state).to_do() == []
-    other = StateFiles(tmp_path, {"model": "other"}, num_nodes=COUNTS, part_nodes=3, size=8)
+    other = state_files(tmp_path, {"model": "other"})
+    assert other.of(state).to_do() == [0, 1]
+    other = state_files(tmp_path, {}, precision="bfloat16")
     assert other.of(state).to_do() == [0, 1]
     files.of(state).write(0, np.zeros((2, 8), np.float32))
     with pytest.raises(InputError, match=r"part-000000.npy has shape \(2, 8\) .* remove it"):

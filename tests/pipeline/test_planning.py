@@ -183,12 +183,13 @@ def test_the_planned_runs_of_an_export_are_those_it_does(market, tmp_path):
     encoder = LayerEncoder(
         model, variables, file.sampling, view, rows, neighbours="fanout", shapes=Shapes()
     )
-    files = StateFiles(tmp_path, {}, num_nodes=num_nodes, part_nodes=16, size=encoder.width)
+    sizes = {"num_nodes": num_nodes, "part_nodes": 16, "size": encoder.width}
+    files = StateFiles(tmp_path, {}, **sizes, precision="bfloat16")
     outputs = encoder.outputs(*targets[0])
     complete(encoder, files, outputs)
     for nodes in files.of(outputs[-1]).parts:
         encoder.vectors(*targets[0], [files.read(state, nodes) for state in outputs])
-    what = inference.Exported(targets, 16, "fanout")
+    what = inference.Exported(targets, 16, "fanout", "bfloat16")
     export = inference.export_runs(model, file.sampling, view, mesh, what, 1)
     assert sum(run.times for run in export.runs) == sum(rows.ran.values())
     ends = [run.times for run in export.runs if run.name.startswith("vectors")]
@@ -212,7 +213,7 @@ def test_the_samples_of_an_export_are_planned(market):
         read_meta(market / "tables"),
     )
     file, view = describe(config, market, store, meta), split_view(store, "val")
-    what = inference.Exported([("receiver", "job")], 16, None)
+    what = inference.Exported([("receiver", "job")], 16, None, "float32")
     (run,) = inference.export_runs(file.build(), file.sampling, view, mesh, what, 1).runs
     num_jobs = view.store.num_nodes["job"]
     assert run.times >= num_jobs / 16 / 2

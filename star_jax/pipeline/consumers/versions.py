@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float32, Int, Int64, Shaped
 
 from star_jax import artefacts
 from star_jax.config import InputError
-from star_jax.embeddings.table import node_types, read_ids, read_table
+from star_jax.embeddings.reuse import VectorFiles
+from star_jax.embeddings.table import node_types, open_vectors, read_ids
 from star_jax.embeddings.transforms.transform import Transform
 from star_jax.pipeline.tables.read import PairTable, Ranking, read_nodes, read_texts
 
@@ -37,7 +38,7 @@ class Ends(NamedTuple):
 
 class _Table(NamedTuple):
     row: Int64[np.ndarray, " N"]  # By key; -1 where this version has none.
-    vectors: Shaped[np.ndarray, "M E"]
+    vectors: VectorFiles
 
 
 class Version:
@@ -58,7 +59,7 @@ class Version:
         self.kind = _open(folder)
         self.digest = artefacts.digest(folder)
         self._tables = {name: _read(folder, self.kind, name, tables) for name in node_types(folder)}
-        self.sizes = {name: table.vectors.shape[1] for name, table in self._tables.items()}
+        self.sizes = {name: table.vectors.size for name, table in self._tables.items()}
         self._transform: Transform | None = None
 
     def through(self, transform: Transform) -> "Version":
@@ -86,10 +87,8 @@ class Version:
 
     def vectors(self, table: str, keys: Int[np.ndarray, " B"]) -> Float32[np.ndarray, "B E"]:
         """Vectors of keys that have a row here."""
-        found = self._tables[table].vectors[self._rows(table, keys)]
-        if self._transform is not None:
-            return self._transform.apply(table, found)
-        return np.asarray(found, np.float32)
+        found = self._tables[table].vectors.take(self._rows(table, keys))
+        return found if self._transform is None else self._transform.apply(table, found)
 
     def blocks(
         self, table: str, keys: Int[np.ndarray, " B"]
@@ -145,20 +144,20 @@ def _open(folder: Path) -> str:
 
 
 def _read(folder: Path, kind: str, name: str, tables: Path) -> _Table:
-    table, ids = read_table(folder, name), read_ids(folder, name)
+    vectors, ids = open_vectors(folder, name), read_ids(folder, name)
     node_type = name.partition(".")[0]
     known = read_nodes(tables, node_type)["id"].combine_chunks()
     if kind == GRAPH:
         options = pc.SetLookupOptions(pa.array(ids, pa.string()))
         rows: Any = pc.call_function("index_in", [known.cast(pa.string())], options)
-        return _Table(rows.fill_null(-1).to_numpy().astype(np.int64), table.vectors)
+        return _Table(rows.fill_null(-1).to_numpy().astype(np.int64), vectors)
     owners = known.take(pa.array(read_texts(tables, node_type).entity))
     if len(owners) != len(ids) or owners.to_pylist() != ids:
         raise InputError(
             f"{folder / name} has the vectors of other texts than {tables} holds ({len(ids)} and "
             f"{len(owners)} rows): compare two exports of the same tables"
         )
-    return _Table(np.arange(len(ids)), table.vectors)
+    return _Table(np.arange(len(ids)), vectors)
 
 
 def _text(asked: PairTable | Ranking) -> Int[np.ndarray, " B"]:

@@ -15,7 +15,16 @@ from star_jax.pipeline.market.truth import (
     true_logit,
     with_mean,
 )
-from star_jax.pipeline.market.world import DAY_S, NUM_DAYS, START, TEXT, Offer, World, stream
+from star_jax.pipeline.market.world import (
+    DAY_S,
+    NUM_DAYS,
+    START,
+    TEXT,
+    Members,
+    Offer,
+    World,
+    stream,
+)
 
 SESSION_JOBS = 20  # Shown in one session.
 ACTIONS = ("APPLY", "APPLY_CONTACTED", "SAVE", "SKIP", "DISMISS")
@@ -23,10 +32,10 @@ APPLIED, CONTACTED = 0, 1
 REPLIES = ("INMAIL_SENT", "INMAIL_REPLIED")
 _SKIPS_PER_APPLY = 2.0  # Of the many that were shown in vain, so many are logged.
 _DISMISSES_PER_APPLY = 0.5
-_APPLY_RATE = 0.04  # Of the jobs shown, unless the market is too small for it.
+APPLY_RATE = 0.04  # Of the jobs shown, unless the market is too small for it.
 _PAIRS_MET = 0.35  # Share of all (member, job) pairs that even a tiny market can show.
 _VISIT_ACTIVITY = 2.0  # Who visits once has most of a stay's sessions in that time.
-_GLANCE_S = 45  # From one shown job to the next.
+GLANCE_S = 45  # From one shown job to the next.
 _CHUNK = 1 << 20
 
 
@@ -81,7 +90,7 @@ def show_jobs(config: MarketConfig, world: World) -> tuple[Shown, Weights]:
     factor = 1.2
     while True:  # A small market runs out of pairs not yet shown, so it takes more sessions.
         rng = stream(config, "sessions")
-        rows = _shown_in_sessions(rng, world, round(factor * target / _APPLY_RATE / SESSION_JOBS))
+        rows = _shown_in_sessions(rng, world, round(factor * target / APPLY_RATE / SESSION_JOBS))
         rate = probability(_logits(weights, world, rows.member, rows.time, rows.job))
         if rate.sum() >= target:
             break
@@ -155,6 +164,14 @@ def inmails(config: MarketConfig, world: World) -> tuple[InMails, Weights]:
     return InMails(project, member, time, replied, replied_at), weights
 
 
+def session_weight(members: Members) -> Float[np.ndarray, " N"]:
+    """Sessions of members, up to a factor."""
+    present = np.maximum(members.last_day - members.first_day, 0)
+    # Who comes for a short time looks around more than that time would give them.
+    weight = members.activity * np.sqrt(present) * (1 + 0.3 * members.urgency)
+    return np.where(members.speaks == TEXT, _VISIT_ACTIVITY * weight, weight)
+
+
 def take(rows: Shown, index: np.ndarray) -> Shown:
     """Some of the rows."""
     return Shown(*(column[index] for column in rows))
@@ -193,7 +210,7 @@ def _apply_weights(config: MarketConfig, world: World, target: int) -> Weights:
     job = open_jobs[start[day] + np.floor(rng.random(num) * size[day]).astype(np.int64)]
     logit = _logits(APPLY, world, member, START + day * DAY_S + DAY_S // 2, job)
     num_pairs = len(world.members.field) * len(world.jobs.posted)
-    rate = max(_APPLY_RATE, target / (_PAIRS_MET * num_pairs))
+    rate = max(APPLY_RATE, target / (_PAIRS_MET * num_pairs))
     return with_mean(APPLY, logit, rate)
 
 
@@ -203,7 +220,7 @@ def _shown_in_sessions(rng: np.random.Generator, world: World, num: int) -> Show
     slot = rng.random((num, SESSION_JOBS))
     job = open_jobs[start[day][:, None] + np.floor(slot * size[day][:, None]).astype(np.int64)]
     begin = START + day * DAY_S + rng.integers(8 * 3600, 22 * 3600, num)
-    time = begin[:, None] + _GLANCE_S * np.arange(SESSION_JOBS)
+    time = begin[:, None] + GLANCE_S * np.arange(SESSION_JOBS)
     session = np.repeat(np.arange(num), SESSION_JOBS)
     no_outcome = np.zeros(job.size, bool)
     return _first_of_each_pair(
@@ -215,9 +232,7 @@ def _sessions(rng: np.random.Generator, world: World, num: int) -> tuple[np.ndar
     """Member and day of each session."""
     members = world.members
     present = np.maximum(members.last_day - members.first_day, 0)
-    # Who comes for a short time looks around more than that time would give them.
-    weight = members.activity * np.sqrt(present) * (1 + 0.3 * members.urgency)
-    weight = np.where(members.speaks == TEXT, _VISIT_ACTIVITY * weight, weight)
+    weight = session_weight(members)
     member = rng.choice(len(weight), size=num, p=weight / weight.sum())
     day = members.first_day[member] + np.floor(rng.random(num) * present[member]).astype(np.int64)
     return member, day

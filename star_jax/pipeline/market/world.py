@@ -24,9 +24,16 @@ NUM_CULTURES = 3
 PLAIN, STRUCTURE, TEXT = 0, 1, 2  # What says most about a member.
 VISIT_DAYS = 14  # Those of whom texts say most come once, for so long.
 
-_TITLES_PER_FIELD = NUM_TITLES // len(FIELDS)
-_SENIORITY_SHARES = (0.15, 0.28, 0.30, 0.17, 0.10)
+TITLES_PER_FIELD = NUM_TITLES // len(FIELDS)
+SENIORITY_SHARES = (0.15, 0.28, 0.30, 0.17, 0.10)
+SECOND_IS_RELATED = 0.7
 _AREAS = np.unique([field.area for field in FIELDS], return_inverse=True)[1]
+RELATED = np.stack([np.flatnonzero(area == _AREAS) for area in _AREAS])
+"""Fields of the area of each field, itself among them."""
+_SHUFFLED = np.random.default_rng(0).permutation(len(FIELDS))  # Big fields in every area.
+FIELD_SHARES = (1.0 + np.arange(len(FIELDS))[_SHUFFLED]) ** -0.4
+CITY_SHARES = (1.0 + np.arange(len(CITIES))[::-1]) ** -0.3
+"""Up to a factor, like the shares of fields."""
 
 
 class Offer(NamedTuple):
@@ -135,7 +142,7 @@ def same_area(a: Int[np.ndarray, "..."], b: Int[np.ndarray, "..."]) -> Bool[np.n
 
 def positions_by_field(positions: Positions) -> list[np.ndarray]:
     """The positions of each field."""
-    field = positions.title // _TITLES_PER_FIELD
+    field = positions.title // TITLES_PER_FIELD
     return [np.flatnonzero(field == f) for f in range(len(FIELDS))]
 
 
@@ -143,7 +150,7 @@ def _positions(rng: np.random.Generator, num: int, companies: Companies) -> Posi
     """Distinct (company, title) pairs that cover all fields evenly; big companies have more."""
     order = np.arange(num)
     field, rank = order % len(FIELDS), order // len(FIELDS)
-    title = field * _TITLES_PER_FIELD + rank % _TITLES_PER_FIELD
+    title = field * TITLES_PER_FIELD + rank % TITLES_PER_FIELD
     company = np.zeros(num, np.int64)
     for t in np.unique(title):
         rows = np.flatnonzero(title == t)
@@ -160,7 +167,7 @@ def _members(config: MarketConfig, num: int, companies: Companies, positions: Po
     own_culture = rng.integers(NUM_CULTURES, size=num)
     home = np.where(rng.random(num) < 0.5, companies.city[company], _cities(rng, num))
     away = np.where(rng.random(num) < 0.7, _cities(rng, num), home)
-    seniority = rng.choice(len(SENIORITY), size=num, p=_SENIORITY_SHARES)
+    seniority = rng.choice(len(SENIORITY), size=num, p=SENIORITY_SHARES)
     promoted = np.minimum(seniority + (rng.random(num) < 0.7), len(SENIORITY) - 1)
     is_new = rng.random(num) < 0.4
     day = np.where(is_new, np.floor(rng.random(num) ** 0.6 * NUM_DAYS), -rng.integers(1, 1000, num))
@@ -234,7 +241,7 @@ def _offers(
         second_field=second,
         culture=companies.culture[company],
         city=np.where(rng.random(num) < 0.6, companies.city[company], _cities(rng, num)),
-        seniority=rng.choice(len(SENIORITY), size=num, p=_SENIORITY_SHARES),
+        seniority=rng.choice(len(SENIORITY), size=num, p=SENIORITY_SHARES),
         remote=rng.random(num) < 0.15,
     )
     return offer, position
@@ -242,12 +249,10 @@ def _offers(
 
 def _fields(rng: np.random.Generator, num: int) -> tuple[np.ndarray, np.ndarray]:
     """Main and second field of work; the second is mostly a related one."""
-    share = (1.0 + np.arange(len(FIELDS))[_SHUFFLED]) ** -0.4
-    field = rng.choice(len(FIELDS), size=num, p=share / share.sum())
-    related = np.stack([np.flatnonzero(_AREAS[f] == _AREAS) for f in range(len(FIELDS))])
-    near = related[field, rng.integers(related.shape[1], size=num)]
-    second = np.where(rng.random(num) < 0.7, near, rng.integers(len(FIELDS), size=num))
-    return field, second
+    field = rng.choice(len(FIELDS), size=num, p=FIELD_SHARES / FIELD_SHARES.sum())
+    near = RELATED[field, rng.integers(RELATED.shape[1], size=num)]
+    anything = rng.random(num) >= SECOND_IS_RELATED
+    return field, np.where(anything, rng.integers(len(FIELDS), size=num), near)
 
 
 def _position_of(
@@ -265,8 +270,4 @@ def _position_of(
 
 
 def _cities(rng: np.random.Generator, num: int) -> np.ndarray:
-    share = (1.0 + np.arange(len(CITIES))[::-1]) ** -0.3
-    return rng.choice(len(CITIES), size=num, p=share / share.sum())
-
-
-_SHUFFLED = np.random.default_rng(0).permutation(len(FIELDS))  # Big fields in every area.
+    return rng.choice(len(CITIES), size=num, p=CITY_SHARES / CITY_SHARES.sum())

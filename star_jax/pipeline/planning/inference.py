@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32, Int32
 
+from star_jax.embeddings.quantise import Precision, code_dtype
 from star_jax.graph.layerwise import State, in_order
 from star_jax.graph.model import GraphModel, Role, init_model
 from star_jax.parallel.mesh import ROW_AXES
@@ -62,11 +63,13 @@ class Exported(NamedTuple):
       targets: Role and node type of each table.
       part_nodes: Nodes that one process makes at a time.
       neighbours: As in `LayerEncoder`; None: every node from a sample of its own.
+      state_precision: Of the states on disk.
     """
 
     targets: Sequence[tuple[Role, str]]
     part_nodes: int
     neighbours: WhichNeighbours | None
+    state_precision: Precision
 
 
 class _Recorder:
@@ -149,7 +152,8 @@ def export_runs(
         times = parts.times(np.arange(view.store.num_nodes[name]), recorder)
         runs.append(Run(f"vectors of {name} {role}s", recorder.taken(), times))
     rows = sum(view.store.num_nodes[state.node_type] for state in states)
-    return Export(runs, nodes, 4 * width * rows, held)
+    row_bytes = code_dtype(what.state_precision).itemsize * width
+    return Export(runs, nodes, row_bytes * rows, held)
 
 
 def together(export: Export) -> Program | Refused:

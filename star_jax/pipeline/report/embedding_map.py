@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
-from star_jax.embeddings.table import read_table
+from star_jax.embeddings.table import open_vectors, read_rows
 from star_jax.pipeline.report.drawing import inline_svg
 from star_jax.pipeline.report.figures import OTHER, PALETTE
 from star_jax.pipeline.report.markup import LegendEntry, figure
@@ -44,14 +44,14 @@ def draw_map(
       node_type: Which table.
       max_points: A larger table is sampled, always the same way.
     """
-    table = read_table(embeddings, node_type)
+    table = read_rows(embeddings, node_type)
     num_rows = len(table.entity)
     if num_rows < 3:
         return ""
     rows = np.arange(num_rows)
     if num_rows > max_points:
         rows = np.sort(np.random.default_rng(0).choice(num_rows, max_points, replace=False))
-    vectors = np.asarray(table.vectors[rows], np.float64)
+    vectors = open_vectors(embeddings, node_type).take(rows).astype(np.float64)
     plane = project(vectors)
     found = colourings(workdir / "tables", meta, node_type, table.entity[rows])
     best = max(found, key=lambda c: explained(vectors, c), default=None)

@@ -1,0 +1,1 @@
+"""A market too large for memory: every block of it depends on a seed and its own number alone."""
