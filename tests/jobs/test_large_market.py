@@ -8,6 +8,7 @@ import pytest
 from star_jax import artefacts
 from star_jax.embeddings.table import read_ids, read_table
 from star_jax.graph.features import FeatureConfig
+from star_jax.graph.match import MatchConfig
 from star_jax.graph.store import GraphStore
 from star_jax.jobs import build_graph, draw_market, export_graph, train_graph
 from star_jax.jobs.build_graph import GraphBuildConfig
@@ -34,7 +35,8 @@ def workdir(tmp_path_factory):
     build_graph.run(GraphBuildConfig(), folder)
     features = FeatureConfig(identity_rows=128, identity_update="adagrad")
     config = tiny_graph.config(num_steps=2)
-    model = dataclasses.replace(config.model, features=features)
+    decoder = dataclasses.replace(config.model.decoder, match=MatchConfig(enabled=False))
+    model = dataclasses.replace(config.model, features=features, decoder=decoder)
     train_graph.run(dataclasses.replace(config, model=model), folder)
     export_graph.run(EVERY, folder)
     return folder
