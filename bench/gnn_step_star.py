@@ -186,6 +186,7 @@ class Star:
                 num_nodes=view.store.num_nodes,
                 part_nodes=1 << 17,
                 size=self._world.file.model.encoder.dim,
+                precision="float32",
             )
             outputs = encoder.outputs(_ROLE, EXPORTED)
             complete(encoder, files, outputs)
