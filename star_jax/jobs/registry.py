@@ -26,7 +26,7 @@ from star_jax.config import InputError
 from star_jax.embeddings.registry.journal import describe
 from star_jax.embeddings.registry.registry import Registry
 from star_jax.embeddings.registry.state import Version
-from star_jax.embeddings.transforms.files import read_chain, write_transform
+from star_jax.embeddings.transforms.files import KIND, read_chain, write_transform
 from star_jax.pipeline.columns import columns
 from star_jax.pipeline.releases import mlflow_run
 from star_jax.pipeline.releases.gather import ABLATION, gather, read_ablation
@@ -157,6 +157,7 @@ def chain(
     """Folders of the transforms from one version to another; writes them as one if asked to."""
     folders = _open(registry, max_chain).chain(new, old)
     if output is not None:
+        artefacts.check_replaceable(output, KIND)
         if not folders:
             raise InputError(f"{new} and {old} have the same content, needed two that differ")
         made_from = [artefacts.digest(folder) for folder in folders]

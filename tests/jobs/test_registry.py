@@ -106,6 +106,8 @@ def test_maps_in_a_row_are_written_as_one(two, tmp_path):
     done = two("chain", "toy-graph@3", "toy-graph@1", "--output", tmp_path / "one-map")
     folders = [str(opened.folder(f"toy-map@{number}")) for number in (2, 1)]
     assert done.out.splitlines() == folders
+    other = two("chain", "toy-graph@3", "toy-graph@1", "--output", tmp_path / "three")
+    assert f"--output {tmp_path / 'three'} is there and holds no transform; " in other.errors[0]
     two("add", "--artefact", tmp_path / "one-map", "--name", "toy-map")
     assert opened.chain("toy-graph@3", "toy-graph@1") == [opened.folder("toy-map@3")]
     vectors = np.array([[1, 1], [5, 7]], np.float32)
