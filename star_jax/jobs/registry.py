@@ -25,7 +25,7 @@ from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.embeddings.registry.journal import describe
 from star_jax.embeddings.registry.registry import Registry
-from star_jax.embeddings.registry.state import Version
+from star_jax.embeddings.registry.state import PREVIOUS, Version
 from star_jax.embeddings.transforms.files import KIND, read_chain, write_transform
 from star_jax.pipeline.columns import columns
 from star_jax.pipeline.releases import mlflow_run
@@ -91,7 +91,7 @@ def promote(
     """Makes a version the active one."""
     opened = _open(registry, max_chain)
     version = opened.promote(ref, force_reason=_forced(force, reason))
-    previous = opened.state().aliases[version.name].get("previous")
+    previous = opened.state().aliases[version.name].get(PREVIOUS)
     return [_line(version), *([_line(opened.version(previous))] if previous else [])]
 
 
