@@ -196,6 +196,17 @@ def test_a_map_that_is_added_or_promoted_takes_no_consumer_away(local, tmp_path)
     assert local.chain("market@2", "market@1") == [local.folder("map@2")]
 
 
+def test_a_consumer_of_a_retired_version_needs_it_again(local, tmp_path):
+    serve(local, tmp_path, "market@2", "market@1")
+    local.promote("market@2")
+    local.retire("market@1")
+    with pytest.raises(InputError, match=r"once market@1 is retired, add its artefact again and"):
+        local.promote("market@3")
+    local.add(tmp_path / "w" / "v1", "market")
+    serve(local, tmp_path, "market@3", "market@4")
+    assert local.promote("market@3").state == "active"
+
+
 def test_a_version_with_a_consumer_that_nothing_serves_is_not_retired(local):
     local.promote("market@2", force_reason="now")
     with pytest.raises(InputError, match=r"market@1 cannot be retired: consumer ads .*no chain of"):
