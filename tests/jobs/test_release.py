@@ -75,6 +75,16 @@ def test_nothing_is_promoted_where_a_contract_is_broken(released):
     assert len(opened.state().of_name("toy-map")) == 2
 
 
+def test_a_consumer_of_a_retired_version_is_served_when_that_is_added_again(released, tmp_path):
+    run, opened = released
+    assert run("toy@2").code == 0
+    opened.retire("toy@1")
+    assert "once toy@1 is retired, add its artefact again" in run("toy@3").errors[0]
+    assert opened.add(tmp_path / "old", "toy").ref == "toy@4"
+    assert run("toy@3").code == 0
+    assert not opened.unserved()
+
+
 def test_a_version_without_old_consumers_is_promoted_alone(released):
     run, opened = released
     opened.remove_consumer("ads", "toy")
