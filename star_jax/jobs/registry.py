@@ -36,10 +36,10 @@ from star_jax.pipeline.releases.show import diff_lines, list_lines, show_lines
 def add(
     registry: str,
     name: str,
-    workdir: Path | None,
-    artefact: Path | None,
-    code: str | None,
-    ablation: Path | None,
+    workdir: Path | None = None,
+    artefact: Path | None = None,
+    code: str | None = None,
+    ablation: Path | None = None,
 ) -> list[str]:
     """Adds the embeddings and models of a run, or one artefact."""
     if (workdir is None) == (artefact is None):
@@ -62,7 +62,7 @@ def attach(registry: str, ref: str, ablation: Path) -> list[str]:
     return [_line(opened.version(ref))]
 
 
-def versions(registry: str, name: str | None) -> list[str]:
+def versions(registry: str, name: str | None = None) -> list[str]:
     """All versions."""
     return list_lines(Registry(registry), name)
 
@@ -86,7 +86,7 @@ def log(registry: str) -> list[str]:
 
 
 def promote(
-    registry: str, ref: str, force: bool, reason: str | None, max_chain: int | None
+    registry: str, ref: str, force: bool, reason: str | None = None, max_chain: int | None = None
 ) -> list[str]:
     """Makes a version the active one."""
     opened = _open(registry, max_chain)
@@ -95,7 +95,9 @@ def promote(
     return [_line(version), *([_line(opened.version(previous))] if previous else [])]
 
 
-def deprecate(registry: str, ref: str, reason: str | None, max_chain: int | None) -> list[str]:
+def deprecate(
+    registry: str, ref: str, reason: str | None = None, max_chain: int | None = None
+) -> list[str]:
     """Marks a candidate as not to be used."""
     return [_line(_open(registry, max_chain).deprecate(ref, reason=reason))]
 
@@ -105,8 +107,8 @@ def retire(
     ref: str,
     delete_vectors: bool,
     force: bool,
-    reason: str | None,
-    max_chain: int | None,
+    reason: str | None = None,
+    max_chain: int | None = None,
 ) -> list[str]:
     """Ends a deprecated version."""
     opened = _open(registry, max_chain)
@@ -129,7 +131,11 @@ def unalias(registry: str, name: str, alias: str) -> list[str]:
 
 
 def consumer(
-    registry: str, what: str, consumer: str | None, ref: str | None, owner: str | None
+    registry: str,
+    what: str,
+    consumer: str | None = None,
+    ref: str | None = None,
+    owner: str | None = None,
 ) -> list[str]:
     """Adds, removes or lists consumers."""
     opened = Registry(registry)
@@ -152,7 +158,7 @@ def consumer(
 
 
 def chain(
-    registry: str, new: str, old: str, output: Path | None, max_chain: int | None
+    registry: str, new: str, old: str, output: Path | None = None, max_chain: int | None = None
 ) -> list[str]:
     """Folders of the transforms from one version to another; writes them as one if asked to."""
     folders = _open(registry, max_chain).chain(new, old)
@@ -165,7 +171,7 @@ def chain(
     return [str(path) for path in folders]
 
 
-def verify(registry: str, ref: str | None) -> list[str]:
+def verify(registry: str, ref: str | None = None) -> list[str]:
     """Reads everything again.
 
     Raises:
@@ -186,7 +192,7 @@ def verify(registry: str, ref: str | None) -> list[str]:
     ]
 
 
-def mlflow(registry: str, ref: str, tracking_uri: str, experiment: str | None) -> list[str]:
+def mlflow(registry: str, ref: str, tracking_uri: str, experiment: str | None = None) -> list[str]:
     """Logs a version as a run of MLflow and a version of a registered model."""
     return [mlflow_run.log(Registry(registry), ref, tracking_uri, experiment)]
 
