@@ -137,6 +137,15 @@ def test_a_version_is_shown_with_all_that_is_known(two, tmp_path):
     assert "consumer  ads of ann" in two("show", "toy-graph@1").out
     assert "used by   toy-graph@2 as model" in two("show", "toy-graph-model@2").out
     assert two("log").out.splitlines()[-1].startswith("  broke: consumer ads (ann), trained on")
+    head, *listed, unserved = two("list", "toy-graph").out.splitlines()
+    assert head.split()[:4] == ["version", "kind", "state", "aliases"]
+    assert [line.split()[:4] for line in listed] == [
+        ["toy-graph@1", "graph_embeddings", "deprecated", "previous"],
+        ["toy-graph@2", "graph_embeddings", "active", "active"],
+    ]
+    assert [line.split()[-1] for line in listed] == ["ads", "-"]
+    assert unserved.startswith("not served: consumer ads (ann), trained on toy-graph@1: no chain")
+    assert two("consumer", "list").out.splitlines()[1].split()[1:] == ["toy-graph@1", "ann", "no"]
 
 
 def test_two_versions_are_compared_field_by_field(two, tmp_path):
@@ -188,6 +197,11 @@ def test_an_ablation_of_other_runs_is_refused(star, tmp_path):
     finished_run.make(tmp_path / "without_job", "x", signals=SIGNALS)
     other = star(*report, tmp_path, "--workdir", tmp_path / "one")
     assert "graph was built from the signals job, skill, needed skill; run" in other.errors[0]
+    finished_run.make(tmp_path / "without_job", "x", signals=without_each(SIGNALS)["job"])
+    path = tmp_path / "without_job" / "evaluation" / "metrics.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"toy"', '"tax"'), encoding="utf-8")
+    other = star(*report, tmp_path, "--workdir", tmp_path / "one")
+    assert f"without_job has dataset 'tax', {tmp_path / 'one'} has 'toy'," in other.errors[0]
     assert not (tmp_path / "a.json").exists()
 
 
