@@ -105,7 +105,7 @@ def report(signals: Path, workdir: Path, runs: Path, output: Path) -> list[str]:
 
 
 def cost(signals: Path, config: GraphTrainConfig, workdir: Path) -> list[str]:
-    """Prints what each signal adds to the graph and the model."""
+    """Lines of what each signal adds to the graph and the model."""
     return columns(cost_table(signals, config, workdir))
 
 

@@ -45,12 +45,12 @@ def add(
     if (workdir is None) == (artefact is None):
         raise InputError("star registry add needs --workdir of a run, or --artefact FOLDER")
     report = {} if ablation is None else {ABLATION: read_ablation(ablation)}
-    open_ = Registry(registry)
+    opened = Registry(registry)
     if artefact is not None:
-        return [_line(open_.add(artefact, name, code_version=code, reports=report))]
+        return [_line(opened.add(artefact, name, code_version=code, reports=report))]
     assert workdir is not None
     return [
-        _line(open_.add(p.folder, p.name, code_version=code, reports=p.reports | report))
+        _line(opened.add(p.folder, p.name, code_version=code, reports=p.reports | report))
         for p in gather(workdir, name)
     ]
 

@@ -233,6 +233,21 @@ def test_what_does_not_belong_together_is_not_added(registry, tmp_path):
     assert len(registry("log").out.splitlines()) == 4
 
 
+def test_names_and_consumers_come_and_go(registry, tmp_path):
+    assert registry("alias", "toy-graph@1", "canary").code == 0
+    assert registry("unalias", "toy-graph", "canary").out == "toy-graph@canary is no more\n"
+    registry("consumer", "add", "ads", "toy-graph@1", "--owner", "ann")
+    removed = registry("consumer", "remove", "ads", "toy-graph")
+    assert removed.out == "ads of toy-graph is no more\n"
+    done = registry("deprecate", "toy-graph@1", "--reason", "a mistake")
+    assert done.out.startswith("toy-graph@1: graph_embeddings, deprecated, ")
+    assert registry("log").out.endswith(": deprecate toy-graph@1 (a mistake)\n")
+    stray = tmp_path / "r" / "objects" / "beef"
+    stray.write_bytes(b"x")
+    said = registry("verify").out.splitlines()
+    assert said[1:] == [f"{stray} belongs to no version: a killed command left it"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
