@@ -7,14 +7,13 @@ from typing import Any, NoReturn
 
 from star_jax import __version__
 from star_jax.commands import (
-    BRANCH,
     COMMANDS,
     EPILOG,
+    GROUPS,
     OPTIONS,
     PLAN,
     READING,
     READING_OPTIONS,
-    REGISTRY,
     Action,
 )
 from star_jax.config import InputError
@@ -31,8 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; overrides of a config are left for `parse_known_args`."""
     helps = {name: command.help for name, command in COMMANDS.items()}
     helps["plan"] = PLAN
-    helps["branch"] = "compare, merge, ablate and weigh the signals of a graph"
-    helps["registry"] = "versions of embeddings and models, their states and consumers"
+    helps |= {name: about for name, (about, _, _) in GROUPS.items()}
     helps |= {name: action.help for name, action in READING.items()}
     listed = "\n".join(f"  {name:<16}{text}" for name, text in helps.items())
     parser = _Parser(
@@ -47,16 +45,17 @@ def make_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(
         dest="command", prog="star", metavar="COMMAND", required=True, help="one of those below"
     )
-    _add_actions(subparsers, "branch", helps["branch"], BRANCH)
-    _add_actions(subparsers, "registry", helps["registry"], REGISTRY, "--registry=text")
+    for name, (about, actions, common) in GROUPS.items():
+        _add_group(subparsers, name, about, actions, common)
     _add_plan(subparsers)
     for name, action in READING.items():
-        _add_reading(subparsers, name, action)
+        sub = subparsers.add_parser(name, description=_sentence(action.help), allow_abbrev=False)
+        _add_arguments(sub, action.arguments, READING_OPTIONS)
     for name, command in COMMANDS.items():
         sub = subparsers.add_parser(
             name,
             usage=f"star {name} CONFIG {command.options} [--a.b value ...]",
-            description=f"{command.help[0].upper()}{command.help[1:]}.\n\n"
+            description=f"{_sentence(command.help)}\n\n"
             f"reads   {command.reads}\nwrites  {command.writes}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -79,7 +78,7 @@ def _add_plan(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "plan",
         usage="star plan CONFIG --topology T [--workdir DIR] [--num-pairs N] [--a.b value ...]",
-        description=f"{PLAN[0].upper()}{PLAN[1:]}.",
+        description=_sentence(PLAN),
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", type=Path, help="Python file with get_config()")
@@ -92,50 +91,43 @@ def _add_plan(subparsers: Any) -> None:
     parser.add_argument("--num-pairs", metavar="N", type=int, help="training pairs, without tables")
 
 
-def _add_actions(
-    subparsers: Any, command: str, about: str, actions: Mapping[str, Action], common: str = ""
+def _add_group(
+    subparsers: Any, command: str, about: str, actions: Mapping[str, Action], common: str
 ) -> None:
     parser = subparsers.add_parser(
         command,
         usage=f"star {command} ACTION ...",
-        description=f"{about[0].upper()}{about[1:]}.",
+        description=_sentence(about),
         allow_abbrev=False,
     )
     each = parser.add_subparsers(
         dest="action", prog=f"star {command}", metavar="ACTION", required=True
     )
     for name, action in actions.items():
-        about = f"{action.help[0].upper()}{action.help[1:]}."
+        about = _sentence(action.help)
         sub = each.add_parser(name, help=action.help, description=about, allow_abbrev=False)
-        for argument in f"{action.arguments} {common}".split():
-            _add_argument(sub, argument)
+        _add_arguments(sub, f"{action.arguments} {common}")
 
 
-def _add_reading(subparsers: Any, name: str, action: Action) -> None:
-    about = f"{action.help[0].upper()}{action.help[1:]}."
-    parser = subparsers.add_parser(name, description=about, allow_abbrev=False)
-    for argument in action.arguments.split():
-        _add_argument(parser, argument, READING_OPTIONS)
-
-
-def _add_argument(
-    parser: argparse.ArgumentParser, argument: str, helps: Mapping[str, str] | None = None
+def _add_arguments(
+    parser: argparse.ArgumentParser, arguments: str, helps: Mapping[str, str] | None = None
 ) -> None:
     """As `Action` writes them."""
-    optional = argument.startswith("[")
-    name, _, kind = argument.strip("[]").partition("=")
     kinds = {"path": Path, "text": str, "number": int}
-    options: dict[str, Any] = {"type": kinds[kind]} if kind in kinds else {}
-    about = None if helps is None else helps[name]
-    if "|" in kind:
-        options["choices"] = kind.split("|")
-    if kind == "flag":
-        parser.add_argument(name, action="store_true", help=about)
-    elif name.startswith("--"):
-        parser.add_argument(name, required=not optional, help=about, **options)
-    else:
-        given = "?" if optional else None
-        parser.add_argument(name.lower(), metavar=name, nargs=given, help=about, **options)
+    for argument in arguments.split():
+        optional = argument.startswith("[")
+        name, _, kind = argument.strip("[]").partition("=")
+        options: dict[str, Any] = {"type": kinds[kind]} if kind in kinds else {}
+        about = None if helps is None else helps[name]
+        if "|" in kind:
+            options["choices"] = kind.split("|")
+        if kind == "flag":
+            parser.add_argument(name, action="store_true", help=about)
+        elif name.startswith("--"):
+            parser.add_argument(name, required=not optional, help=about, **options)
+        else:
+            given = "?" if optional else None
+            parser.add_argument(name.lower(), metavar=name, nargs=given, help=about, **options)
 
 
 def _add_processes(parser: argparse.ArgumentParser) -> None:
@@ -149,3 +141,7 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--num-processes", metavar="N", type=int, help="of the job")
     group.add_argument("--process-id", metavar="I", type=int, help="of this one, from 0 on")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."

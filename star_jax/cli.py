@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from star_jax.arguments import make_parser
-from star_jax.commands import COMMANDS, READING
+from star_jax.commands import COMMANDS, GROUPS, READING
 from star_jax.config import InputError, fields, load_config, override
 from star_jax.jobs import TOGETHER
 from star_jax.pipeline.columns import columns
@@ -63,12 +63,8 @@ def _ended(code: int) -> int:
 
 def _run(argv: list[str]) -> int:
     parser = make_parser()
-    if argv[:1] == ["branch"]:
-        return _run_branch(*parser.parse_known_args(argv))
-    if argv[:1] == ["registry"]:
-        return _run_registry(parser.parse_args(argv))
-    if argv and argv[0] in READING:
-        return _run_reading(parser.parse_args(argv))
+    if argv and argv[0] in (*GROUPS, *READING):
+        return _run_action(*parser.parse_known_args(argv))
     if argv[:1] == ["plan"]:
         return _run_plan(*parser.parse_known_args(argv))
     wants_help = any(arg in ("-h", "--help") for arg in argv[2:])
@@ -102,7 +98,7 @@ def _run(argv: list[str]) -> int:
     speaks = not processes or processes.is_first()
     if args.command in ("report", "run") and speaks:
         _print_results(args.workdir)
-    return _print_contract(found, speaks) if args.command in ("check-consumers", "release") else 0
+    return 0 if found is None else _print_contract(found, speaks)
 
 
 def _join(args: argparse.Namespace) -> None:
@@ -118,35 +114,19 @@ def _join(args: argparse.Namespace) -> None:
         logging.getLogger("star_jax").setLevel(logging.WARNING)
 
 
-def _run_branch(args: argparse.Namespace, overrides: list[str]) -> int:
-    """Prints what the job returns: lines, or a table."""
-    given = {name: value for name, value in vars(args).items() if name not in ("command", "action")}
-    job = importlib.import_module("star_jax.jobs.branch")
-    if args.action == "cost":
-        config = override(load_config(args.config), overrides)
-        needed = get_type_hints(job.cost)["config"]
-        _print_table(job.cost(args.signals, _part(config, needed, args), args.workdir))
-    elif overrides:
-        raise InputError(f"{overrides[0]} is unknown; see `star branch {args.action} --help`")
-    else:
-        print("\n".join(getattr(job, args.action)(**given)))
-    return 0
-
-
-def _run_registry(args: argparse.Namespace) -> int:
-    """Prints the lines that the job returns."""
-    given = {name: value for name, value in vars(args).items() if name not in ("command", "action")}
-    job = importlib.import_module("star_jax.jobs.registry")
-    do = job.versions if args.action == "list" else getattr(job, args.action)
-    print("\n".join(do(**given)))
-    return 0
-
-
-def _run_reading(args: argparse.Namespace) -> int:
-    """Prints the lines that the job yields, as they come."""
+def _run_action(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Prints the lines that the job returns or yields, as they come."""
     given = {name: value for name, value in vars(args).items() if value is not None}
-    job = importlib.import_module(f"star_jax.jobs.{given.pop('command')}")
-    for line in job.run(given.pop("ref"), **given):
+    command, action = given.pop("command"), given.pop("action", None)
+    job = importlib.import_module(f"star_jax.jobs.{command}")
+    do = job.versions if action == "list" else getattr(job, action or "run")
+    if "config" in given:
+        config = override(load_config(args.config), overrides)
+        given["config"] = _part(config, get_type_hints(do)["config"], args)
+    elif overrides:
+        told = " ".join(filter(None, ("star", command, action)))
+        raise InputError(f"{overrides[0]} is unknown; see `{told} --help`")
+    for line in do(**given):
         print(line, flush=True)
     return 0
 

@@ -147,7 +147,7 @@ BRANCH = {  # What `star branch` does.
     ),
 }
 
-REGISTRY = {  # What `star registry` does, besides --registry.
+REGISTRY = {  # What `star registry` does.
     "add": Action(
         "--name=text [--workdir=path] [--artefact=path] [--code=text] [--ablation=path]",
         "add the embeddings and models of a run, or one artefact, as next versions",
@@ -182,6 +182,15 @@ REGISTRY = {  # What `star registry` does, besides --registry.
     "mlflow": Action(
         "REF=text --tracking-uri=text [--experiment=text]",
         "log a version as a run and a registered model of MLflow",
+    ),
+}
+
+GROUPS = {  # Command -> its help, its actions, and arguments of all of them.
+    "branch": ("compare, merge, ablate and weigh the signals of a graph", BRANCH, ""),
+    "registry": (
+        "versions of embeddings and models, their states and consumers",
+        REGISTRY,
+        "--registry=text",
     ),
 }
 

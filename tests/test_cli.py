@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from star_jax import __version__, cli
-from star_jax.commands import COMMANDS
+from star_jax.commands import COMMANDS, GROUPS, READING
 from star_jax.config import InputError
 from star_jax.train.stopping import Stopped
 
@@ -154,6 +154,14 @@ def test_a_stopped_training_says_what_it_saved(calls, config_file, capsys, signu
         (["trian"], "argument COMMAND: invalid choice: 'trian' (choose from "),
         (["evaluate"], "the following arguments are required: CONFIG; see `star evaluate --help`"),
         (["evaluate", "no.py", "--workdir", "w"], "config no.py does not exist"),
+        (
+            ["registry", "list", "--registry", "r", "--nam", "x"],
+            "--nam is unknown; see `star registry list --help`",
+        ),
+        (
+            ["get", "x", "--node-type", "job", "--id", "a"],
+            "--id is unknown; see `star get --help`",
+        ),
     ],
 )
 def test_wrong_commands_end_in_one_line(capsys, argv, message):
@@ -206,7 +214,7 @@ def test_help_names_every_command_and_what_it_writes():
     run = subprocess.run(
         [sys.executable, "-m", "star_jax", "--help"], capture_output=True, text=True, check=True
     )
-    assert all(f"\n  {name} " in run.stdout for name in COMMANDS)
+    assert all(f"\n  {name} " in run.stdout for name in (*COMMANDS, *GROUPS, *READING))
     assert all(len(line) <= 100 for line in run.stdout.splitlines())
     with pytest.raises(SystemExit) as stop:
         cli.main(["train-text", "--help"])

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from star_jax import artefacts
 from star_jax.config import InputError
+from star_jax.pipeline.columns import columns
 from star_jax.pipeline.graph_model import open_store
 from star_jax.pipeline.graph_training import GraphTrainConfig, describe
 from star_jax.pipeline.releases.ablation import ablation
@@ -103,19 +104,24 @@ def report(signals: Path, workdir: Path, runs: Path, output: Path) -> list[str]:
     return [f"{output}: without {', '.join(found['signals'])}"]
 
 
-def cost(path: Path, config: GraphTrainConfig, workdir: Path) -> list[list[str]]:
-    """A table of what each signal adds to the graph and the model.
+def cost(signals: Path, config: GraphTrainConfig, workdir: Path) -> list[str]:
+    """Lines of what each signal adds to the graph and the model."""
+    return columns(cost_table(signals, config, workdir))
+
+
+def cost_table(signals: Path, config: GraphTrainConfig, workdir: Path) -> list[list[str]]:
+    """What each signal adds to the graph and the model, with a head.
 
     Raises:
       InputError: The graph of the folder was built from other signals.
     """
-    manifest, meta = read_signals(path), read_meta(workdir / "tables")
+    manifest, meta = read_signals(signals), read_meta(workdir / "tables")
     store = open_store(workdir, config.model.features.text)
     chosen = choose(manifest, meta)
     if chosen.schema != store.meta.schema or {*chosen.texts} != {*store.meta.num_texts}:
         raise InputError(
-            f"{store.folder} was built from other signals than {path}; run "
-            f"`star build-graph CONFIG --workdir {workdir} --signals {path}` first"
+            f"{store.folder} was built from other signals than {signals}; run "
+            f"`star build-graph CONFIG --workdir {workdir} --signals {signals}` first"
         )
     whole, parts = costs(manifest, meta, store, describe(config, workdir, store, meta))
     return [

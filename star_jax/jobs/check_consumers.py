@@ -102,8 +102,10 @@ def run(
       first one a header.
 
     Raises:
-      InputError: The versions do not go with each other, the tables or the transform.
+      InputError: The versions do not go with each other, the tables or the transform; or something
+        else than a contract is at `output`.
     """
+    artefacts.check_replaceable(Path(output), KIND)
     mapping = None if transform is None else locate(transform, registry)
     pair = _open(locate(old, registry), locate(new, registry), mapping, workdir / "tables")
     found = _measure(config, pair, workdir / "tables")

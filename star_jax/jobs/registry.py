@@ -25,8 +25,8 @@ from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.embeddings.registry.journal import describe
 from star_jax.embeddings.registry.registry import Registry
-from star_jax.embeddings.registry.state import Version
-from star_jax.embeddings.transforms.files import read_chain, write_transform
+from star_jax.embeddings.registry.state import PREVIOUS, Version
+from star_jax.embeddings.transforms.files import KIND, read_chain, write_transform
 from star_jax.pipeline.columns import columns
 from star_jax.pipeline.releases import mlflow_run
 from star_jax.pipeline.releases.gather import ABLATION, gather, read_ablation
@@ -36,21 +36,21 @@ from star_jax.pipeline.releases.show import diff_lines, list_lines, show_lines
 def add(
     registry: str,
     name: str,
-    workdir: Path | None,
-    artefact: Path | None,
-    code: str | None,
-    ablation: Path | None,
+    workdir: Path | None = None,
+    artefact: Path | None = None,
+    code: str | None = None,
+    ablation: Path | None = None,
 ) -> list[str]:
     """Adds the embeddings and models of a run, or one artefact."""
     if (workdir is None) == (artefact is None):
         raise InputError("star registry add needs --workdir of a run, or --artefact FOLDER")
     report = {} if ablation is None else {ABLATION: read_ablation(ablation)}
-    open_ = Registry(registry)
+    opened = Registry(registry)
     if artefact is not None:
-        return [_line(open_.add(artefact, name, code_version=code, reports=report))]
+        return [_line(opened.add(artefact, name, code_version=code, reports=report))]
     assert workdir is not None
     return [
-        _line(open_.add(p.folder, p.name, code_version=code, reports=p.reports | report))
+        _line(opened.add(p.folder, p.name, code_version=code, reports=p.reports | report))
         for p in gather(workdir, name)
     ]
 
@@ -62,7 +62,7 @@ def attach(registry: str, ref: str, ablation: Path) -> list[str]:
     return [_line(opened.version(ref))]
 
 
-def versions(registry: str, name: str | None) -> list[str]:
+def versions(registry: str, name: str | None = None) -> list[str]:
     """All versions."""
     return list_lines(Registry(registry), name)
 
@@ -86,16 +86,18 @@ def log(registry: str) -> list[str]:
 
 
 def promote(
-    registry: str, ref: str, force: bool, reason: str | None, max_chain: int | None
+    registry: str, ref: str, force: bool, reason: str | None = None, max_chain: int | None = None
 ) -> list[str]:
     """Makes a version the active one."""
     opened = _open(registry, max_chain)
     version = opened.promote(ref, force_reason=_forced(force, reason))
-    previous = opened.state().aliases[version.name].get("previous")
+    previous = opened.state().aliases[version.name].get(PREVIOUS)
     return [_line(version), *([_line(opened.version(previous))] if previous else [])]
 
 
-def deprecate(registry: str, ref: str, reason: str | None, max_chain: int | None) -> list[str]:
+def deprecate(
+    registry: str, ref: str, reason: str | None = None, max_chain: int | None = None
+) -> list[str]:
     """Marks a candidate as not to be used."""
     return [_line(_open(registry, max_chain).deprecate(ref, reason=reason))]
 
@@ -105,8 +107,8 @@ def retire(
     ref: str,
     delete_vectors: bool,
     force: bool,
-    reason: str | None,
-    max_chain: int | None,
+    reason: str | None = None,
+    max_chain: int | None = None,
 ) -> list[str]:
     """Ends a deprecated version."""
     opened = _open(registry, max_chain)
@@ -129,7 +131,11 @@ def unalias(registry: str, name: str, alias: str) -> list[str]:
 
 
 def consumer(
-    registry: str, what: str, consumer: str | None, ref: str | None, owner: str | None
+    registry: str,
+    what: str,
+    consumer: str | None = None,
+    ref: str | None = None,
+    owner: str | None = None,
 ) -> list[str]:
     """Adds, removes or lists consumers."""
     opened = Registry(registry)
@@ -152,11 +158,12 @@ def consumer(
 
 
 def chain(
-    registry: str, new: str, old: str, output: Path | None, max_chain: int | None
+    registry: str, new: str, old: str, output: Path | None = None, max_chain: int | None = None
 ) -> list[str]:
     """Folders of the transforms from one version to another; writes them as one if asked to."""
     folders = _open(registry, max_chain).chain(new, old)
     if output is not None:
+        artefacts.check_replaceable(output, KIND)
         if not folders:
             raise InputError(f"{new} and {old} have the same content, needed two that differ")
         made_from = [artefacts.digest(folder) for folder in folders]
@@ -164,7 +171,7 @@ def chain(
     return [str(path) for path in folders]
 
 
-def verify(registry: str, ref: str | None) -> list[str]:
+def verify(registry: str, ref: str | None = None) -> list[str]:
     """Reads everything again.
 
     Raises:
@@ -185,7 +192,7 @@ def verify(registry: str, ref: str | None) -> list[str]:
     ]
 
 
-def mlflow(registry: str, ref: str, tracking_uri: str, experiment: str | None) -> list[str]:
+def mlflow(registry: str, ref: str, tracking_uri: str, experiment: str | None = None) -> list[str]:
     """Logs a version as a run of MLflow and a version of a registered model."""
     return [mlflow_run.log(Registry(registry), ref, tracking_uri, experiment)]
 

@@ -69,17 +69,19 @@ def run(config: ReleaseConfig, workdir: Path, *, new: str, registry: str) -> dic
 
 
 def _old_versions(registry: str, new: str) -> list[str]:
-    """Those that live consumers of the same name were trained on, of other content."""
-    opened = Registry(registry)
-    state, version = opened.state(), opened.version(new)
-    trained_on = [state.versions[consumer.version] for consumer in state.consumers.values()]
-    return sorted(
-        {
-            old.ref
-            for old in trained_on
-            if old.name == version.name and old.digest != version.digest and old.state != "retired"
-        }
-    )
+    """Those of other content that consumers of the name were trained on, as far as they live."""
+    state = Registry(registry).state()
+    version = state.find(new)
+    trained_on = {
+        state.versions[consumer.version].digest
+        for (_, name), consumer in state.consumers.items()
+        if name == version.name
+    }
+    return [
+        each.ref
+        for each in state.of_name(version.name)
+        if each.digest in trained_on - {version.digest} and each.state != "retired"
+    ]
 
 
 def _map(registry: str, new: str, old: str) -> Version | None:

@@ -110,7 +110,7 @@ def test_when_training_ends_is_no_matter_of_signals(tmp_path):
 def test_costs_are_what_is_saved_without_the_signal(workdir):
     path = group(workdir)
     store = build(workdir, path)
-    head, *rows, whole = branch.cost(path, CONFIG, workdir)
+    head, *rows, whole = branch.cost_table(path, CONFIG, workdir)
     assert head == ["signal", "owner", "num_edges", "num_bytes", "num_parameters"]
     total = graph_bytes(store), num_parameters(workdir, store)
     assert whole[2:] == [str(sum(store.meta.num_edges.values()) // 2), *map(str, total)]
@@ -139,7 +139,7 @@ def test_a_column_that_is_predicted_costs_its_classifier(workdir):
     config = dataclasses.replace(
         CONFIG, model=dataclasses.replace(CONFIG.model, node_tasks=(task,))
     )
-    rows = {name: cost for name, _, *cost in branch.cost(path, config, workdir)}
+    rows = {name: cost for name, _, *cost in branch.cost_table(path, config, workdir)}
     file = describe(config, workdir, store, read_meta(workdir / "tables"))
     params, _ = jax.eval_shape(lambda: init_model(file.build(), 0))
     assert rows["all together"][2] == str(trees.count(params))
@@ -152,7 +152,7 @@ def test_costs_of_another_graph_are_refused(workdir):
     del manifest.signals["recruiter__post__job"]
     write_signals(manifest, path)
     with pytest.raises(InputError, match=r"graph was built from other signals than .*less\.json"):
-        branch.cost(path, CONFIG, workdir)
+        branch.cost_table(path, CONFIG, workdir)
 
 
 def test_the_command_line(star, workdir, monkeypatch):
@@ -198,6 +198,6 @@ def test_costs_are_a_table(star, workdir, monkeypatch):
     config = tiny_graph.config()
     wider = dataclasses.replace(config.model.encoder, dim=16)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=wider))
-    expected = branch.cost(path, config, workdir)
+    expected = branch.cost_table(path, config, workdir)
     assert lines[1].split() == expected[1]
     assert lines[-1].split() == " ".join(expected[-1]).split()

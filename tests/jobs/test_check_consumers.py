@@ -278,7 +278,11 @@ def test_the_command_prints_the_tables_and_fails_a_broken_contract(world, star, 
     passed = star("check-consumers", config, *versions, "--transform", folder / "map_same", *where)
     assert passed.code == 0
     assert passed.out.endswith("\nall limits hold\n")
-    broken = star("check-consumers", config, *versions, *where)
+    other = star("check-consumers", config, *versions, *where[:-1], tmp_path)
+    assert other.errors == [
+        f"star: error: --output {tmp_path} is there and holds no contract; give another folder"
+    ]
+    broken = star("check-consumers", config, *versions, *where)  # In the place of the first.
     assert broken.code == 1
     lines = broken.out.splitlines()
     assert "frozen consumers" in lines

@@ -106,6 +106,8 @@ def test_maps_in_a_row_are_written_as_one(two, tmp_path):
     done = two("chain", "toy-graph@3", "toy-graph@1", "--output", tmp_path / "one-map")
     folders = [str(opened.folder(f"toy-map@{number}")) for number in (2, 1)]
     assert done.out.splitlines() == folders
+    other = two("chain", "toy-graph@3", "toy-graph@1", "--output", tmp_path / "three")
+    assert f"--output {tmp_path / 'three'} is there and holds no transform; " in other.errors[0]
     two("add", "--artefact", tmp_path / "one-map", "--name", "toy-map")
     assert opened.chain("toy-graph@3", "toy-graph@1") == [opened.folder("toy-map@3")]
     vectors = np.array([[1, 1], [5, 7]], np.float32)
@@ -135,6 +137,15 @@ def test_a_version_is_shown_with_all_that_is_known(two, tmp_path):
     assert "consumer  ads of ann" in two("show", "toy-graph@1").out
     assert "used by   toy-graph@2 as model" in two("show", "toy-graph-model@2").out
     assert two("log").out.splitlines()[-1].startswith("  broke: consumer ads (ann), trained on")
+    head, *listed, unserved = two("list", "toy-graph").out.splitlines()
+    assert head.split()[:4] == ["version", "kind", "state", "aliases"]
+    assert [line.split()[:4] for line in listed] == [
+        ["toy-graph@1", "graph_embeddings", "deprecated", "previous"],
+        ["toy-graph@2", "graph_embeddings", "active", "active"],
+    ]
+    assert [line.split()[-1] for line in listed] == ["ads", "-"]
+    assert unserved.startswith("not served: consumer ads (ann), trained on toy-graph@1: no chain")
+    assert two("consumer", "list").out.splitlines()[1].split()[1:] == ["toy-graph@1", "ann", "no"]
 
 
 def test_two_versions_are_compared_field_by_field(two, tmp_path):
@@ -186,6 +197,11 @@ def test_an_ablation_of_other_runs_is_refused(star, tmp_path):
     finished_run.make(tmp_path / "without_job", "x", signals=SIGNALS)
     other = star(*report, tmp_path, "--workdir", tmp_path / "one")
     assert "graph was built from the signals job, skill, needed skill; run" in other.errors[0]
+    finished_run.make(tmp_path / "without_job", "x", signals=without_each(SIGNALS)["job"])
+    path = tmp_path / "without_job" / "evaluation" / "metrics.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"toy"', '"tax"'), encoding="utf-8")
+    other = star(*report, tmp_path, "--workdir", tmp_path / "one")
+    assert f"without_job has dataset 'tax', {tmp_path / 'one'} has 'toy'," in other.errors[0]
     assert not (tmp_path / "a.json").exists()
 
 
@@ -215,6 +231,21 @@ def test_what_does_not_belong_together_is_not_added(registry, tmp_path):
     other = registry("add", "--workdir", folder, "--name", "toy")
     assert "two has none of text_embeddings, graph_embeddings; run `star exp" in other.errors[0]
     assert len(registry("log").out.splitlines()) == 4
+
+
+def test_names_and_consumers_come_and_go(registry, tmp_path):
+    assert registry("alias", "toy-graph@1", "canary").code == 0
+    assert registry("unalias", "toy-graph", "canary").out == "toy-graph@canary is no more\n"
+    registry("consumer", "add", "ads", "toy-graph@1", "--owner", "ann")
+    removed = registry("consumer", "remove", "ads", "toy-graph")
+    assert removed.out == "ads of toy-graph is no more\n"
+    done = registry("deprecate", "toy-graph@1", "--reason", "a mistake")
+    assert done.out.startswith("toy-graph@1: graph_embeddings, deprecated, ")
+    assert registry("log").out.endswith(": deprecate toy-graph@1 (a mistake)\n")
+    stray = tmp_path / "r" / "objects" / "beef"
+    stray.write_bytes(b"x")
+    said = registry("verify").out.splitlines()
+    assert said[1:] == [f"{stray} belongs to no version: a killed command left it"]
 
 
 @pytest.mark.parametrize(

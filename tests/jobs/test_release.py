@@ -1,14 +1,20 @@
 """`star release`: maps and contracts for old consumers, then the promotion."""
 
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from star_jax import artefacts
 from star_jax.embeddings.registry.registry import Registry
 from star_jax.embeddings.transforms.files import read_transform
+from tests.embeddings.registry import artefact
 from tests.jobs import two_versions
 
+ROOT = Path(__file__).parents[2]
 CONFIG = """
-from star_jax.embeddings.transforms.fit import TransformConfig
 from star_jax.jobs.check_consumers import ContractConfig
 from star_jax.jobs.release import ReleaseConfig
 
@@ -35,6 +41,40 @@ def released(star, tmp_path):
         return star("release", tmp_path / "config.py", "--new", new, *paths, *args)
 
     return run, opened
+
+
+def finished_run(folder, vectors):
+    """A model, and the vectors it made."""
+    model = artefact.write(folder / "graph_model", "graph_model", folder.name)
+    made = two_versions.write_version(folder / "graph_embeddings", vectors)
+    artefacts.seal(
+        made, "graph_embeddings", {"model": artefacts.digest(model), "graph": folder.name}
+    )
+
+
+@pytest.mark.extra("consumers")
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_the_readme_leads_from_two_runs_to_a_version_in_production(star, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    vectors = two_versions.make_tables(tmp_path / "runs" / "two")
+    finished_run(tmp_path / "runs" / "one", vectors)
+    finished_run(tmp_path / "runs" / "two", two_versions.turned(vectors, two_versions.SIZE)[0])
+    chapter = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, chapter = chapter.partition("## Versions, and who depends on them")
+    commands, code = re.findall(r"```(?:console|python)\n(.*?)```", chapter, re.DOTALL)[:2]
+    for command in commands.replace("$ star ", "").splitlines():
+        ended = star(*shlex.split(command))
+        assert ended.code == 0, ended.err
+    opened = Registry("R")
+    versions = [states(opened)[f"market-graph@{number}"] for number in (1, 2)]
+    assert versions == ["deprecated", "active"]
+    assert [each.consumer for each in opened.state().consumers.values()] == ["ads"]
+    assert not opened.unserved()
+    names = {}
+    exec(code.replace("m17", "member-17"), names)
+    np.testing.assert_allclose(names["vectors"], vectors["member"][[17]], atol=1e-2)
 
 
 def states(opened):
@@ -73,6 +113,16 @@ def test_nothing_is_promoted_where_a_contract_is_broken(released):
     assert run("toy@2").code == 0  # Another map is fitted, since that one failed.
     assert opened.version("toy").ref == "toy@2"
     assert len(opened.state().of_name("toy-map")) == 2
+
+
+def test_a_consumer_of_a_retired_version_is_served_when_that_is_added_again(released, tmp_path):
+    run, opened = released
+    assert run("toy@2").code == 0
+    opened.retire("toy@1")
+    assert "once toy@1 is retired, add its artefact again" in run("toy@3").errors[0]
+    assert opened.add(tmp_path / "old", "toy").ref == "toy@4"
+    assert run("toy@3").code == 0
+    assert not opened.unserved()
 
 
 def test_a_version_without_old_consumers_is_promoted_alone(released):

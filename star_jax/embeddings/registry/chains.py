@@ -60,6 +60,8 @@ def why_unserved(state: State, consumer: Consumer, max_chain: int) -> str | None
     who = f"consumer {consumer.consumer} ({consumer.owner}), trained on {old.ref}"
     if new is None:
         return f"{who}, which is retired" if old.state == "retired" else None
+    if old.state == "retired":  # Its vectors are not handed out.
+        who += f" (once {old.ref} is retired, add its artefact again and take that version)"
     if new.digest == old.digest or _breaks(state, old.digest, new.digest, None) == []:
         return None
     try:

@@ -29,7 +29,7 @@ from star_jax.embeddings.registry.journal import (
     check_is_registry,
     read_events,
 )
-from star_jax.embeddings.registry.lineage import Lineage, read_lineage
+from star_jax.embeddings.registry.lineage import read_lineage
 from star_jax.embeddings.registry.state import Consumer, State, Stored, Version, check_name, fold
 from star_jax.embeddings.registry.verify import Findings, read_again
 
@@ -153,8 +153,8 @@ class Registry:
             unknown = {"manifest_sha256": "", "record": ("", ""), "reports": {}}
             state.after(change | unknown)  # Refused before anything is copied.
             change["manifest_sha256"] = objects.store(self._files, folder, digest)
-            record = _record(folder, lineage, digest) | {"code": code_version}
-            change["record"] = self._write("records", f"{name}-", record)
+            known = {"digest": digest, "files": artefacts.read_files(folder), "code": code_version}
+            change["record"] = self._write("records", f"{name}-", lineage._asdict() | known)
             change["reports"] = {
                 report: self._write("reports", f"{name}-{report}-", content)
                 for report, content in (reports or {}).items()
@@ -189,13 +189,12 @@ class Registry:
         """
         version = self.version(ref)
         change = {"do": "promote", "version": version.ref, "reason": force_reason, "broken": []}
-        after = self._state.after(change)
-        own = [
-            reason
-            for consumer, reason in unserved(after, self._max_chain).items()
-            if after.versions[consumer.version].name == version.name
-        ]
-        return self._guarded(change, version, [*own, *self._lost(after)])
+        own = {
+            consumer
+            for (_, name), consumer in self._state.consumers.items()
+            if name == version.name
+        }
+        return self._guarded(change, version, own)
 
     def deprecate(self, ref: str, *, reason: str | None = None) -> Version:
         """Tells that a candidate should not be used.
@@ -205,8 +204,7 @@ class Registry:
         """
         version = self.version(ref)
         change = {"do": "deprecate", "version": version.ref, "reason": reason}
-        lost = self._lost(self._state.after(change))
-        if lost:
+        if lost := self._left_unserved(change, set()):
             raise InputError(f"{version.ref} is needed: {'; '.join(lost)}")
         self._change(change)
         return self.version(version.ref)
@@ -232,13 +230,8 @@ class Registry:
             "delete": delete_files,
             "broken": [],
         }
-        after = self._state.after(change)
-        own = [
-            reason
-            for consumer, reason in unserved(after, self._max_chain).items()
-            if consumer.version == version.ref
-        ]
-        found = self._guarded(change, version, [*own, *self._lost(after)])
+        own = {each for each in self._state.consumers.values() if each.version == version.ref}
+        found = self._guarded(change, version, own)
         same = [v for v in self._state.versions.values() if v.digest == version.digest]
         if delete_files and not any(v.has_files for v in same):
             objects.delete(self._files, version.digest)
@@ -288,8 +281,8 @@ class Registry:
         """Consumers that the active version of their name does not serve, with the reason."""
         return unserved(self.state(), self._max_chain)
 
-    def _guarded(self, change: dict[str, Any], version: Version, reasons: list[str]) -> Version:
-        broken = list(dict.fromkeys(reasons))
+    def _guarded(self, change: dict[str, Any], version: Version, own: set[Consumer]) -> Version:
+        broken = self._left_unserved(change, own)
         if broken and change["reason"] is None:
             raise InputError(
                 f"{version.ref} cannot be {change['do']}d: {'; '.join(broken)}; or give --force "
@@ -298,16 +291,16 @@ class Registry:
         self._change(change | {"broken": broken})
         return self.version(version.ref)
 
-    def _lost(self, after: State) -> list[str]:
-        """Reasons of consumers that are served now and would not be."""
-        before = unserved(self._state, self._max_chain)
-        return [r for c, r in unserved(after, self._max_chain).items() if c not in before]
+    def _left_unserved(self, change: dict[str, Any], own: set[Consumer]) -> list[str]:
+        """Reasons of those consumers, and of all that are served now, which would not be."""
+        kept = unserved(self._state, self._max_chain).keys() - own
+        after = unserved(self._state.after(change), self._max_chain)
+        return [reason for consumer, reason in after.items() if consumer not in kept]
 
     def _change(self, change: dict[str, Any]) -> None:
         """Checks a change against what was read last, and makes it if nobody came between."""
         self._state.after(change)
         append(self._files, self._events, change)
-        self.state()
 
     def _as_before(
         self, version: Version, code_version: str | None, reports: Mapping[str, Any]
@@ -350,15 +343,6 @@ class Registry:
                 "from a backup"
             )
         return json.loads(content)
-
-
-def _record(folder: Path, lineage: Lineage, digest: str) -> dict[str, Any]:
-    """What is known of an artefact by itself."""
-    return {
-        **lineage._asdict(),
-        "digest": digest,
-        "files": artefacts.read_files(folder),
-    }
 
 
 def locate(ref: str, registry: str | None) -> Path:

@@ -6,7 +6,6 @@ one cannot. A name has one active version at most, the alias `active`; `previous
 before it.
 """
 
-import copy
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -99,11 +98,15 @@ class State:
         Raises:
           InputError: It may not be.
         """
-        state = copy.copy(self)
+        state = self._copy()
+        state._apply(change, "")
+        return state
+
+    def _copy(self) -> "State":
+        state = State()
         state.versions = dict(self.versions)
         state.aliases = {name: dict(aliases) for name, aliases in self.aliases.items()}
         state.consumers = dict(self.consumers)
-        state._apply(change, "")
         return state
 
     def _apply(self, change: dict[str, Any], when: str) -> None:
@@ -119,7 +122,7 @@ def fold(state: State, events: Iterable[Event]) -> State:
     Raises:
       InputError: An event does what may not be: it was not written by this package.
     """
-    state = state.after({"do": "nothing"})
+    state = state._copy()
     for event in events:
         try:
             state._apply(event.change, describe(event))
@@ -279,7 +282,6 @@ def _check_not_own(alias: str) -> None:
 
 LINKS = ("transform", "contract")  # Kinds that say how versions relate.
 _RULES: dict[str, Callable[[State, dict[str, Any], str], None]] = {
-    "nothing": lambda *_: None,
     "add": _add,
     "attach": _attach,
     "promote": _promote,

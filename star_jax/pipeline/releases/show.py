@@ -40,7 +40,8 @@ def list_lines(registry: Registry, name: str | None) -> list[str]:
 
 def show_lines(registry: Registry, ref: str) -> list[str]:
     """All that is known of a version, but its config, which its record holds."""
-    version, state = registry.version(ref), registry.state()
+    state = registry.state()
+    version = state.find(ref)
     record, reports = registry.record(version.ref), registry.reports(version.ref)
     num_bytes = sum(file["bytes"] for file in record["files"].values())
     aliases = [each for each in _aliases(state, version) if each != version.state]

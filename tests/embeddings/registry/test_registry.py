@@ -163,6 +163,8 @@ def test_what_was_forced_is_kept(local):
     assert note.endswith("promote market@2 (ads agreed)")
     assert reason.startswith("consumer ads (ann), trained on market@1: no chain")
     assert list(local.unserved().values()) == [reason]
+    with pytest.raises(InputError, match="market@3 cannot be promoted: consumer ads"):
+        local.promote("market@3")  # It is not served either.
     local.promote("market@1")
     assert local.unserved() == {}
 
@@ -196,6 +198,17 @@ def test_a_map_that_is_added_or_promoted_takes_no_consumer_away(local, tmp_path)
     assert local.chain("market@2", "market@1") == [local.folder("map@2")]
 
 
+def test_a_consumer_of_a_retired_version_needs_it_again(local, tmp_path):
+    serve(local, tmp_path, "market@2", "market@1")
+    local.promote("market@2")
+    local.retire("market@1")
+    with pytest.raises(InputError, match=r"once market@1 is retired, add its artefact again and"):
+        local.promote("market@3")
+    local.add(tmp_path / "w" / "v1", "market")
+    serve(local, tmp_path, "market@3", "market@4")
+    assert local.promote("market@3").state == "active"
+
+
 def test_a_version_with_a_consumer_that_nothing_serves_is_not_retired(local):
     local.promote("market@2", force_reason="now")
     with pytest.raises(InputError, match=r"market@1 cannot be retired: consumer ads .*no chain of"):
@@ -208,6 +221,16 @@ def test_a_version_with_a_consumer_that_nothing_serves_is_not_retired(local):
         local.promote("market@previous")
     with pytest.raises(InputError, match="consumer ads of market is owned by ann, got bob"):
         local.add_consumer("ads", "market@2", "bob")
+
+
+def test_where_none_is_active_a_consumer_keeps_its_version(tmp_path):
+    registry = Registry(tmp_path / "r")
+    registry.add(embeddings(tmp_path / "a"), "market")
+    registry.add_consumer("ads", "market@1", "ann")
+    registry.deprecate("market@1")
+    assert registry.unserved() == {}
+    with pytest.raises(InputError, match="market@1 cannot be retired: consumer ads"):
+        registry.retire("market@1")
 
 
 def test_retirement_goes_step_by_step_and_frees_files_once_nobody_has_them(local, tmp_path):
