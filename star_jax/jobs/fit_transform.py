@@ -21,10 +21,11 @@ from star_jax.config import InputError, to_json
 from star_jax.embeddings.registry.registry import locate
 from star_jax.embeddings.table import node_types
 from star_jax.embeddings.transforms.files import KIND, write_transform
-from star_jax.embeddings.transforms.fit import TransformConfig, fit, judge, measure
+from star_jax.embeddings.transforms.fit import TransformConfig, fit, measure
 from star_jax.embeddings.transforms.normal_equations import Moments
 from star_jax.embeddings.transforms.pairs import Pairs, PairsConfig, match
 from star_jax.embeddings.transforms.transform import SHARED, Transform
+from star_jax.evaluation.alignment import Agreement
 from star_jax.parallel import processes
 from star_jax.pipeline.scratch import alone, clear
 from star_jax.train.reporter import Progress
@@ -184,7 +185,7 @@ def _finish(
             extra[name]["old_lengths"] = [moments.least, moments.most]
     digests = {side: artefacts.digest(getattr(sides, side)) for side in ("new", "old")}
     transform = Transform(config.mode, **digests, steps=steps)
-    judged = {name: judge(transform, name, own, config.block_pairs) for name, own in pairs.items()}
+    judged = {name: _judge(transform, name, own, config.block_pairs) for name, own in pairs.items()}
     meta: dict[str, Any] = {
         "config": json.loads(to_json(config)),
         "pairs": counts,
@@ -195,6 +196,22 @@ def _finish(
     for name, figures in judged.items():
         _report(name, figures)
     _log.info("wrote %s: %s", output, transform.name)
+
+
+def _judge(
+    transform: Transform, node_type: str, pairs: Pairs, block: int
+) -> dict[str, dict[str, float] | None]:
+    """How near the vectors held out come to the old ones, mapped and as they are.
+
+    Returns:
+      Figures of `Agreement`; those of unmapped vectors are None where the widths differ.
+    """
+    mapped, unmapped = (Agreement(pairs.sizes[1]) for _ in range(2))
+    for x, y in pairs.blocks("held_out", block):
+        mapped.add(transform.apply(node_type, x), y)
+        if pairs.sizes[0] == pairs.sizes[1]:
+            unmapped.add(x, y)
+    return {"mapped": mapped.figures(), "unmapped": unmapped.figures()}
 
 
 def _check_sizes(sizes: dict[str, tuple[int, int]]) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from star_jax.config import InputError
-from star_jax.embeddings.transforms.agreement import Agreement
 from star_jax.embeddings.transforms.closed_form import fit_linear
 from star_jax.embeddings.transforms.descent import DescentConfig, Rows
 from star_jax.embeddings.transforms.frames import Frame, frame
@@ -17,7 +16,7 @@ from star_jax.embeddings.transforms.mlp import fit_mlp
 from star_jax.embeddings.transforms.normal_equations import Moments
 from star_jax.embeddings.transforms.pairs import Pairs, Part
 from star_jax.embeddings.transforms.sgd import fit_sgd
-from star_jax.embeddings.transforms.transform import Step, Transform
+from star_jax.embeddings.transforms.transform import Step
 
 Mode = Literal["none", "ridge", "sgd", "procrustes", "lowrank", "mlp"]
 
@@ -150,22 +149,6 @@ def measure(
         moments.add(x, y)
         on_block(len(x))
     return moments
-
-
-def judge(
-    transform: Transform, node_type: str, pairs: Pairs, block: int
-) -> dict[str, dict[str, float] | None]:
-    """How near the vectors held out come to the old ones, mapped and as they are.
-
-    Returns:
-      Figures of `Agreement`; those of unmapped vectors are None where the widths differ.
-    """
-    mapped, unmapped = (Agreement(pairs.sizes[1]) for _ in range(2))
-    for x, y in pairs.blocks("held_out", block):
-        mapped.add(transform.apply(node_type, x), y)
-        if pairs.sizes[0] == pairs.sizes[1]:
-            unmapped.add(x, y)
-    return {"mapped": mapped.figures(), "unmapped": unmapped.figures()}
 
 
 def _descended(

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from star_jax.config import InputError
-from star_jax.embeddings.transforms.agreement import Agreement
 from star_jax.embeddings.transforms.pairs import PARTS, Pairs, PairsConfig, match
 from star_jax.shapes import NO_TIME
 from tests.embeddings.transforms.versions import Side, write_version
@@ -99,23 +98,3 @@ def test_two_versions_with_nothing_in_common_are_refused(tmp_path):
         InputError, match=r"new and .*old have 1 and 2 rows of job, none of the same entity and t"
     ):
         matched(tmp_path, *sides, ALL._replace(timed=True))
-
-
-def test_agreement_is_its_definition_and_parts_add_up():
-    rng = np.random.default_rng(0)
-    got, old = rng.normal(size=(50, 3)), rng.normal(size=(50, 3)) + 1
-    whole, merged = Agreement(3), Agreement(3)
-    whole.add(got, old)
-    for rows in (slice(0, 20), slice(20, 50)):
-        part = Agreement(3)
-        part.add(got[rows], old[rows])
-        merged.merge(part)
-    cosine = [g @ o / np.sqrt((g @ g) * (o @ o)) for g, o in zip(got, old, strict=True)]
-    expected = {
-        "alignment_error": np.mean([np.sqrt(off @ off) for off in got - old]),
-        "cosine": np.mean(cosine),
-        "r2": 1 - np.mean((got - old) ** 2) / np.mean((old - old.mean(axis=0)) ** 2),
-    }
-    for figures in (whole.figures(), merged.figures()):
-        assert figures == pytest.approx(expected)
-    assert Agreement(3).figures() is None
