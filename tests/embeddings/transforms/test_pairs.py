@@ -1,6 +1,7 @@
 import hashlib
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from star_jax.config import InputError
@@ -98,3 +99,13 @@ def test_two_versions_with_nothing_in_common_are_refused(tmp_path):
         InputError, match=r"new and .*old have 1 and 2 rows of job, none of the same entity and t"
     ):
         matched(tmp_path, *sides, ALL._replace(timed=True))
+
+
+def test_rows_that_cannot_be_read_are_said(tmp_path):
+    side = Side(["a"], numbered([0]))
+    for name in ("v1", "v2"):
+        write_version(tmp_path / name, {"job": side}, num_shards=1)
+    path = tmp_path / "v1" / "job" / "rows-00000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["id"]), path)
+    with pytest.raises(InputError, match=r"finding the pairs, reading the tables: .*id"):
+        match(tmp_path / "v1", tmp_path / "v2", "job", tmp_path, ALL)
