@@ -182,7 +182,7 @@ def _finish(
         steps[name] = (fitted.step,)
         extra[name] = {"best_step": fitted.best_step}
         if moments.count:
-            extra[name]["old_lengths"] = [moments.least, moments.most]
+            extra[name]["old_lengths"] = list(moments.lengths)
     digests = {side: artefacts.digest(getattr(sides, side)) for side in ("new", "old")}
     transform = Transform(config.mode, **digests, steps=steps)
     judged = {name: _judge(transform, name, own, config.block_pairs) for name, own in pairs.items()}

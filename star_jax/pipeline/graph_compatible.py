@@ -15,16 +15,15 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import Float32, Int32
 
 from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.embeddings.registry.registry import Registry, locate
 from star_jax.embeddings.reuse import VectorFiles
-from star_jax.embeddings.table import open_vectors, read_id_column, rows_paths
+from star_jax.embeddings.table import open_vectors, read_id_column
 from star_jax.embeddings.transforms.files import read_transform, write_transform
-from star_jax.embeddings.transforms.maps import Identity, Linear, linear
+from star_jax.embeddings.transforms.maps import Identity, Linear, lengths_of, linear
 from star_jax.embeddings.transforms.transform import SHARED, Step, Transform
 from star_jax.graph.batches import ROLES, OldVectors, Role
 from star_jax.graph.compatible import MAPS, Alignment, CompatibleMap
@@ -34,8 +33,7 @@ from star_jax.shapes import PyTree
 
 KIND = "graph_embeddings"
 
-_LOOKED_AT = 4096  # Vectors of a table, to see whether they have length 1.
-_UNIT = 1e-3  # What a length of 1 may be off.
+_LOOKED_AT = 4096  # Vectors of a table, from all over it, to see whether they have length 1.
 
 _log = logging.getLogger(__name__)
 
@@ -191,9 +189,10 @@ def describe_compatible(
 
 
 def _have_unit_norm(folder: Path, table: str) -> bool:
-    in_first = pq.read_metadata(rows_paths(folder, table)[0]).num_rows
-    vectors = open_vectors(folder, table).take(np.arange(min(in_first, _LOOKED_AT)))
-    return bool((np.abs(np.linalg.norm(vectors, axis=1) - 1.0) < _UNIT).all())
+    vectors = open_vectors(folder, table)
+    num_rows = vectors.shape[0]
+    rows = np.linspace(0, num_rows, min(num_rows, _LOOKED_AT), endpoint=False).astype(np.int64)
+    return lengths_of(vectors.take(rows)).are_one()
 
 
 def alignment_of(config: CompatibleConfig, compatible: Compatible) -> Alignment:

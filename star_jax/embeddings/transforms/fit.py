@@ -20,8 +20,6 @@ from star_jax.embeddings.transforms.transform import Step
 
 Mode = Literal["none", "ridge", "sgd", "procrustes", "lowrank", "mlp"]
 
-_UNIT = 1e-3  # From 1, of the lengths of vectors that were normalised, in bfloat16 at the worst.
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformConfig:
@@ -127,12 +125,7 @@ def fit(config: TransformConfig, name: str, moments: Moments, pairs: Sequence[Pa
             bias=config.bias,
             whiten=config.whiten,
         )
-    return Fitted(Step(found, is_unit(moments)), best)
-
-
-def is_unit(moments: Moments) -> bool:
-    """Whether all vectors of the old version had length 1, zeros apart."""
-    return max(abs(moments.least - 1), abs(moments.most - 1)) <= _UNIT
+    return Fitted(Step(found, moments.lengths.are_one()), best)
 
 
 def measure(
