@@ -10,15 +10,14 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float32, Int32
 
 from star_jax import artefacts
 from star_jax.config import InputError
+from star_jax.embeddings.id_index import rows_among
 from star_jax.embeddings.registry.registry import Registry, locate
 from star_jax.embeddings.reuse import VectorFiles
 from star_jax.embeddings.table import open_vectors, read_id_column
@@ -261,8 +260,8 @@ class OldVersion:
         self._vectors: dict[str, VectorFiles] = {}
         for each in compatible.maps:
             ids = read_nodes(tables, each.node_type)["id"]
-            row = _rows_of(ids, read_id_column(folder, each.table))
-            self._rows[each.table] = row
+            row = rows_among(ids, read_id_column(folder, each.table))
+            self._rows[each.table] = row.astype(np.int32)
             self._vectors[each.table] = open_vectors(folder, each.table)
             known = int((row >= 0).sum())
             _log.info("older vectors: %d of %d rows of %s", known, len(row), each.table)
@@ -287,13 +286,6 @@ class OldVersion:
             for each in self.maps
             if each.node_type == getattr(task, each.role)
         }
-
-
-def _rows_of(new: pa.ChunkedArray, old: pa.ChunkedArray) -> Int32[np.ndarray, " N"]:
-    """Where each id stands among the older ones; -1 where it does not."""
-    options = pc.SetLookupOptions(old.combine_chunks())
-    found: Any = pc.call_function("index_in", [new.cast(pa.string()).combine_chunks()], options)
-    return found.fill_null(-1).to_numpy()
 
 
 def write_maps(folder: Path, compatible: Compatible, params: PyTree, new: str) -> None:

@@ -3,17 +3,17 @@
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int, Int64, Shaped
 
 from star_jax import artefacts
 from star_jax.config import InputError
+from star_jax.embeddings.id_index import rows_among
 from star_jax.embeddings.reuse import VectorFiles
-from star_jax.embeddings.table import node_types, open_vectors, read_ids
+from star_jax.embeddings.table import node_types, open_vectors, read_id_column
 from star_jax.embeddings.transforms.transform import Transform
 from star_jax.pipeline.tables.read import PairTable, Ranking, read_nodes, read_texts
 
@@ -144,15 +144,13 @@ def _open(folder: Path) -> str:
 
 
 def _read(folder: Path, kind: str, name: str, tables: Path) -> _Table:
-    vectors, ids = open_vectors(folder, name), read_ids(folder, name)
+    vectors, ids = open_vectors(folder, name), read_id_column(folder, name)
     node_type = name.partition(".")[0]
-    known = read_nodes(tables, node_type)["id"].combine_chunks()
+    known = read_nodes(tables, node_type)["id"].cast(pa.string())
     if kind == GRAPH:
-        options = pc.SetLookupOptions(pa.array(ids, pa.string()))
-        rows: Any = pc.call_function("index_in", [known.cast(pa.string())], options)
-        return _Table(rows.fill_null(-1).to_numpy().astype(np.int64), vectors)
+        return _Table(rows_among(known, ids), vectors)
     owners = known.take(pa.array(read_texts(tables, node_type).entity))
-    if len(owners) != len(ids) or owners.to_pylist() != ids:
+    if not owners.equals(ids):
         raise InputError(
             f"{folder / name} has the vectors of other texts than {tables} holds ({len(ids)} and "
             f"{len(owners)} rows): compare two exports of the same tables"
