@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from star_jax import artefacts
 from star_jax.config import InputError, to_json
 from star_jax.embeddings.registry.registry import locate
-from star_jax.embeddings.table import node_types
+from star_jax.embeddings.table import TEXT, embeddings_kind, node_types
 from star_jax.embeddings.transforms.files import KIND, write_transform
 from star_jax.embeddings.transforms.fit import TransformConfig, fit, measure
 from star_jax.embeddings.transforms.normal_equations import Moments
@@ -29,8 +29,6 @@ from star_jax.evaluation.alignment import Agreement
 from star_jax.parallel import processes
 from star_jax.pipeline.scratch import alone, clear
 from star_jax.train.reporter import Progress
-
-TEXT, GRAPH = "text_embeddings", "graph_embeddings"
 
 _log = logging.getLogger(__name__)
 
@@ -77,10 +75,7 @@ def _kind(old: Path, new: Path) -> str:
     Raises:
       InputError: They differ, or are no embeddings.
     """
-    kinds = [artefacts.read_any(folder).kind for folder in (old, new)]
-    for folder, kind in zip((old, new), kinds, strict=True):
-        if kind not in (TEXT, GRAPH):
-            raise InputError(f"{folder} holds {kind}, needed {TEXT} or {GRAPH}")
+    kinds = [embeddings_kind(folder) for folder in (old, new)]
     if kinds[0] != kinds[1]:
         raise InputError(f"{old} holds {kinds[0]} and {new} {kinds[1]}, needed the same of both")
     return kinds[0]

@@ -13,11 +13,16 @@ from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.embeddings.id_index import rows_among
 from star_jax.embeddings.reuse import VectorFiles
-from star_jax.embeddings.table import node_types, open_vectors, read_id_column
+from star_jax.embeddings.table import (
+    GRAPH,
+    embeddings_kind,
+    node_types,
+    open_vectors,
+    read_id_column,
+)
 from star_jax.embeddings.transforms.transform import Transform
 from star_jax.pipeline.tables.read import PairTable, Ranking, read_nodes, read_texts
 
-GRAPH, TEXT = "graph_embeddings", "text_embeddings"
 Role = Literal["sender", "receiver"]
 _BLOCK_ROWS = 8192
 
@@ -45,7 +50,7 @@ class Version:
     """Embeddings of one version, through a transform if there is one.
 
     Attributes:
-      kind: Of the artefact: of nodes (`GRAPH`) or of texts (`TEXT`).
+      kind: Of the artefact: of nodes or of texts.
       digest: Of the artefact.
       sizes: Width of the vectors, by table, before the transform.
     """
@@ -56,7 +61,7 @@ class Version:
         Raises:
           InputError: The folder holds no embeddings, or texts of other tables than these.
         """
-        self.kind = _open(folder)
+        self.kind = embeddings_kind(folder)
         self.digest = artefacts.digest(folder)
         self._tables = {name: _read(folder, self.kind, name, tables) for name in node_types(folder)}
         self.sizes = {name: table.vectors.size for name, table in self._tables.items()}
@@ -133,14 +138,6 @@ class Version:
     def _rows(self, table: str, keys: Int[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
         row = self._tables[table].row
         return np.where(keys >= 0, row[np.maximum(keys, 0)], -1)
-
-
-def _open(folder: Path) -> str:
-    """The kind of the artefact."""
-    kind = artefacts.read_any(folder).kind
-    if kind not in (GRAPH, TEXT):
-        raise InputError(f"{folder} holds {kind}, needed {GRAPH} or {TEXT}")
-    return kind
 
 
 def _read(folder: Path, kind: str, name: str, tables: Path) -> _Table:
