@@ -17,7 +17,13 @@ from star_jax.evaluation.cohorts import crosses
 from star_jax.evaluation.metrics import kinds, rows_of
 from star_jax.pipeline.consumers.versions import Ends, Version
 from star_jax.pipeline.scored import labelled
-from star_jax.pipeline.tables.read import PairTable, TablesMeta, read_nodes, read_pairs
+from star_jax.pipeline.tables.read import (
+    PairTable,
+    TablesMeta,
+    read_cohorts,
+    read_nodes,
+    read_pairs,
+)
 
 Group = Literal["cohort", "cold", "warm"]
 _FEWEST = 20  # Positives, and negatives, to train on and to score.
@@ -191,15 +197,11 @@ def _pairs(
 
 def _cohorts(asked: Asked, sender: str, senders: Int[np.ndarray, " B"]) -> list[Slice]:
     """Cohorts are of the main task's senders; other tasks may have the same."""
-    main = next(iter(asked.meta.tasks.values()))
-    if sender != main.sender or not asked.meta.cohorts:
+    if sender != next(iter(asked.meta.tasks.values())).sender:
         return []
-    nodes = read_nodes(asked.tables, sender)
     columns = {
-        column: np.asarray([v or "" for v in nodes[f"cohort_{column}"].to_pylist()])[
-            senders
-        ].tolist()
-        for column in asked.meta.cohorts
+        column: np.asarray(values, np.str_)[senders].tolist()
+        for column, values in read_cohorts(asked.tables, asked.meta).items()
     }
     slices = []
     for column, values in (columns | crosses(columns)).items():
