@@ -126,12 +126,12 @@ def _scores(name: str, train: Fit, fit: Examples, test: Ends, pair: Pair, seed: 
         features = (version.features(test.take(block)) for block in blocks)
         return np.concatenate([checked_scores(name, consumer, each) for each in features])
 
-    return _Scores(
-        old=of(frozen, pair.old),
-        new=of(frozen, pair.new) if pair.fits_unmapped(test.tables) else None,
-        served=of(frozen, pair.served),
-        retrained=of(retrained, pair.new),
-    )
+    served = of(frozen, pair.served)
+    if not pair.mapped:
+        new = served
+    else:
+        new = of(frozen, pair.new) if pair.fits_unmapped(test.tables) else None
+    return _Scores(of(frozen, pair.old), new, served, retrained=of(retrained, pair.new))
 
 
 def _metrics(question: Question, scores: _Scores, level: float) -> Iterator[dict[str, Any]]:
