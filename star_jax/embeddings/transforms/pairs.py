@@ -84,6 +84,8 @@ class Pairs:
         end = count * (worker + 1) // workers
         for start in range(count * worker // workers, end, block):
             yield self.take(part, np.arange(start, min(start + block, end)))
+            for vectors in (self._new, self._old):
+                vectors.release()
 
 
 def match(

@@ -101,6 +101,7 @@ class Version:
         """The same, a few thousand rows at a time."""
         for start in range(0, len(keys), _BLOCK_ROWS):
             yield self.vectors(table, keys[start : start + _BLOCK_ROWS])
+            self._tables[table].vectors.release()
 
     def features(self, ends: Ends) -> Float32[np.ndarray, "B F"]:
         """What a consumer sees: the vector of a node; of a pair, both and their product."""

@@ -1,10 +1,12 @@
 import hashlib
+import weakref
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from star_jax.config import InputError
+from star_jax.embeddings.reuse import read_vectors
 from star_jax.embeddings.transforms.pairs import PARTS, Pairs, PairsConfig, match
 from star_jax.shapes import NO_TIME
 from tests.embeddings.transforms.versions import Side, write_version
@@ -91,6 +93,23 @@ def test_workers_share_the_pairs(tmp_path):
     assert all(shares)
     rows = [row for share in shares for x, _ in share for row in x[:, 0].tolist()]
     assert rows == list(range(11))
+
+
+def test_files_are_let_go_of_block_by_block(tmp_path, monkeypatch):
+    """Else a pass over all pairs has all vectors in its resident memory in the end."""
+    maps = []
+
+    def noted(*args):
+        found = read_vectors(*args)
+        maps.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr("star_jax.embeddings.reuse.read_vectors", noted)
+    side = Side([str(i) for i in range(12)], numbered(range(12)))
+    _, pairs = matched(tmp_path, side, side)
+    for number, _ in enumerate(pairs.blocks("fit", 3), 1):
+        assert len(maps) >= 2 * number
+        assert all(each() is None for each in maps[: 2 * (number - 1)])
 
 
 def test_two_versions_with_nothing_in_common_are_refused(tmp_path):
