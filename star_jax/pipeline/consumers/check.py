@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from star_jax.evaluation.auc import normal_quantile, roc_auc
+from star_jax.evaluation.auc import roc_auc
 from star_jax.evaluation.cohorts import too_small
 from star_jax.evaluation.significance import auc_difference
 from star_jax.pipeline.consumers.fits import DOT, Fit, Score, checked_scores
@@ -188,10 +188,9 @@ def _lost(
     """By how much the served version is below the old one, paired; None: too few units to tell."""
     label, unit = question.test.label[rows], question.test.unit[rows]
     found = auc_difference(label, scores.old[rows], scores.served[rows], unit, level)
-    error = (found.high - found.low) / (2 * normal_quantile(level))
-    known = math.isfinite(error)
+    known = math.isfinite(found.error)
     return {
         "drop": round(found.difference, 4),
         "interval": [round(found.low, 4), round(found.high, 4)] if known else None,
-        "standard_error": round(error, 6) if known else None,
+        "standard_error": round(found.error, 6) if known else None,
     }
