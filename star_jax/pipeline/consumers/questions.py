@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int, Shaped
 from star_jax.config import InputError
 from star_jax.evaluation.cohorts import crosses
 from star_jax.evaluation.metrics import kinds, rows_of
-from star_jax.pipeline.consumers.versions import Ends, Version
+from star_jax.pipeline.consumers.versions import Ends, Role, Version
 from star_jax.pipeline.scored import labelled
 from star_jax.pipeline.tables.read import (
     PairTable,
@@ -36,9 +36,7 @@ class Examples(NamedTuple):
 
     ends: Ends
     label: Bool[np.ndarray, " B"]
-    unit: Int[
-        np.ndarray, " B"
-    ]  # Sender of a pair, or the node: examples of one are not independent.
+    unit: Int[np.ndarray, " B"]  # Sender of a pair, or the node: those of one are not independent.
 
     def take(self, rows: Shaped[np.ndarray, " C"]) -> "Examples":
         """Those alone, by index or mask."""
@@ -84,7 +82,7 @@ class Asked(NamedTuple):
         """Examples whose rows all versions have."""
         return np.logical_and.reduce([version.has(ends) for version in self.versions])
 
-    def table_of(self, node_type: str, role: Literal["sender", "receiver"]) -> str | None:
+    def table_of(self, node_type: str, role: Role) -> str | None:
         """The table that all versions have for it."""
         found = {version.table_of(node_type, role) for version in self.versions}
         return found.pop() if len(found) == 1 else None
