@@ -224,7 +224,7 @@ def _composed(
     """
     product, found = np.eye(of.width), []
     for folder, transform in zip(folders, transforms, strict=True):
-        if not {SHARED, of.table} & transform.steps.keys():
+        if not transform.has(of.table):
             break
         for step in transform.of(of.table):
             if not isinstance(step.map, Linear | Identity):
