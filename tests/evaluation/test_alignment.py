@@ -39,6 +39,13 @@ def test_the_relative_error_has_no_unit_and_is_one_at_the_mean():
     assert scaled.error == pytest.approx(100 * plain.error)
 
 
+def test_zeros_have_no_direction():
+    found = agreement(np.array([[1.0, 0.0], [0.0, 0.0]]), np.array([[2.0, 0.0], [3.0, 1.0]]))
+    assert found.figures() == pytest.approx(
+        {"alignment_error": (1 + 10**0.5) / 2, "cosine": 0.5, "r2": 1 - 11}
+    )
+
+
 def test_without_spread_or_rows_there_is_nothing_to_say():
     same = np.ones((4, 2))
     with pytest.raises(ValueError, match="all 4 old vectors are equal, needed different ones"):
