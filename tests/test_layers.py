@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "star_jax"
 LAYERS = (
-    ("config", "shapes", "trees", "artefacts"),
+    ("config", "shapes", "trees", "artefacts", "sorting"),
     ("losses", "parallel", "embeddings", "evaluation"),
     ("text", "graph", "train", "serving"),
     ("pipeline",),

@@ -75,6 +75,20 @@ def as_ids(names: Sequence[str]) -> pa.Array:
     return pa.array(names, pa.large_string())
 
 
+def rows_among(
+    ids: pa.ChunkedArray | pa.Array, known: pa.ChunkedArray | pa.Array
+) -> Int64[np.ndarray, " N"]:
+    """Where each id stands among different ones; MISSING: it does not, or is null."""
+    asked, options = _letters(ids), pc.SetLookupOptions(_letters(known))
+    found: Any = pc.call_function("index_in", [asked], options)
+    return found.fill_null(MISSING).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _letters(ids: pa.ChunkedArray | pa.Array) -> pa.Array:
+    whole = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    return whole.cast(pa.large_string())
+
+
 def hashes_of(ids: pa.Array) -> UInt64[np.ndarray, " N"]:
     """A hash of the bytes of each id; different ids may have the same."""
     _, offsets, content = ids.buffers()

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int32, Int64, Shaped
 
+from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.embeddings.quantise import (
     RANGED,
@@ -29,6 +30,9 @@ from star_jax.embeddings.quantise import (
 )
 from star_jax.embeddings.reuse import VectorFiles
 from star_jax.shapes import NO_TIME
+
+TEXT, GRAPH = "text_embeddings", "graph_embeddings"
+"""Kinds of artefacts that hold the tables."""
 
 RANGES = "ranges.npy"  # Of all node types together: they share one space.
 
@@ -172,6 +176,18 @@ def read_table(
         vectors = dequantise(vectors, precision, ranges)
     joined = (np.concatenate(columns) for columns in zip(*rows, strict=True))
     return EmbeddingTable(*joined, vectors=vectors)
+
+
+def embeddings_kind(folder: Path) -> str:
+    """Whether an artefact holds the embeddings of texts or of nodes: `TEXT` or `GRAPH`.
+
+    Raises:
+      InputError: It holds neither, or is not complete.
+    """
+    kind = artefacts.read_any(folder).kind
+    if kind not in (TEXT, GRAPH):
+        raise InputError(f"{folder} holds {kind}, needed {TEXT} or {GRAPH}")
+    return kind
 
 
 def node_types(folder: Path) -> list[str]:

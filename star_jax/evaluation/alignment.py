@@ -1,59 +1,66 @@
-"""How far the vectors of one version lie from those of another, row by row."""
-
-from typing import NamedTuple
+"""How near the vectors of one version are to those of another, row by row."""
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float
+
+_LEAST = 1e-30
 
 
-class Alignment(NamedTuple):
-    """Sums over rows; those of several blocks add up to those of all."""
+class Agreement:
+    """Sums over pairs of vectors that should be equal."""
 
-    num_rows: int
-    norms: float  # Of the differences.
-    squares: float  # Of those norms.
-    total: Float64[np.ndarray, " E"]  # Of the old rows.
-    old_squares: float  # Of the norms of the old rows.
+    def __init__(self, size: int) -> None:
+        """Of no pairs, of vectors of this width."""
+        self.count = 0
+        self._distance = self._cosine = self._squared = self._square = 0.0
+        self._sum = np.zeros(size)
 
-    def __add__(self, other: "Alignment") -> "Alignment":  # pyright: ignore[reportIncompatibleMethodOverride] # a sum of sums, not of tuples
-        """The sums over the rows of both."""
-        return Alignment(
-            self.num_rows + other.num_rows,
-            self.norms + other.norms,
-            self.squares + other.squares,
-            self.total + other.total,
-            self.old_squares + other.old_squares,
-        )
+    def add(self, got: Float[np.ndarray, "N E"], old: Float[np.ndarray, "N E"]) -> None:
+        """Counts a block of pairs in, in float64."""
+        got, old = got.astype(np.float64), old.astype(np.float64)
+        off = np.square(got - old).sum(axis=1)
+        lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(old, axis=1)
+        self.count += len(got)
+        self._distance += float(np.sqrt(off).sum())
+        self._cosine += float(((got * old).sum(axis=1) / np.maximum(lengths, _LEAST)).sum())
+        self._squared += float(off.sum())
+        self._square += float(np.square(old).sum())
+        self._sum += old.sum(axis=0)
 
     @property
     def error(self) -> float:
         """Mean 2-norm of the differences, the alignment error of Hu et al. (2022)."""
-        return self.norms / self.num_rows
+        return self._distance / self.count
 
     @property
     def relative_error(self) -> float:
-        """Root of the share of the old vectors' variance that the new ones leave unexplained.
+        """Root of the share of the old vectors' variance that is left unexplained.
 
         0: equal; 1: no closer than the mean of the old vectors; no unit.
 
         Raises:
-          ValueError: All old rows are equal.
+          ValueError: All old vectors are equal.
         """
-        mean = self.total / self.num_rows
-        variance = self.old_squares / self.num_rows - float(mean @ mean)
-        if not variance > 0:
-            raise ValueError(f"all {self.num_rows} old vectors are equal, needed different ones")
-        return (self.squares / self.num_rows / variance) ** 0.5
+        if not self._spread > 0:
+            raise ValueError(f"all {self.count} old vectors are equal, needed different ones")
+        return (self._squared / self._spread) ** 0.5
 
+    def figures(self) -> dict[str, float] | None:
+        """What a map is reported by; None where there are no pairs.
 
-def alignment(old: Float[np.ndarray, "N E"], new: Float[np.ndarray, "N E"]) -> Alignment:
-    """Compares rows of the same nodes, in float64."""
-    before = old.astype(np.float64)
-    squares = np.square(before - new).sum(axis=1)
-    return Alignment(
-        num_rows=len(before),
-        norms=float(np.sqrt(squares).sum()),
-        squares=float(squares.sum()),
-        total=before.sum(axis=0),
-        old_squares=float(np.square(before).sum()),
-    )
+        Returns:
+          `alignment_error`: as `error`. `cosine`: mean. `r2`: one minus the squared differences
+          over those of the old vectors to their mean, all dimensions together.
+        """
+        if not self.count:
+            return None
+        return {
+            "alignment_error": self.error,
+            "cosine": self._cosine / self.count,
+            "r2": 1 - self._squared / max(self._spread, _LEAST),
+        }
+
+    @property
+    def _spread(self) -> float:
+        """Squared differences of the old vectors to their mean."""
+        return self._square - float(np.square(self._sum).sum()) / self.count

@@ -13,6 +13,7 @@ class Difference(NamedTuple):
     """First minus second, its interval, and the two-sided p-value of no difference."""
 
     difference: float
+    error: float  # Standard; infinite where there are too few clusters to tell.
     low: float
     high: float
     p_value: float
@@ -52,7 +53,7 @@ def holm(p_values: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
 
 def _normal(difference: float, error: float, level: float) -> Difference:
     if error == 0:
-        return Difference(difference, difference, difference, 1.0 if difference == 0 else 0.0)
+        return Difference(difference, 0.0, difference, difference, 1.0 if difference == 0 else 0.0)
     margin = normal_quantile(level) * error
     p_value = float(2 * stats.norm.sf(abs(difference) / error))
-    return Difference(difference, difference - margin, difference + margin, p_value)
+    return Difference(difference, error, difference - margin, difference + margin, p_value)

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.graph.build_source import GraphTables
-from star_jax.graph.sorting import one_row, table_sql
 from star_jax.graph.store import GraphMeta
+from star_jax.sorting import one_row, table_sql
 
 _PARTS = ("nodes", "edges", "texts")
 

@@ -46,8 +46,8 @@ from star_jax.graph.build_survey import (
 )
 from star_jax.graph.samplers.search import EdgeKeys, insertion_points, rows_between
 from star_jax.graph.schema import GraphSchema
-from star_jax.graph.sorting import session, table_sql
 from star_jax.graph.store import NOT_REMOVED, Addition, Adjacency, GraphMeta, GraphStore
+from star_jax.sorting import session, table_sql
 
 _CHUNK = 1 << 18
 
@@ -80,7 +80,7 @@ def append(
     schema = _grown(meta.schema, counts["nodes"])
     with (
         TemporaryDirectory(dir=output, prefix=".scratch-") as scratch,
-        session(Path(scratch), memory_limit_gib, num_threads) as connection,
+        session(Path(scratch), memory_limit_gib, num_threads, "sorting the graph") as connection,
     ):
         _check_ends(connection, tables.edges, schema)
         for name in schema.nodes:

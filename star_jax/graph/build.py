@@ -22,8 +22,8 @@ from star_jax.graph.build_survey import (
     check_texts,
 )
 from star_jax.graph.schema import GraphSchema, NodeType
-from star_jax.graph.sorting import check_limits
 from star_jax.graph.store import GraphMeta
+from star_jax.sorting import check_limits
 
 _DAY_S = 86400.0
 _AGES = 1000.0  # Without a natural unit, the training events span this many.

@@ -18,10 +18,10 @@ from star_jax.graph.arrays import ArrayFile, ColumnFiles, file_bytes, scratch_ar
 from star_jax.graph.build_survey import Contents
 from star_jax.graph.samplers.search import row_sums
 from star_jax.graph.schema import EdgeType, GraphSchema
-from star_jax.graph.sorting import batches, parquet_batches
 from star_jax.graph.store import NOT_REMOVED, TIMED_BIT
 from star_jax.graph.tally import TALLIED, tally
 from star_jax.shapes import NO_TIME
+from star_jax.sorting import batches, parquet_batches
 
 _MAX_EDGES = 2**31 - 1
 _DTYPES = {

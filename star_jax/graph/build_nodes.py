@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from star_jax.config import InputError
 from star_jax.graph.arrays import ArrayFile, ColumnFiles, scratch_array
 from star_jax.graph.schema import NodeType
-from star_jax.graph.sorting import NO_TIME_SQL, batches, parquet_batches, table_sql
 from star_jax.shapes import NO_TIME
+from star_jax.sorting import NO_TIME_SQL, batches, parquet_batches, table_sql
 
 _BATCH_ROWS = 1 << 16
 _CHUNK_NODES = 1 << 20

@@ -14,7 +14,7 @@ from star_jax.graph.build_edges import sorted_rows
 from star_jax.graph.build_nodes import text_rows
 from star_jax.graph.build_survey import EdgeSurvey, TextSurvey, survey_edges, survey_texts
 from star_jax.graph.schema import GraphSchema
-from star_jax.graph.sorting import session, table_sql
+from star_jax.sorting import session, table_sql
 
 Rows = Iterator[dict[str, np.ndarray]]
 
@@ -106,6 +106,6 @@ def open_database(
     """Opens the tables; what does not fit the memory goes to the output's disk."""
     with (
         TemporaryDirectory(dir=output, prefix=".scratch-") as scratch,
-        session(Path(scratch), memory_limit_gib, threads) as connection,
+        session(Path(scratch), memory_limit_gib, threads, "sorting the graph") as connection,
     ):
         yield DatabaseSource(connection, output, schema, tables)

@@ -8,7 +8,7 @@ import duckdb
 
 from star_jax.config import InputError
 from star_jax.graph.schema import EdgeType, GraphSchema
-from star_jax.graph.sorting import one_row, table_sql
+from star_jax.sorting import one_row, table_sql
 
 _BAD_WEIGHT = "weight IS NULL OR NOT isfinite(weight) OR weight < 0"
 _PROBLEMS = (

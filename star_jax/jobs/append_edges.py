@@ -13,9 +13,9 @@ from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.graph.additions import read_additions
 from star_jax.graph.append import append
-from star_jax.graph.sorting import check_limits
 from star_jax.graph.store import GraphStore
 from star_jax.pipeline.progress import Work
+from star_jax.sorting import check_limits
 
 _log = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from star_jax.pipeline.tables.read import (
     PairTable,
     Ranking,
     TablesMeta,
+    read_cohorts,
     read_meta,
-    read_nodes,
     read_pairs,
     read_ranking,
 )
@@ -260,11 +260,7 @@ def _closer_look(
 ) -> dict[str, Any]:
     """What is reported for the main task's test split alone."""
     fitted = [name for name in scored.scores if name not in _MODELS]
-    nodes = read_nodes(tables, meta.tasks[next(iter(meta.tasks))].sender)
-    columns = {
-        column: [value or "" for value in nodes[f"cohort_{column}"].to_pylist()]
-        for column in meta.cohorts
-    }
+    columns = read_cohorts(tables, meta)
     measure = config.measure
     return {
         "level": measure.level,

@@ -33,7 +33,6 @@ from star_jax.graph.decoders import DecoderConfig
 from star_jax.graph.layerwise import State
 from star_jax.graph.model import Role, rounds_of
 from star_jax.graph.schema import parse_key
-from star_jax.graph.sorting import parquet_batches
 from star_jax.parallel import processes
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.graph_buckets import Shapes
@@ -50,6 +49,7 @@ from star_jax.pipeline.graph_model import GraphModelFile, TrainedGraph, open_tra
 from star_jax.pipeline.graph_programs import RowShards
 from star_jax.pipeline.graph_states import NodeFiles, StateFiles, complete, fill
 from star_jax.pipeline.scratch import clear, together
+from star_jax.sorting import parquet_batches
 
 _MEASURED = 1 << 14  # Nodes whose samples are measured before all are drawn.
 

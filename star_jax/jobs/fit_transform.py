@@ -19,17 +19,16 @@ from typing import Any, NamedTuple
 from star_jax import artefacts
 from star_jax.config import InputError, to_json
 from star_jax.embeddings.registry.registry import locate
-from star_jax.embeddings.table import node_types
+from star_jax.embeddings.table import TEXT, embeddings_kind, node_types
 from star_jax.embeddings.transforms.files import KIND, write_transform
-from star_jax.embeddings.transforms.fit import TransformConfig, fit, judge, measure
+from star_jax.embeddings.transforms.fit import TransformConfig, fit, measure
 from star_jax.embeddings.transforms.normal_equations import Moments
 from star_jax.embeddings.transforms.pairs import Pairs, PairsConfig, match
 from star_jax.embeddings.transforms.transform import SHARED, Transform
+from star_jax.evaluation.alignment import Agreement
 from star_jax.parallel import processes
 from star_jax.pipeline.scratch import alone, clear
 from star_jax.train.reporter import Progress
-
-TEXT, GRAPH = "text_embeddings", "graph_embeddings"
 
 _log = logging.getLogger(__name__)
 
@@ -76,10 +75,7 @@ def _kind(old: Path, new: Path) -> str:
     Raises:
       InputError: They differ, or are no embeddings.
     """
-    kinds = [artefacts.read_any(folder).kind for folder in (old, new)]
-    for folder, kind in zip((old, new), kinds, strict=True):
-        if kind not in (TEXT, GRAPH):
-            raise InputError(f"{folder} holds {kind}, needed {TEXT} or {GRAPH}")
+    kinds = [embeddings_kind(folder) for folder in (old, new)]
     if kinds[0] != kinds[1]:
         raise InputError(f"{old} holds {kinds[0]} and {new} {kinds[1]}, needed the same of both")
     return kinds[0]
@@ -181,10 +177,10 @@ def _finish(
         steps[name] = (fitted.step,)
         extra[name] = {"best_step": fitted.best_step}
         if moments.count:
-            extra[name]["old_lengths"] = [moments.least, moments.most]
+            extra[name]["old_lengths"] = list(moments.lengths)
     digests = {side: artefacts.digest(getattr(sides, side)) for side in ("new", "old")}
     transform = Transform(config.mode, **digests, steps=steps)
-    judged = {name: judge(transform, name, own, config.block_pairs) for name, own in pairs.items()}
+    judged = {name: _judge(transform, name, own, config.block_pairs) for name, own in pairs.items()}
     meta: dict[str, Any] = {
         "config": json.loads(to_json(config)),
         "pairs": counts,
@@ -195,6 +191,22 @@ def _finish(
     for name, figures in judged.items():
         _report(name, figures)
     _log.info("wrote %s: %s", output, transform.name)
+
+
+def _judge(
+    transform: Transform, node_type: str, pairs: Pairs, block: int
+) -> dict[str, dict[str, float] | None]:
+    """How near the vectors held out come to the old ones, mapped and as they are.
+
+    Returns:
+      Figures of `Agreement`; those of unmapped vectors are None where the widths differ.
+    """
+    mapped, unmapped = (Agreement(pairs.sizes[1]) for _ in range(2))
+    for x, y in pairs.blocks("held_out", block):
+        mapped.add(transform.apply(node_type, x), y)
+        if pairs.sizes[0] == pairs.sizes[1]:
+            unmapped.add(x, y)
+    return {"mapped": mapped.figures(), "unmapped": unmapped.figures()}
 
 
 def _check_sizes(sizes: dict[str, tuple[int, int]]) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from star_jax import artefacts
 from star_jax.config import InputError
-from star_jax.graph.sorting import check_limits
 from star_jax.pipeline.beam.engine import check_installed, check_options
 from star_jax.pipeline.beam.tables import BeamLoad
 from star_jax.pipeline.market.prepare import prepare_market
@@ -24,6 +23,7 @@ from star_jax.pipeline.tables.read import KIND
 from star_jax.pipeline.tables.schema import Schema
 from star_jax.pipeline.tables.schema_file import read_schema
 from star_jax.pipeline.tables.tidy import tidy_schema
+from star_jax.sorting import check_limits
 
 _LOG = logging.getLogger(__name__)
 _SCHEMA_NAMES = ("schema.json", "schema.py")

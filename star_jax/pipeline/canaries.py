@@ -12,7 +12,7 @@ from jaxtyping import Int
 from star_jax.graph.batches import Subgraph
 from star_jax.graph.build_source import GraphTables
 from star_jax.graph.schema import GraphSchema
-from star_jax.graph.sorting import table_sql
+from star_jax.sorting import table_sql
 
 MARK = 54321.125  # Weight of planted edges; those of one example have its number added.
 Kind = Literal["future", "later_split", "removed", "target"]

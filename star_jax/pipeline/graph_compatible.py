@@ -10,21 +10,19 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import Float32, Int32
 
 from star_jax import artefacts
 from star_jax.config import InputError
+from star_jax.embeddings.id_index import rows_among
 from star_jax.embeddings.registry.registry import Registry, locate
 from star_jax.embeddings.reuse import VectorFiles
-from star_jax.embeddings.table import open_vectors, read_id_column, rows_paths
+from star_jax.embeddings.table import open_vectors, read_id_column
 from star_jax.embeddings.transforms.files import read_transform, write_transform
-from star_jax.embeddings.transforms.maps import Identity, Linear, linear
+from star_jax.embeddings.transforms.maps import Identity, Linear, lengths_of, linear
 from star_jax.embeddings.transforms.transform import SHARED, Step, Transform
 from star_jax.graph.batches import ROLES, OldVectors, Role
 from star_jax.graph.compatible import MAPS, Alignment, CompatibleMap
@@ -34,8 +32,7 @@ from star_jax.shapes import PyTree
 
 KIND = "graph_embeddings"
 
-_LOOKED_AT = 4096  # Vectors of a table, to see whether they have length 1.
-_UNIT = 1e-3  # What a length of 1 may be off.
+_LOOKED_AT = 4096  # Vectors of a table, from all over it, to see whether they have length 1.
 
 _log = logging.getLogger(__name__)
 
@@ -191,9 +188,10 @@ def describe_compatible(
 
 
 def _have_unit_norm(folder: Path, table: str) -> bool:
-    in_first = pq.read_metadata(rows_paths(folder, table)[0]).num_rows
-    vectors = open_vectors(folder, table).take(np.arange(min(in_first, _LOOKED_AT)))
-    return bool((np.abs(np.linalg.norm(vectors, axis=1) - 1.0) < _UNIT).all())
+    vectors = open_vectors(folder, table)
+    num_rows = vectors.shape[0]
+    rows = np.linspace(0, num_rows, min(num_rows, _LOOKED_AT), endpoint=False).astype(np.int64)
+    return lengths_of(vectors.take(rows)).are_one()
 
 
 def alignment_of(config: CompatibleConfig, compatible: Compatible) -> Alignment:
@@ -226,7 +224,7 @@ def _composed(
     """
     product, found = np.eye(of.width), []
     for folder, transform in zip(folders, transforms, strict=True):
-        if not {SHARED, of.table} & transform.steps.keys():
+        if not transform.has(of.table):
             break
         for step in transform.of(of.table):
             if not isinstance(step.map, Linear | Identity):
@@ -262,8 +260,8 @@ class OldVersion:
         self._vectors: dict[str, VectorFiles] = {}
         for each in compatible.maps:
             ids = read_nodes(tables, each.node_type)["id"]
-            row = _rows_of(ids, read_id_column(folder, each.table))
-            self._rows[each.table] = row
+            row = rows_among(ids, read_id_column(folder, each.table))
+            self._rows[each.table] = row.astype(np.int32)
             self._vectors[each.table] = open_vectors(folder, each.table)
             known = int((row >= 0).sum())
             _log.info("older vectors: %d of %d rows of %s", known, len(row), each.table)
@@ -288,13 +286,6 @@ class OldVersion:
             for each in self.maps
             if each.node_type == getattr(task, each.role)
         }
-
-
-def _rows_of(new: pa.ChunkedArray, old: pa.ChunkedArray) -> Int32[np.ndarray, " N"]:
-    """Where each id stands among the older ones; -1 where it does not."""
-    options = pc.SetLookupOptions(old.combine_chunks())
-    found: Any = pc.call_function("index_in", [new.cast(pa.string()).combine_chunks()], options)
-    return found.fill_null(-1).to_numpy()
 
 
 def write_maps(folder: Path, compatible: Compatible, params: PyTree, new: str) -> None:

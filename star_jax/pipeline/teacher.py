@@ -2,15 +2,14 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int64
 
 from star_jax.config import InputError
+from star_jax.embeddings.id_index import MISSING, rows_among
 from star_jax.pipeline.tables.findings import Findings
 from star_jax.pipeline.tables.read import TaskMeta, read_nodes
 from star_jax.pipeline.text_pairs import PairRecords
@@ -69,13 +68,11 @@ def _read(
         values = table[column].combine_chunks()
         none = np.asarray(values.is_null())
         _check(findings, "null id", where, none, values, "an id in every row")
-        known = read_nodes(tables, node_type)["id"].combine_chunks()
-        options = pc.SetLookupOptions(known.cast(pa.string()))
-        index: Any = pc.call_function("index_in", [values.cast(pa.string())], options)
-        unknown = np.asarray(index.is_null()) & ~none
+        index = rows_among(values, read_nodes(tables, node_type)["id"])
+        unknown = (index == MISSING) & ~none
         needed = f"ids of {node_type} nodes in {tables}"
         _check(findings, "unknown id", where, unknown, values, needed)
-        ends.append(index.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64))
+        ends.append(index)
     score = table["score"].combine_chunks()
     numbers = score.cast(pa.float32()).fill_null(float("nan")).to_numpy(zero_copy_only=False)
     bad, needed = ~np.isfinite(numbers), "a finite number in every row"

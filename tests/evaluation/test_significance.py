@@ -35,7 +35,7 @@ def test_false_alarms_are_as_rare_as_promised():
 def test_equal_models_do_not_differ():
     labels, scores = np.array([True, False, True, False]), np.array([3.0, 1.0, 2.0, 4.0])
     found = auc_difference(labels, scores, scores, np.arange(4), 0.95)
-    assert found == (0.0, 0.0, 0.0, 1.0)
+    assert found == (0.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def test_mean_difference_is_the_paired_normal_test():

@@ -205,7 +205,7 @@ def test_weights_of_zero_are_never_drawn_and_a_short_row_is_taken_whole():
 
 def test_running_sums_begin_anew_with_every_relation_and_node(tmp_path, monkeypatch):
     """Across the borders of chunks too; none is written where all weights are equal."""
-    monkeypatch.setattr("star_jax.graph.sorting._BATCH_ROWS", 7)
+    monkeypatch.setattr("star_jax.sorting._BATCH_ROWS", 7)
     rng = np.random.default_rng(1)
     world = World(
         nodes={"member": [None] * 3, "job": [None] * 4},

@@ -260,7 +260,7 @@ def test_versions_that_do_not_go_together_are_refused(world):
     ):
         check(folder, "same", "map_wide")
     with pytest.raises(
-        ValueError, match="tables holds tables, needed graph_embeddings or text_emb"
+        ValueError, match="tables holds tables, needed text_embeddings or graph_emb"
     ):
         check(folder, "tables")
     with pytest.raises(

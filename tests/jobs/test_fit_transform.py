@@ -14,6 +14,7 @@ from star_jax.embeddings.transforms.descent import DescentConfig
 from star_jax.embeddings.transforms.files import read_chain, read_transform
 from star_jax.embeddings.transforms.fit import TransformConfig
 from star_jax.embeddings.transforms.maps import Identity, Linear, Residual
+from star_jax.embeddings.transforms.normal_equations import Moments
 from star_jax.embeddings.transforms.transform import SHARED
 from star_jax.evaluation.auc import roc_auc
 from star_jax.jobs import fit_transform
@@ -114,6 +115,16 @@ def _held_out(meta, count):
     held = np.array(draws) < 0.1
     assert held.sum() == meta["pairs"]["job"]["held_out"]
     return held
+
+
+def test_what_a_killed_one_left_is_not_counted(market, tmp_path):
+    left = tmp_path / ".t.pairs" / "job"
+    left.mkdir(parents=True)
+    moments = Moments(12, 12)
+    moments.add(np.eye(12), np.eye(12))
+    moments.write(left / "moments-00001.npz")
+    maps = [fitted(market, tmp_path / name, TransformConfig())[0].of("job")[0] for name in "tu"]
+    np.testing.assert_array_equal(*(own.map.arrays()["factor0"] for own in maps))
 
 
 def test_a_shared_map_is_fitted_to_all_node_types(market, tmp_path):

@@ -32,6 +32,7 @@ def write(folder, *, unit_norm=False, roles=ROLES, visible="train", graph="anoth
                 vectors = skills[skill_of(nodes)] + 0.2 * rng.normal(size=(len(nodes), WIDTH))
                 if unit_norm:
                     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+                    vectors[0] = 0  # Nothing is known of a node.
                 size = len(nodes)
                 rows = EmbeddingTable(
                     entity=np.arange(size, dtype=np.int32),

@@ -207,9 +207,10 @@ def test_what_is_not_there_or_of_another_role_is_refused_or_said(older, tmp_path
     other = older_version.write(tmp_path / "other", roles={"skill": "sender"})
     with pytest.raises(InputError, match="has tables skill, needed one of member, job, recruiter"):
         described(other)
-    few = older_version.write(
-        tmp_path / "few", roles={"job": "receiver"}, visible="val", graph="this graph"
-    )
+    later: dict[str, Any] = {"roles": {"job": "receiver"}, "visible": "val"}
+    described(older_version.write(tmp_path / "far", **later))  # Of another graph.
+    assert "validation may look too good" not in caplog.text
+    few = older_version.write(tmp_path / "few", **later, graph="this graph")
     _, compatible = described(few)
     assert [each.table for each in compatible.maps] == ["job"]
     assert "has no table member: its vectors have no map" in caplog.text

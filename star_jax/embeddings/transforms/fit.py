@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from star_jax.config import InputError
-from star_jax.embeddings.transforms.agreement import Agreement
 from star_jax.embeddings.transforms.closed_form import fit_linear
 from star_jax.embeddings.transforms.descent import DescentConfig, Rows
 from star_jax.embeddings.transforms.frames import Frame, frame
@@ -17,11 +16,9 @@ from star_jax.embeddings.transforms.mlp import fit_mlp
 from star_jax.embeddings.transforms.normal_equations import Moments
 from star_jax.embeddings.transforms.pairs import Pairs, Part
 from star_jax.embeddings.transforms.sgd import fit_sgd
-from star_jax.embeddings.transforms.transform import Step, Transform
+from star_jax.embeddings.transforms.transform import Step
 
 Mode = Literal["none", "ridge", "sgd", "procrustes", "lowrank", "mlp"]
-
-_UNIT = 1e-3  # From 1, of the lengths of vectors that were normalised, in bfloat16 at the worst.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,12 +125,7 @@ def fit(config: TransformConfig, name: str, moments: Moments, pairs: Sequence[Pa
             bias=config.bias,
             whiten=config.whiten,
         )
-    return Fitted(Step(found, is_unit(moments)), best)
-
-
-def is_unit(moments: Moments) -> bool:
-    """Whether all vectors of the old version had length 1, zeros apart."""
-    return max(abs(moments.least - 1), abs(moments.most - 1)) <= _UNIT
+    return Fitted(Step(found, moments.lengths.are_one()), best)
 
 
 def measure(
@@ -150,22 +142,6 @@ def measure(
         moments.add(x, y)
         on_block(len(x))
     return moments
-
-
-def judge(
-    transform: Transform, node_type: str, pairs: Pairs, block: int
-) -> dict[str, dict[str, float] | None]:
-    """How near the vectors held out come to the old ones, mapped and as they are.
-
-    Returns:
-      Figures of `Agreement`; those of unmapped vectors are None where the widths differ.
-    """
-    mapped, unmapped = (Agreement(pairs.sizes[1]) for _ in range(2))
-    for x, y in pairs.blocks("held_out", block):
-        mapped.add(transform.apply(node_type, x), y)
-        if pairs.sizes[0] == pairs.sizes[1]:
-            unmapped.add(x, y)
-    return {"mapped": mapped.figures(), "unmapped": unmapped.figures()}
 
 
 def _descended(

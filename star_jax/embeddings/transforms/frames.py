@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
-from star_jax.embeddings.transforms.maps import Linear
+from star_jax.embeddings.transforms.maps import Linear, linear
 from star_jax.embeddings.transforms.normal_equations import Moments, Second, whitened
 
 
@@ -40,8 +40,7 @@ class Frame(NamedTuple):
     def linear(self, matrix: Float[np.ndarray, "I O"]) -> Linear:
         """A matrix of the frame as a map outside of it."""
         whole = self.enter @ matrix @ self.leave
-        bias = (self.y_mean - self.x_mean @ whole).astype(np.float32) if self.bias else None
-        return Linear((whole.astype(np.float32),), bias)
+        return linear(whole, self.y_mean - self.x_mean @ whole if self.bias else None)
 
 
 def frame(moments: Moments, *, bias: bool, whiten: bool) -> Frame:

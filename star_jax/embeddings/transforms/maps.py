@@ -12,6 +12,7 @@ from jaxtyping import Float, Float32
 from star_jax.config import InputError
 
 _LEAST = np.finfo(np.float32).tiny
+_UNIT = 1e-3  # From 1, of the lengths of vectors that were normalised, in bfloat16 at the worst.
 
 
 class Identity(NamedTuple):
@@ -117,6 +118,28 @@ def normalised(vectors: Float32[np.ndarray, "N O"]) -> Float32[np.ndarray, "N O"
     """Rows of length 1; rows of zeros stay."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.maximum(length, _LEAST)
+
+
+class Lengths(NamedTuple):
+    """Of the shortest of some vectors that is not zero, and of the longest."""
+
+    least: float
+    most: float
+
+    def merge(self, other: "Lengths") -> "Lengths":
+        """Of both."""
+        return Lengths(min(self.least, other.least), max(self.most, other.most))
+
+    def are_one(self) -> bool:
+        """Whether the vectors were normalised: all have length 1, zeros apart."""
+        return max(abs(self.least - 1), abs(self.most - 1)) <= _UNIT
+
+
+def lengths_of(vectors: Float[np.ndarray, "N E"]) -> Lengths:
+    """Of any number of vectors, none too."""
+    length = np.linalg.norm(vectors, axis=1)
+    least = length.min(where=length > 0, initial=np.inf)
+    return Lengths(float(least), float(length.max(initial=0.0)))
 
 
 def gelu(x: Float32[np.ndarray, "N H"]) -> Float32[np.ndarray, "N H"]:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Float64
 from scipy import linalg
 
 from star_jax.config import InputError
+from star_jax.embeddings.transforms.maps import Lengths, lengths_of
 
 _FLAT = 1e-12  # Of the greatest variance: a direction with less holds rounding alone.
 
@@ -23,15 +24,14 @@ class Moments:
     Attributes:
       inputs: Width of x.
       gram: The sums.
-      least: Length of the shortest y that is not zero.
-      most: Length of the longest y.
+      lengths: Of the y.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         """Of no pairs."""
         self.inputs = inputs
         self.gram: Float64[np.ndarray, "F F"] = np.zeros((1 + inputs + outputs,) * 2)
-        self.least, self.most = np.inf, 0.0
+        self.lengths = Lengths(np.inf, 0.0)
 
     @property
     def count(self) -> int:
@@ -45,9 +45,7 @@ class Moments:
         rows = np.empty((len(x), len(self.gram)))
         rows[:, 0], rows[:, 1 : 1 + self.inputs], rows[:, 1 + self.inputs :] = 1, x, y
         self.gram += rows.T @ rows  # BLAS takes half of the work where both are the same.
-        length = np.linalg.norm(rows[:, 1 + self.inputs :], axis=1)
-        self.least = min(self.least, float(length.min(where=length > 0, initial=np.inf)))
-        self.most = max(self.most, float(length.max()))
+        self.lengths = self.lengths.merge(lengths_of(rows[:, 1 + self.inputs :]))
 
     def merge(self, other: "Moments") -> None:
         """Counts in what others counted.
@@ -61,11 +59,11 @@ class Moments:
                 f"needed {self.inputs} and {len(self.gram) - 1}"
             )
         self.gram += other.gram
-        self.least, self.most = min(self.least, other.least), max(self.most, other.most)
+        self.lengths = self.lengths.merge(other.lengths)
 
     def write(self, path: Path) -> None:
         """Stores them for `read`."""
-        np.savez(path, inputs=self.inputs, gram=self.gram, lengths=[self.least, self.most])
+        np.savez(path, inputs=self.inputs, gram=self.gram, lengths=self.lengths)
 
     @classmethod
     def read(cls, path: Path) -> "Moments":
@@ -74,7 +72,7 @@ class Moments:
             inputs = int(stored["inputs"])
             moments = cls(inputs, len(stored["gram"]) - 1 - inputs)
             moments.gram = stored["gram"]
-            moments.least, moments.most = stored["lengths"].tolist()
+            moments.lengths = Lengths(*stored["lengths"].tolist())
         return moments
 
     def check_finite(self, name: str) -> None:

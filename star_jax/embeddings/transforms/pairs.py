@@ -9,9 +9,8 @@ number of processes reads the vectors block by block.
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +19,7 @@ from jaxtyping import Float32, Int, Int64
 from star_jax.config import InputError
 from star_jax.embeddings.reuse import VectorFiles
 from star_jax.embeddings.table import open_vectors, rows_paths
-from star_jax.shapes import NO_TIME
+from star_jax.sorting import NO_TIME_SQL, session
 
 Part = Literal["fit", "stopping", "held_out"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -85,6 +84,8 @@ class Pairs:
         end = count * (worker + 1) // workers
         for start in range(count * worker // workers, end, block):
             yield self.take(part, np.arange(start, min(start + block, end)))
+            for vectors in (self._new, self._old):
+                vectors.release()
 
 
 def match(
@@ -113,7 +114,8 @@ def match(
         paths = {part: _path(scratch, node_type, part) for part in PARTS}
         paths["fit"].parent.mkdir(exist_ok=True)
         files = {part: stack.enter_context(path.open("wb")) for part, path in paths.items()}
-        connection = stack.enter_context(_session(scratch, config.memory_limit_gib))
+        sorting = session(scratch / ".sorting", config.memory_limit_gib, None, "finding the pairs")
+        connection = stack.enter_context(sorting)
         query = _query({side: _keyed(sides[side], timed=config.timed) for side in sides})
         for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
             found, draw = _columns(batch)
@@ -140,7 +142,7 @@ def _keyed(paths: list[Path], *, timed: bool) -> str:
     for path in paths:
         escaped = str(path).replace("'", "''")
         shards.append(
-            f"SELECT id, {f'coalesce(t, CAST({NO_TIME} AS BIGINT))' if timed else '0'} AS t, "
+            f"SELECT id, {f'coalesce(t, {NO_TIME_SQL})' if timed else '0'} AS t, "
             f"file_row_number + {first} AS row "
             f"FROM read_parquet('{escaped}', file_row_number = true)"
         )
@@ -153,10 +155,10 @@ def _keyed(paths: list[Path], *, timed: bool) -> str:
 
 def _query(keyed: dict[str, str]) -> str:
     """Pairs in the order of the new version, each with a number drawn from the entity's id."""
-    return (
+    return (  # In the place of a name, a query could refer to columns of the other one.
+        f"WITH n AS ({keyed['new']}), o AS ({keyed['old']}) "
         "SELECT n.row AS new, o.row AS old, ('0x' || substr(md5(n.id), 1, 8))::UBIGINT AS draw "
-        f"FROM ({keyed['new']}) AS n JOIN ({keyed['old']}) AS o "
-        "USING (id, t, nth, many) ORDER BY n.row"
+        "FROM n JOIN o USING (id, t, nth, many) ORDER BY n.row"
     )
 
 
@@ -173,24 +175,3 @@ def _read(path: Path) -> Int64[np.ndarray, "N 2"]:
     if not path.stat().st_size:  # Which cannot be mapped.
         return np.zeros((0, 2), np.int64)
     return np.memmap(path, np.int64, mode="r").reshape(-1, 2)
-
-
-@contextlib.contextmanager
-def _session(scratch: Path, memory_limit_gib: float) -> Iterator[duckdb.DuckDBPyConnection]:
-    settings: dict[str, Any] = {
-        "memory_limit": f"{int(memory_limit_gib * 1024)}MiB",
-        "temp_directory": str(scratch / ".sorting"),
-    }
-    connection = duckdb.connect(":memory:", config=settings)
-    try:
-        connection.execute("SET enable_progress_bar = false")
-        yield connection
-    except duckdb.OutOfMemoryException as error:
-        raise InputError(
-            f"finding the pairs does not fit memory_limit_gib {memory_limit_gib}; give more "
-            f"({str(error).splitlines()[0]})"
-        ) from error
-    except (duckdb.IOException, duckdb.InvalidInputException, duckdb.BinderException) as error:
-        raise InputError(f"finding the pairs: {str(error).splitlines()[0]}") from error
-    finally:
-        connection.close()

@@ -43,6 +43,10 @@ class Transform(NamedTuple):
         """For messages."""
         return f"{self.mode} {self.new[:12]} -> {self.old[:12]}"
 
+    def has(self, node_type: str) -> bool:
+        """Whether a node type is mapped."""
+        return not {SHARED, node_type}.isdisjoint(self.steps)
+
     def of(self, node_type: str) -> tuple[Step, ...]:
         """The steps of a node type.
 
@@ -110,7 +114,7 @@ def _after(first: Transform, second: Transform) -> Transform:
         names = [
             name
             for name in (first.steps if SHARED not in first.steps else second.steps)
-            if {SHARED, name} & first.steps.keys() and {SHARED, name} & second.steps.keys()
+            if first.has(name) and second.has(name)
         ]
     if not names:
         known = [", ".join(sorted(each.steps)) for each in (first, second)]

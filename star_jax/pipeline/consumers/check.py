@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from star_jax.evaluation.auc import normal_quantile, roc_auc
+from star_jax.evaluation.auc import roc_auc
 from star_jax.evaluation.cohorts import too_small
 from star_jax.evaluation.significance import auc_difference
 from star_jax.pipeline.consumers.fits import DOT, Fit, Score, checked_scores
@@ -126,12 +126,12 @@ def _scores(name: str, train: Fit, fit: Examples, test: Ends, pair: Pair, seed: 
         features = (version.features(test.take(block)) for block in blocks)
         return np.concatenate([checked_scores(name, consumer, each) for each in features])
 
-    return _Scores(
-        old=of(frozen, pair.old),
-        new=of(frozen, pair.new) if pair.fits_unmapped(test.tables) else None,
-        served=of(frozen, pair.served),
-        retrained=of(retrained, pair.new),
-    )
+    served = of(frozen, pair.served)
+    if not pair.mapped:
+        new = served
+    else:
+        new = of(frozen, pair.new) if pair.fits_unmapped(test.tables) else None
+    return _Scores(of(frozen, pair.old), new, served, retrained=of(retrained, pair.new))
 
 
 def _metrics(question: Question, scores: _Scores, level: float) -> Iterator[dict[str, Any]]:
@@ -188,10 +188,9 @@ def _lost(
     """By how much the served version is below the old one, paired; None: too few units to tell."""
     label, unit = question.test.label[rows], question.test.unit[rows]
     found = auc_difference(label, scores.old[rows], scores.served[rows], unit, level)
-    error = (found.high - found.low) / (2 * normal_quantile(level))
-    known = math.isfinite(error)
+    known = math.isfinite(found.error)
     return {
         "drop": round(found.difference, 4),
         "interval": [round(found.low, 4), round(found.high, 4)] if known else None,
-        "standard_error": round(error, 6) if known else None,
+        "standard_error": round(found.error, 6) if known else None,
     }

@@ -15,9 +15,15 @@ from jaxtyping import Bool, Int, Shaped
 from star_jax.config import InputError
 from star_jax.evaluation.cohorts import crosses
 from star_jax.evaluation.metrics import kinds, rows_of
-from star_jax.pipeline.consumers.versions import Ends, Version
+from star_jax.pipeline.consumers.versions import Ends, Role, Version
 from star_jax.pipeline.scored import labelled
-from star_jax.pipeline.tables.read import PairTable, TablesMeta, read_nodes, read_pairs
+from star_jax.pipeline.tables.read import (
+    PairTable,
+    TablesMeta,
+    read_cohorts,
+    read_nodes,
+    read_pairs,
+)
 
 Group = Literal["cohort", "cold", "warm"]
 _FEWEST = 20  # Positives, and negatives, to train on and to score.
@@ -30,9 +36,7 @@ class Examples(NamedTuple):
 
     ends: Ends
     label: Bool[np.ndarray, " B"]
-    unit: Int[
-        np.ndarray, " B"
-    ]  # Sender of a pair, or the node: examples of one are not independent.
+    unit: Int[np.ndarray, " B"]  # Sender of a pair, or the node: those of one are not independent.
 
     def take(self, rows: Shaped[np.ndarray, " C"]) -> "Examples":
         """Those alone, by index or mask."""
@@ -78,7 +82,7 @@ class Asked(NamedTuple):
         """Examples whose rows all versions have."""
         return np.logical_and.reduce([version.has(ends) for version in self.versions])
 
-    def table_of(self, node_type: str, role: Literal["sender", "receiver"]) -> str | None:
+    def table_of(self, node_type: str, role: Role) -> str | None:
         """The table that all versions have for it."""
         found = {version.table_of(node_type, role) for version in self.versions}
         return found.pop() if len(found) == 1 else None
@@ -191,15 +195,11 @@ def _pairs(
 
 def _cohorts(asked: Asked, sender: str, senders: Int[np.ndarray, " B"]) -> list[Slice]:
     """Cohorts are of the main task's senders; other tasks may have the same."""
-    main = next(iter(asked.meta.tasks.values()))
-    if sender != main.sender or not asked.meta.cohorts:
+    if sender != next(iter(asked.meta.tasks.values())).sender:
         return []
-    nodes = read_nodes(asked.tables, sender)
     columns = {
-        column: np.asarray([v or "" for v in nodes[f"cohort_{column}"].to_pylist()])[
-            senders
-        ].tolist()
-        for column in asked.meta.cohorts
+        column: np.asarray(values, np.str_)[senders].tolist()
+        for column, values in read_cohorts(asked.tables, asked.meta).items()
     }
     slices = []
     for column, values in (columns | crosses(columns)).items():

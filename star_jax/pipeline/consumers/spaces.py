@@ -1,14 +1,12 @@
 """What two versions have in common without any consumer: alignment, neighbours, a mixed index."""
 
-import functools
-import operator
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int64
 
-from star_jax.evaluation.alignment import alignment
+from star_jax.evaluation.alignment import Agreement
 from star_jax.evaluation.neighbours import nearest, overlap
 from star_jax.evaluation.ranking import query_metrics
 from star_jax.pipeline.consumers.check import Pair
@@ -70,8 +68,10 @@ def _space(
         for which, version in (("new", pair.new), ("served", pair.served))
         if pair.mapped or which == "served"  # Else they are one.
     }
-    blocks = zip(pair.old.blocks(name, keys), pair.served.blocks(name, keys), strict=True)
-    aligned = functools.reduce(operator.add, (alignment(*block) for block in blocks))
+    aligned = Agreement(pair.old.sizes[name])
+    versions = pair.served.blocks(name, keys), pair.old.blocks(name, keys)
+    for served, old in zip(*versions, strict=True):
+        aligned.add(served, old)
     found: dict[str, Any] = {
         "num_sampled": len(rows),
         "alignment_error": round(aligned.error, 4),

@@ -3,21 +3,26 @@
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int, Int64, Shaped
 
 from star_jax import artefacts
 from star_jax.config import InputError
+from star_jax.embeddings.id_index import rows_among
 from star_jax.embeddings.reuse import VectorFiles
-from star_jax.embeddings.table import node_types, open_vectors, read_ids
+from star_jax.embeddings.table import (
+    GRAPH,
+    embeddings_kind,
+    node_types,
+    open_vectors,
+    read_id_column,
+)
 from star_jax.embeddings.transforms.transform import Transform
 from star_jax.pipeline.tables.read import PairTable, Ranking, read_nodes, read_texts
 
-GRAPH, TEXT = "graph_embeddings", "text_embeddings"
 Role = Literal["sender", "receiver"]
 _BLOCK_ROWS = 8192
 
@@ -45,7 +50,7 @@ class Version:
     """Embeddings of one version, through a transform if there is one.
 
     Attributes:
-      kind: Of the artefact: of nodes (`GRAPH`) or of texts (`TEXT`).
+      kind: Of the artefact: of nodes or of texts.
       digest: Of the artefact.
       sizes: Width of the vectors, by table, before the transform.
     """
@@ -56,7 +61,7 @@ class Version:
         Raises:
           InputError: The folder holds no embeddings, or texts of other tables than these.
         """
-        self.kind = _open(folder)
+        self.kind = embeddings_kind(folder)
         self.digest = artefacts.digest(folder)
         self._tables = {name: _read(folder, self.kind, name, tables) for name in node_types(folder)}
         self.sizes = {name: table.vectors.size for name, table in self._tables.items()}
@@ -96,6 +101,7 @@ class Version:
         """The same, a few thousand rows at a time."""
         for start in range(0, len(keys), _BLOCK_ROWS):
             yield self.vectors(table, keys[start : start + _BLOCK_ROWS])
+            self._tables[table].vectors.release()
 
     def features(self, ends: Ends) -> Float32[np.ndarray, "B F"]:
         """What a consumer sees: the vector of a node; of a pair, both and their product."""
@@ -135,24 +141,14 @@ class Version:
         return np.where(keys >= 0, row[np.maximum(keys, 0)], -1)
 
 
-def _open(folder: Path) -> str:
-    """The kind of the artefact."""
-    kind = artefacts.read_any(folder).kind
-    if kind not in (GRAPH, TEXT):
-        raise InputError(f"{folder} holds {kind}, needed {GRAPH} or {TEXT}")
-    return kind
-
-
 def _read(folder: Path, kind: str, name: str, tables: Path) -> _Table:
-    vectors, ids = open_vectors(folder, name), read_ids(folder, name)
+    vectors, ids = open_vectors(folder, name), read_id_column(folder, name)
     node_type = name.partition(".")[0]
-    known = read_nodes(tables, node_type)["id"].combine_chunks()
+    known = read_nodes(tables, node_type)["id"].cast(pa.string())
     if kind == GRAPH:
-        options = pc.SetLookupOptions(pa.array(ids, pa.string()))
-        rows: Any = pc.call_function("index_in", [known.cast(pa.string())], options)
-        return _Table(rows.fill_null(-1).to_numpy().astype(np.int64), vectors)
+        return _Table(rows_among(known, ids), vectors)
     owners = known.take(pa.array(read_texts(tables, node_type).entity))
-    if len(owners) != len(ids) or owners.to_pylist() != ids:
+    if not owners.equals(ids):
         raise InputError(
             f"{folder / name} has the vectors of other texts than {tables} holds ({len(ids)} and "
             f"{len(owners)} rows): compare two exports of the same tables"

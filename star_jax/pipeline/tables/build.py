@@ -10,7 +10,6 @@ import duckdb
 import numpy as np
 
 from star_jax.config import InputError
-from star_jax.graph.sorting import first_line
 from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.database import Database, Limits, quoted
 from star_jax.pipeline.tables.edges import finish_edges, load_edges
@@ -43,6 +42,7 @@ from star_jax.pipeline.tables.write import (
     write_ranking,
     write_texts,
 )
+from star_jax.sorting import first_line
 
 Load = Callable[[Database, Schema], None]
 """Reads and checks all events and edges, into their tables; nodes and texts are there."""

@@ -8,11 +8,11 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from star_jax.graph.sorting import connect
 from star_jax.pipeline.tables.files import file_sql, reason
 from star_jax.pipeline.tables.findings import Findings
 from star_jax.pipeline.tables.personal import check_columns
 from star_jax.shapes import NO_TIME
+from star_jax.sorting import connect
 
 ColumnKind = Literal["id", "category", "time", "number", "flag", "text"]
 

@@ -160,6 +160,15 @@ def read_nodes(tables: Path, node_type: str) -> pa.Table:
     return pq.read_table(tables / "nodes" / f"{node_type}.parquet")
 
 
+def read_cohorts(tables: Path, meta: TablesMeta) -> dict[str, list[str]]:
+    """By column, the cohort of each of the main task's senders; "" where it is unknown."""
+    nodes = read_nodes(tables, next(iter(meta.tasks.values())).sender)
+    return {
+        column: [value or "" for value in nodes[f"cohort_{column}"].to_pylist()]
+        for column in meta.cohorts
+    }
+
+
 def read_edges(tables: Path, name: str) -> Edges:
     """The edges of `sender__relation__receiver`, ordered by time, unknown times first."""
     table = pq.read_table(tables / "edges" / f"{name}.parquet")

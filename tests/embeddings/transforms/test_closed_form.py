@@ -84,7 +84,7 @@ def test_parts_add_up_to_the_whole(tmp_path):
     rows = np.column_stack([np.ones(300), *given]).astype(np.float64)
     np.testing.assert_allclose(whole.gram, np.einsum("ni,nj->ij", rows, rows), rtol=1e-10)
     length = np.linalg.norm(given.y.astype(np.float64), axis=1)
-    np.testing.assert_allclose([merged.least, merged.most], [length.min(), length.max()])
+    np.testing.assert_allclose(merged.lengths, [length.min(), length.max()])
     assert merged.count == 300
     with pytest.raises(ValueError, match="moments of 5 inputs and 10 in all, needed 6 and 10"):
         merged.merge(Moments(5, 5))

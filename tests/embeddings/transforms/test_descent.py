@@ -85,6 +85,16 @@ def test_what_is_held_back_chooses_the_stopping_point():
     assert held[0] <= held[1] * (1 + 1e-5)
 
 
+def test_old_vectors_that_are_all_alike_are_what_is_mapped_to():
+    y = np.ones((20, 3), np.float32)
+    found = Moments(4, 3)
+    found.add(X[:20], y)
+    inside = frame(found, bias=True, whiten=False)
+    pairs = Rows(20, lambda own: inside.inside(X[own], y[own]))
+    got, _ = fit_sgd(inside, pairs, pairs, 1e-6, DescentConfig(num_steps=2, validate_every=1))
+    np.testing.assert_allclose(got.apply(X[:20]), y, rtol=1e-6)
+
+
 def test_the_seed_says_it_all():
     inside = frame(moments(), bias=False, whiten=False)
     config = DescentConfig(num_steps=30, batch_size=64, validate_every=10)

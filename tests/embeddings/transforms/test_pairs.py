@@ -1,10 +1,12 @@
 import hashlib
+import weakref
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from star_jax.config import InputError
-from star_jax.embeddings.transforms.agreement import Agreement
+from star_jax.embeddings.reuse import read_vectors
 from star_jax.embeddings.transforms.pairs import PARTS, Pairs, PairsConfig, match
 from star_jax.shapes import NO_TIME
 from tests.embeddings.transforms.versions import Side, write_version
@@ -93,6 +95,23 @@ def test_workers_share_the_pairs(tmp_path):
     assert rows == list(range(11))
 
 
+def test_files_are_let_go_of_block_by_block(tmp_path, monkeypatch):
+    """Else a pass over all pairs has all vectors in its resident memory in the end."""
+    maps = []
+
+    def noted(*args):
+        found = read_vectors(*args)
+        maps.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr("star_jax.embeddings.reuse.read_vectors", noted)
+    side = Side([str(i) for i in range(12)], numbered(range(12)))
+    _, pairs = matched(tmp_path, side, side)
+    for number, _ in enumerate(pairs.blocks("fit", 3), 1):
+        assert len(maps) >= 2 * number
+        assert all(each() is None for each in maps[: 2 * (number - 1)])
+
+
 def test_two_versions_with_nothing_in_common_are_refused(tmp_path):
     sides = Side(["a"], numbered([0]), t=[1]), Side(["b", "a"], numbered([0, 1]), t=[1, 2])
     with pytest.raises(
@@ -101,21 +120,11 @@ def test_two_versions_with_nothing_in_common_are_refused(tmp_path):
         matched(tmp_path, *sides, ALL._replace(timed=True))
 
 
-def test_agreement_is_its_definition_and_parts_add_up():
-    rng = np.random.default_rng(0)
-    got, old = rng.normal(size=(50, 3)), rng.normal(size=(50, 3)) + 1
-    whole, merged = Agreement(3), Agreement(3)
-    whole.add(got, old)
-    for rows in (slice(0, 20), slice(20, 50)):
-        part = Agreement(3)
-        part.add(got[rows], old[rows])
-        merged.merge(part)
-    cosine = [g @ o / np.sqrt((g @ g) * (o @ o)) for g, o in zip(got, old, strict=True)]
-    expected = {
-        "alignment_error": np.mean([np.sqrt(off @ off) for off in got - old]),
-        "cosine": np.mean(cosine),
-        "r2": 1 - np.mean((got - old) ** 2) / np.mean((old - old.mean(axis=0)) ** 2),
-    }
-    for figures in (whole.figures(), merged.figures()):
-        assert figures == pytest.approx(expected)
-    assert Agreement(3).figures() is None
+def test_rows_that_cannot_be_read_are_said(tmp_path):
+    side = Side(["a"], numbered([0]))
+    for name in ("v1", "v2"):
+        write_version(tmp_path / name, {"job": side}, num_shards=1)
+    path = tmp_path / "v1" / "job" / "rows-00000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["id"]), path)
+    with pytest.raises(InputError, match=r"finding the pairs, reading the tables: .*id"):
+        match(tmp_path / "v1", tmp_path / "v2", "job", tmp_path, ALL)

@@ -41,6 +41,16 @@ def test_vectors_of_texts_are_those_of_the_pairs_own_texts(tmp_path):
         check(tmp_path, "texts", old="nodes")
 
 
+def test_a_type_of_two_roles_has_a_table_of_each(tmp_path):
+    vectors = two_versions.make_tables(tmp_path, num_members=90, num_jobs=50)
+    tables = vectors | {"member.receiver": vectors["member"]}
+    version = Version(two_versions.write_version(tmp_path / "new", tables), tmp_path / "tables")
+    assert version.table_of("member", "sender") == "member"
+    assert version.table_of("member", "receiver") == "member.receiver"
+    assert version.table_of("job", "receiver") == "job"
+    assert version.table_of("skill", "sender") is None
+
+
 def test_texts_of_other_tables_are_refused(tmp_path):
     vectors = two_versions.make_tables(tmp_path, num_members=120, num_jobs=60)
     two_versions.make_tables(tmp_path / "other", num_members=90, num_jobs=50)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -31,9 +32,15 @@ def check_limits(memory_limit_gib: float, num_threads: int) -> None:
 
 @contextmanager
 def session(
-    scratch: Path, memory_limit_gib: float, num_threads: int
+    scratch: Path, memory_limit_gib: float, num_threads: int | None, what: str
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An empty database that spills to `scratch`.
+    """As `connect`; closed at the end.
+
+    Args:
+      scratch: As in `connect`.
+      memory_limit_gib: As in `connect`.
+      num_threads: As in `connect`.
+      what: Is done, for the messages.
 
     Raises:
       InputError: The memory limit is too low, or a file or the disk gave out.
@@ -43,22 +50,31 @@ def session(
         yield connection
     except duckdb.OutOfMemoryException as error:
         raise InputError(
-            f"sorting the graph does not fit memory_limit_gib {memory_limit_gib}; give more "
+            f"{what} does not fit memory_limit_gib {memory_limit_gib}; give more "
             f"({first_line(error)})"
         ) from error
     except (duckdb.IOException, duckdb.InvalidInputException, duckdb.BinderException) as error:
-        raise InputError(f"reading the tables: {first_line(error)}") from error
+        raise InputError(f"{what}, reading the tables: {first_line(error)}") from error
     finally:
         connection.close()
 
 
-def connect(scratch: Path, memory_limit_gib: float, num_threads: int) -> duckdb.DuckDBPyConnection:
-    """An empty database that spills to `scratch`, its own tables too."""
-    settings = {
+def connect(
+    scratch: Path, memory_limit_gib: float, num_threads: int | None
+) -> duckdb.DuckDBPyConnection:
+    """An empty database that spills to `scratch`, its own tables too.
+
+    Args:
+      scratch: Made when it is needed.
+      memory_limit_gib: Beyond it everything is on disk.
+      num_threads: None: one for every core.
+    """
+    settings: dict[str, Any] = {
         "memory_limit": f"{int(memory_limit_gib * 1024)}MiB",
-        "threads": num_threads,
         "temp_directory": str(scratch),
     }
+    if num_threads is not None:
+        settings["threads"] = num_threads
     connection = duckdb.connect(":memory:", config=settings)
     connection.execute("SET enable_progress_bar = false")
     return connection
