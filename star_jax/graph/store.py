@@ -176,6 +176,12 @@ class GraphStore:
         # Worker processes map the files anew.
         return GraphStore, (self.folder, self.text, self.min_edges)
 
+    def __copy__(self) -> "GraphStore":
+        # Over the same maps: pages of a file that is mapped twice count twice.
+        view = object.__new__(GraphStore)
+        view.__dict__ |= self.__dict__
+        return view
+
     @property
     def version(self) -> str:
         """Names the content of the graph."""
