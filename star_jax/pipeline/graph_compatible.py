@@ -22,7 +22,7 @@ from star_jax import artefacts
 from star_jax.config import InputError
 from star_jax.embeddings.registry.registry import Registry, locate
 from star_jax.embeddings.reuse import VectorFiles
-from star_jax.embeddings.table import open_vectors, read_id_column, rows_paths
+from star_jax.embeddings.table import open_vectors, read_columns, rows_paths
 from star_jax.embeddings.transforms.files import read_transform, write_transform
 from star_jax.embeddings.transforms.maps import Identity, Linear, linear
 from star_jax.embeddings.transforms.transform import SHARED, Step, Transform
@@ -262,7 +262,7 @@ class OldVersion:
         self._vectors: dict[str, VectorFiles] = {}
         for each in compatible.maps:
             ids = read_nodes(tables, each.node_type)["id"]
-            row = _rows_of(ids, read_id_column(folder, each.table))
+            row = _rows_of(ids, read_columns(folder, each.table, "id")["id"])
             self._rows[each.table] = row
             self._vectors[each.table] = open_vectors(folder, each.table)
             known = int((row >= 0).sum())
