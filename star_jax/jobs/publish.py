@@ -36,7 +36,8 @@ from star_jax.embeddings.records import expiry, row_key
 from star_jax.embeddings.registry.registry import locate
 from star_jax.embeddings.table import node_types
 from star_jax.pipeline.scratch import alone, clear
-from star_jax.serving.stores.protocol import Store, is_store, open_store
+from star_jax.serving.stores.protocol import Store
+from star_jax.serving.stores.urls import is_store, open_store
 
 KIND = "published_embeddings"
 Dtype = Literal["float32", "float16"]

@@ -22,7 +22,7 @@ from star_jax.embeddings.transforms.files import write_transform
 from star_jax.embeddings.transforms.maps import linear
 from star_jax.embeddings.transforms.transform import Step, Transform
 from star_jax.jobs import publish
-from star_jax.serving.stores.protocol import open_store
+from star_jax.serving.stores.urls import open_store
 from star_jax.shapes import NO_TIME
 from tests.embeddings import tables
 from tests.serving.stores import servers
