@@ -27,6 +27,8 @@ from star_jax.pipeline.market.truth import true_logit
 from star_jax.pipeline.market.world import DAY_S, NEVER, START, TEST_FROM, VAL_FROM, Members
 
 NODES, PAIRS = "nodes.parquet", "pairs.parquet"
+WARM_UNTIL = (VAL_FROM, VAL_FROM, TEST_FROM)
+"""Who applied before is known to a split: in an earlier one, and for train in train itself."""
 _NEGATIVE_TRIES = 16
 _ACCOUNTS, _WORKPLACES, _EMPLOYMENTS = 2, 3, 3
 CATEGORIES = {
@@ -180,8 +182,8 @@ class BlockDrawer:
 def _warm(
     applied: Applications, rows: Int[np.ndarray, " B"], split: Int[np.ndarray, " B"]
 ) -> np.ndarray:
-    """Whether members applied in an earlier split; for train, in train itself."""
-    before = [np.unique(applied.row[applied.time < t]) for t in (VAL_FROM, VAL_FROM, TEST_FROM)]
+    """Whether members applied before `WARM_UNTIL` of a split."""
+    before = [np.unique(applied.row[applied.time < until]) for until in WARM_UNTIL]
     return np.select([split == i for i in range(3)], [np.isin(rows, known) for known in before])
 
 
