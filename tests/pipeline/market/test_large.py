@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from star_jax import artefacts
+from star_jax.config import InputError
 from star_jax.embeddings.table import open_vectors, read_rows
 from star_jax.evaluation.auc import roc_auc
 from star_jax.pipeline.market.scale import visits as visits_module
@@ -59,6 +60,25 @@ def test_any_number_of_processes_draws_the_same(drawn, tmp_path):
     draw_large_market(dataclasses.replace(CONFIG, num_processes=2), tmp_path)
     assert digests(tmp_path) == digests(drawn)
     assert not (tmp_path / ".market").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"block_nodes": 0}, "block_nodes 0, needed 1 or more"),
+        ({"num_members": 999}, r"num_members 999, needed 1000 to 2\^31 - 1"),
+        ({"seed": -1}, "seed -1, needed 0 or more"),
+        ({"shard": 3, "num_shards": 3}, "shard 3, needed 0 to 2"),
+    ],
+)
+def test_markets_that_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        LargeMarketConfig(**given)
+
+
+def test_a_calendar_needs_jobs_for_every_day():
+    with pytest.raises(InputError, match="has 500 jobs, needed 538, two for every day"):
+        JobCalendar(500)
 
 
 def test_an_entity_is_what_it_is_whoever_else_is_drawn(latents):
