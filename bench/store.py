@@ -31,7 +31,8 @@ from star_jax.embeddings.reader import EmbeddingReader
 from star_jax.embeddings.records import NEVER_MS, decode_row, row_key
 from star_jax.embeddings.table import EmbeddingTable, write_shard
 from star_jax.jobs import publish
-from star_jax.serving.stores.protocol import Store, open_store
+from star_jax.serving.stores.protocol import Store
+from star_jax.serving.stores.urls import open_store
 from tests.serving.stores import servers
 
 SIZE = 200

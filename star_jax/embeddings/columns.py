@@ -60,11 +60,7 @@ def write_parquet(path: Path, version: str, size: int, dtype: str, blocks: Itera
         {_META: json.dumps({"dtype": dtype, "size": size, "version": version}).encode()},
     )
     total = 0
-    with pq.ParquetWriter(
-        path,
-        schema,
-        **_OPTIONS,
-    ) as writer:
+    with pq.ParquetWriter(path, schema, **_OPTIONS) as writer:
         for rows in blocks:
             number = len(rows.ids)
             content = pa.py_buffer(np.ascontiguousarray(rows.vectors, dtype))

@@ -23,7 +23,7 @@ from star_jax.embeddings.columns import Rows
 from star_jax.embeddings.id_index import MISSING, IdIndex, as_ids
 from star_jax.embeddings.quantise import Precision
 from star_jax.embeddings.registry.registry import Registry, locate
-from star_jax.embeddings.table import open_vectors, read_ids_and_times
+from star_jax.embeddings.table import open_vectors, read_columns
 from star_jax.embeddings.transforms.files import read_chain
 from star_jax.embeddings.transforms.transform import Transform
 from star_jax.shapes import NO_TIME
@@ -67,7 +67,7 @@ class EmbeddingReader:
         self.folder, self.node_type = folder, node_type
         self.digest = artefacts.digest(folder)
         self._files = open_vectors(folder, node_type, precision)
-        rows = read_ids_and_times(folder, node_type)
+        rows = read_columns(folder, node_type, "id", "t")
         self._ids = rows["id"].cast(pa.large_string()).combine_chunks()
         times = rows["t"].fill_null(NO_TIME).combine_chunks()
         self._times = times.to_numpy(zero_copy_only=False)

@@ -165,17 +165,15 @@ def read_table(
       InputError: The node type has no table here, not in this precision, or a shard is broken.
     """
     shards = rows_paths(folder, node_type)
-    rows = [_read_rows(path) for path in shards]
     found = [
-        _vectors(array_path(path.parent, shard, precision), path, len(each.entity))
-        for shard, (path, each) in enumerate(zip(shards, rows, strict=True))
+        _vectors(array_path(path.parent, shard, precision), path)
+        for shard, path in enumerate(shards)
     ]
     vectors = found[0] if len(found) == 1 else np.concatenate(found)
     if dequantised:
         ranges = read_ranges(folder / RANGES, vectors.shape[1]) if precision in RANGED else None
         vectors = dequantise(vectors, precision, ranges)
-    joined = (np.concatenate(columns) for columns in zip(*rows, strict=True))
-    return EmbeddingTable(*joined, vectors=vectors)
+    return EmbeddingTable(*read_rows(folder, node_type), vectors=vectors)
 
 
 def embeddings_kind(folder: Path) -> str:
@@ -213,8 +211,11 @@ def read_rows(folder: Path, node_type: str) -> TableRows:
     Raises:
       InputError: The node type has no table here.
     """
-    rows = [_read_rows(path) for path in rows_paths(folder, node_type)]
-    return TableRows(*(np.concatenate(columns) for columns in zip(*rows, strict=True)))
+    table = read_columns(folder, node_type, *TableRows._fields)
+    time = table["t"].combine_chunks().fill_null(NO_TIME)
+    return TableRows(
+        table["entity"].to_numpy(), table["text_id"].to_numpy(), time.to_numpy(zero_copy_only=False)
+    )
 
 
 def open_vectors(folder: Path, node_type: str, precision: Precision | None = None) -> VectorFiles:
@@ -238,25 +239,20 @@ def open_vectors(folder: Path, node_type: str, precision: Precision | None = Non
         )
     num_rows = [pq.read_metadata(path).num_rows for path in shards]
     paths = [array_path(path.parent, shard, precision) for shard, path in enumerate(shards)]
-    size = _vectors(paths[0], shards[0], num_rows[0]).shape[1]
+    size = _vectors(paths[0], shards[0]).shape[1]
     ranges = read_ranges(folder / RANGES, size) if precision in RANGED else None
     return VectorFiles(paths, num_rows, size, precision, ranges)
 
 
 def read_ids(folder: Path, node_type: str) -> list[str]:
     """The entities' own ids, in the order of `read_table`."""
-    return read_id_column(folder, node_type).to_pylist()
+    return read_columns(folder, node_type, "id")["id"].to_pylist()
 
 
-def read_id_column(folder: Path, node_type: str) -> pa.ChunkedArray:
-    """As `read_ids`, without a Python object for each."""
-    return read_ids_and_times(folder, node_type)["id"]
-
-
-def read_ids_and_times(folder: Path, node_type: str) -> pa.Table:
-    """The columns `id` and `t` of a node type, in the order of `read_table`."""
+def read_columns(folder: Path, node_type: str, *names: str) -> pa.Table:
+    """Some of `id`, `entity`, `text_id` and `t` of a node type, in the order of `read_table`."""
     paths = rows_paths(folder, node_type)
-    return pa.concat_tables([pq.read_table(path, columns=["id", "t"]) for path in paths])
+    return pa.concat_tables([pq.read_table(path, columns=list(names)) for path in paths])
 
 
 def read_ranges(path: Path, size: int) -> Float32[np.ndarray, "2 E"]:
@@ -280,16 +276,7 @@ def _best_precision(folder: Path) -> Precision:
     return "float32"
 
 
-def _read_rows(path: Path) -> TableRows:
-    """Of one shard, without its ids."""
-    table = pq.read_table(path, columns=list(TableRows._fields))
-    time = table["t"].combine_chunks().fill_null(NO_TIME)
-    return TableRows(
-        table["entity"].to_numpy(), table["text_id"].to_numpy(), time.to_numpy(zero_copy_only=False)
-    )
-
-
-def _vectors(path: Path, rows_path: Path, num_rows: int) -> Shaped[np.ndarray, "N E"]:
+def _vectors(path: Path, rows_path: Path) -> Shaped[np.ndarray, "N E"]:
     if not path.is_file():
         beside = rows_path.with_suffix(".npy").name.replace("rows-", "*-")
         others = sorted(other.name for other in path.parent.glob(beside))
@@ -297,7 +284,7 @@ def _vectors(path: Path, rows_path: Path, num_rows: int) -> Shaped[np.ndarray, "
             f"{path} is missing, needed beside {rows_path.name}; "
             f"there are {', '.join(others) or 'no vectors'}"
         )
-    vectors = np.load(path, mmap_mode="r")
+    vectors, num_rows = np.load(path, mmap_mode="r"), pq.read_metadata(rows_path).num_rows
     if vectors.ndim != 2 or len(vectors) != num_rows:
         raise InputError(
             f"{path} has shape {vectors.shape}, needed {num_rows} rows as in {rows_path.name}"

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Num
 from star_jax.artefacts import read_manifest
 from star_jax.config import InputError, from_json
 from star_jax.embeddings.reuse import VectorFiles
-from star_jax.embeddings.table import open_vectors, read_rows
+from star_jax.embeddings.table import open_vectors, read_columns
 from star_jax.graph.arrays import release
 from star_jax.graph.schema import EdgeType, GraphSchema
 from star_jax.shapes import NO_TIME
@@ -176,6 +176,12 @@ class GraphStore:
         # Worker processes map the files anew.
         return GraphStore, (self.folder, self.text, self.min_edges)
 
+    def __copy__(self) -> "GraphStore":
+        # Over the same maps: pages of a file that is mapped twice count twice.
+        view = object.__new__(GraphStore)
+        view.__dict__ |= self.__dict__
+        return view
+
     @property
     def version(self) -> str:
         """Names the content of the graph."""
@@ -239,12 +245,13 @@ def _text_vectors(
         return np.arange(needed, dtype=np.int32)[:, None]
     if isinstance(text, Mapping):
         return np.broadcast_to(np.float32(0), (needed, text[node_type]))
-    rows, vectors = read_rows(text, node_type), open_vectors(text, node_type)
-    if not np.array_equal(rows.text_id, np.arange(len(rows.text_id))):
+    vectors = open_vectors(text, node_type)
+    text_id = read_columns(text, node_type, "text_id")["text_id"].to_numpy()
+    if not np.array_equal(text_id, np.arange(len(text_id))):
         raise InputError(f"{text}/{node_type} is not sorted by text_id; run `star export-text`")
-    if len(rows.text_id) < needed:
+    if len(text_id) < needed:
         raise InputError(
-            f"{text}/{node_type} holds {len(rows.text_id)} vectors, needed {needed} as the "
+            f"{text}/{node_type} holds {len(text_id)} vectors, needed {needed} as the "
             "graph counts texts; run `star export-text` on the tables the graph was built from"
         )
     vectors.check()

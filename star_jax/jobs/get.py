@@ -78,9 +78,8 @@ def _lines(rows: Rows, version: str) -> Iterator[str]:
         rows.ids.to_pylist(), rows.event_time.tolist(), rows.vectors, rows.found, strict=True
     )
     for name, time, vector, found in each:
-        numbers = (
-            [float(str(number)) for number in vector] if found else None
-        )  # As short as can be.
+        # As short as can be: of a float32 the digits that tell it apart.
+        numbers = [float(str(number)) for number in vector] if found else None
         line = {"id": name, "version": version, "event_time": shown_time(time), "vector": numbers}
         yield json.dumps(line, ensure_ascii=False)
 

@@ -36,7 +36,8 @@ from star_jax.embeddings.records import expiry, row_key
 from star_jax.embeddings.registry.registry import locate
 from star_jax.embeddings.table import node_types
 from star_jax.pipeline.scratch import alone, clear
-from star_jax.serving.stores.protocol import Store, is_store, open_store
+from star_jax.serving.stores.protocol import Store
+from star_jax.serving.stores.urls import is_store, open_store
 
 KIND = "published_embeddings"
 Dtype = Literal["float32", "float16"]
@@ -106,16 +107,9 @@ def run(
     readers = {name: EmbeddingReader(folder, name, transform=transform) for name in names}
     published = Published(readers, _DTYPES[dtype], as_of, all_times)
     if not is_store(output):
-        _check_replaceable(Path(output))
+        artefacts.check_replaceable(Path(output), KIND)
         return _to_folder(published, Path(output), format, partitions)
     return _to_store(published, output, expiry(None if ttl_s is None else float(ttl_s)))
-
-
-def _check_replaceable(output: Path) -> None:
-    """Refuses to take the place of anything but an earlier publication."""
-    known = (output / artefacts.MANIFEST).is_file() and artefacts.read_any(output).kind == KIND
-    if output.exists() and not known:
-        raise InputError(f"--output {output} is there and is no publication; give another one")
 
 
 def _to_folder(published: Published, output: Path, form: Format, partitions: int) -> Iterator[str]:

@@ -20,7 +20,7 @@ from star_jax.config import InputError
 from star_jax.embeddings.id_index import rows_among
 from star_jax.embeddings.registry.registry import Registry, locate
 from star_jax.embeddings.reuse import VectorFiles
-from star_jax.embeddings.table import open_vectors, read_id_column
+from star_jax.embeddings.table import open_vectors, read_columns
 from star_jax.embeddings.transforms.files import read_transform, write_transform
 from star_jax.embeddings.transforms.maps import Identity, Linear, lengths_of, linear
 from star_jax.embeddings.transforms.transform import SHARED, Step, Transform
@@ -260,7 +260,7 @@ class OldVersion:
         self._vectors: dict[str, VectorFiles] = {}
         for each in compatible.maps:
             ids = read_nodes(tables, each.node_type)["id"]
-            row = rows_among(ids, read_id_column(folder, each.table))
+            row = rows_among(ids, read_columns(folder, each.table, "id")["id"])
             self._rows[each.table] = row.astype(np.int32)
             self._vectors[each.table] = open_vectors(folder, each.table)
             known = int((row >= 0).sum())

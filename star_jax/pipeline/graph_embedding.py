@@ -85,6 +85,7 @@ def visible_until(store: GraphStore, visible_splits: int) -> int:
             part = slice(first, first + _CHUNK_EDGES)
             seen = adjacency.time[part][_timed(adjacency.flags[part], visible_splits)]
             latest += [int(seen.max()) + 1] if len(seen) else []
+    store.release()  # All times and flags were read, and few are needed again.
     return max(latest)
 
 
@@ -98,6 +99,7 @@ def view_of_splits(store: GraphStore, visible_splits: int) -> GraphStore:
         name: _until(versions, _last_event(store, name, visible_splits))
         for name, versions in store.text_versions.items()
     }
+    store.release()  # As above.
     return view
 
 

@@ -1,6 +1,8 @@
 """`draw-market` and the graph half on its vectors of int8, down to float16 of every node."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from star_jax.graph.store import GraphStore
 from star_jax.jobs import build_graph, draw_market, export_graph, train_graph
 from star_jax.jobs.build_graph import GraphBuildConfig
 from star_jax.jobs.export_graph import GraphExportConfig
+from star_jax.pipeline.graph_embedding import split_view
 from star_jax.pipeline.market.scale.size import LargeMarketConfig, nodes_of
 from tests.jobs import tiny_graph
 
@@ -61,11 +64,30 @@ def test_narrow_rows_change_vectors_by_their_rounding(workdir):
     assert not list(workdir.glob(".*.parts"))
 
 
-def test_letting_go_of_pages_changes_nothing(workdir):
-    store = GraphStore.open(workdir / "graph", workdir / "text_embeddings")
+def resident_kb(folder):
+    """Of all files of a folder that this process maps."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            inside = str(folder) in line
+        elif inside and first == "Rss:":
+            total += int(rest[0])
+    return total
+
+
+def test_letting_go_of_pages_changes_nothing(workdir, tmp_path):
+    for name in ("graph", "text_embeddings"):  # Of which no other test maps a file.
+        shutil.copytree(workdir / name, tmp_path / name)
+    store = GraphStore.open(tmp_path / "graph", tmp_path / "text_embeddings")
     rows = np.array([5, 900, 5])
     before = [store.text_vectors["member"][rows], store.adjacency["job"].sender.copy()]
+    edges, texts = tmp_path / "graph" / "edges", tmp_path / "text_embeddings"
+    assert min(resident_kb(edges), resident_kb(texts)) > 0
     store.release()
+    assert resident_kb(edges) == resident_kb(texts) == 0
+    split_view(store, "val")  # Reads the times of all edges.
+    assert resident_kb(edges) == 0
     np.testing.assert_array_equal(store.text_vectors["member"][rows], before[0])
     np.testing.assert_array_equal(store.adjacency["job"].sender, before[1])
     assert np.ptp(before[0]) > 0

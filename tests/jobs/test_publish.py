@@ -22,7 +22,7 @@ from star_jax.embeddings.transforms.files import write_transform
 from star_jax.embeddings.transforms.maps import linear
 from star_jax.embeddings.transforms.transform import Step, Transform
 from star_jax.jobs import publish
-from star_jax.serving.stores.protocol import open_store
+from star_jax.serving.stores.urls import open_store
 from star_jax.shapes import NO_TIME
 from tests.embeddings import tables
 from tests.serving.stores import servers
@@ -292,7 +292,9 @@ def test_nothing_but_a_publication_is_replaced(star, folder, tmp_path):
     (mine / "thesis.tex").write_text("all of it", encoding="utf-8")
     for output in (mine, mine / "thesis.tex", folder):
         done = star("publish", folder, "--output", output)
-        assert done.errors[0].endswith(f"{output} is there and is no publication; give another one")
+        assert done.errors[0].endswith(
+            f"{output} is there and holds no {publish.KIND}; give another folder"
+        )
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.tex"]
     for dtype in ("float32", "float16"):
         assert star("publish", folder, "--output", tmp_path / "p", "--dtype", dtype).code == 0

@@ -273,6 +273,7 @@ def test_a_split_hides_texts_that_tell_of_its_events(market, store):
         seen = splits_before(split)
         assert visible_until(store, seen) == edges.t[(seen >> edges.split) & 1 == 1].max() + 1
         view = view_of_splits(store, seen)
+        assert view.adjacency is store.adjacency  # No file is opened once more.
         for member in range(graph_market.COUNTS["member"]):
             events = edges.t[(edges.sender == member) & ((seen >> edges.split) & 1 == 1)]
             versions, kept = store.text_versions["member"], view.text_versions["member"]

@@ -18,7 +18,7 @@ from star_jax.embeddings.table import (
     embeddings_kind,
     node_types,
     open_vectors,
-    read_id_column,
+    read_columns,
 )
 from star_jax.embeddings.transforms.transform import Transform
 from star_jax.pipeline.tables.read import PairTable, Ranking, read_nodes, read_texts
@@ -142,7 +142,7 @@ class Version:
 
 
 def _read(folder: Path, kind: str, name: str, tables: Path) -> _Table:
-    vectors, ids = open_vectors(folder, name), read_id_column(folder, name)
+    vectors, ids = open_vectors(folder, name), read_columns(folder, name, "id")["id"]
     node_type = name.partition(".")[0]
     known = read_nodes(tables, node_type)["id"].cast(pa.string())
     if kind == GRAPH:

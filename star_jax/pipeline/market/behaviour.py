@@ -172,6 +172,17 @@ def session_weight(members: Members) -> Float[np.ndarray, " N"]:
     return np.where(members.speaks == TEXT, _VISIT_ACTIVITY * weight, weight)
 
 
+def first_of_pairs(
+    member: Int[np.ndarray, " M"], job: Int[np.ndarray, " M"], time: Int[np.ndarray, " M"]
+) -> Int[np.ndarray, " first"]:
+    """Rows by member and job, the earliest of each pair."""
+    order = np.lexsort((time, job, member))
+    member, job = member[order], job[order]
+    new = np.ones(len(order), bool)
+    new[1:] = (member[1:] != member[:-1]) | (job[1:] != job[:-1])
+    return order[new]
+
+
 def take(rows: Shown, index: np.ndarray) -> Shown:
     """Some of the rows."""
     return Shown(*(column[index] for column in rows))
@@ -223,9 +234,9 @@ def _shown_in_sessions(rng: np.random.Generator, world: World, num: int) -> Show
     time = begin[:, None] + GLANCE_S * np.arange(SESSION_JOBS)
     session = np.repeat(np.arange(num), SESSION_JOBS)
     no_outcome = np.zeros(job.size, bool)
-    return _first_of_each_pair(
-        Shown(np.repeat(member, SESSION_JOBS), job.ravel(), time.ravel(), session, no_outcome)
-    )
+    rows = Shown(np.repeat(member, SESSION_JOBS), job.ravel(), time.ravel(), session, no_outcome)
+    kept = first_of_pairs(rows.member, rows.job, rows.time)
+    return take(rows, kept[np.lexsort((rows.session[kept], rows.time[kept]))])
 
 
 def _sessions(rng: np.random.Generator, world: World, num: int) -> tuple[np.ndarray, np.ndarray]:
@@ -236,15 +247,6 @@ def _sessions(rng: np.random.Generator, world: World, num: int) -> tuple[np.ndar
     member = rng.choice(len(weight), size=num, p=weight / weight.sum())
     day = members.first_day[member] + np.floor(rng.random(num) * present[member]).astype(np.int64)
     return member, day
-
-
-def _first_of_each_pair(rows: Shown) -> Shown:
-    order = np.lexsort((rows.time, rows.job, rows.member))
-    member, job = rows.member[order], rows.job[order]
-    new = np.ones(len(order), bool)
-    new[1:] = (member[1:] != member[:-1]) | (job[1:] != job[:-1])
-    kept = order[new]
-    return take(rows, kept[np.lexsort((rows.session[kept], rows.time[kept]))])
 
 
 def _logits(

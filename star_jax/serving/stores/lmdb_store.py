@@ -25,11 +25,6 @@ FIRST_BYTES: Final = 64 << 20
 _READERS = 1024  # Threads and processes that may read at once.
 
 
-def open_url(url: str, *, writable: bool) -> "LmdbStore":
-    """Opens `lmdb:FOLDER`."""
-    return LmdbStore(Path(url.partition(":")[2]), writable=writable)
-
-
 class LmdbStore(Store):
     """A store in a folder of its own.
 

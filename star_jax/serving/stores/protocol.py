@@ -1,4 +1,4 @@
-"""What a store of embeddings does, whichever it is; `open_store` opens one by its URL."""
+"""What a store of embeddings does, whichever it is; `urls.open_store` opens one."""
 
 import abc
 import importlib
@@ -11,10 +11,6 @@ from star_jax.embeddings.records import DamagedRecordError, Record, decode
 BATCH_KEYS: Final = 1000
 """Keys that a store handles at a time, where it is free to choose."""
 
-_MODULES = {
-    "lmdb": "lmdb_store",
-    **dict.fromkeys(("redis", "rediss", "valkey", "valkeys", "unix"), "redis_store"),
-}
 _EXTRA = "the extra `stores`: pip install 'star_jax[stores]'"
 
 
@@ -106,28 +102,6 @@ class Store(abc.ABC):
                 f"{self.name} holds under {key!r} {error}; delete it and write it anew"
             ) from error
         return None if record.vector is None else record
-
-
-def open_store(url: str, *, writable: bool = False) -> Store:
-    """Opens `lmdb:FOLDER` or `redis://HOST:PORT/DB` (also rediss, valkey, valkeys, unix).
-
-    Args:
-      url: Which store.
-      writable: Makes a folder that is not there; without, LMDB refuses to write.
-
-    Raises:
-      InputError: The URL names no store, or it is not there.
-    """
-    scheme = url.partition(":")[0]
-    if scheme not in _MODULES or scheme == url:
-        raise InputError(f"{url!r} is no store, needed lmdb:FOLDER or redis://HOST:PORT/DB")
-    module = importlib.import_module(f"star_jax.serving.stores.{_MODULES[scheme]}")
-    return module.open_url(url, writable=writable)
-
-
-def is_store(url: str) -> bool:
-    """Whether a text is the URL of a store."""
-    return ":" in url and url.partition(":")[0] in _MODULES
 
 
 def imported(library: str) -> Any:

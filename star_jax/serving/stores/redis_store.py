@@ -51,12 +51,6 @@ return number
 """
 
 
-def open_url(url: str, *, writable: bool) -> "RedisStore":
-    """Opens `redis://HOST:PORT/DB`, and the like."""
-    del writable  # The server's users have their rights.
-    return RedisStore(url.replace("valkey", "redis", 1) if url.startswith("valkey") else url)
-
-
 class RedisStore(Store):
     """A database of a server."""
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from star_jax import artefacts
+from star_jax.config import InputError
 from star_jax.embeddings.table import open_vectors, read_rows
 from star_jax.evaluation.auc import roc_auc
 from star_jax.pipeline.market.scale import visits as visits_module
@@ -23,6 +24,7 @@ CONFIG = LargeMarketConfig(
     num_members=1500, block_nodes=600, text_size=64, num_pairs=4000, num_processes=1
 )
 INDEX = np.arange(CONFIG.num_members)
+SHOWN = ("member__apply__job", "member__save__job", "recruiter__contact__member")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,25 @@ def test_any_number_of_processes_draws_the_same(drawn, tmp_path):
     assert not (tmp_path / ".market").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"block_nodes": 0}, "block_nodes 0, needed 1 or more"),
+        ({"num_members": 999}, r"num_members 999, needed 1000 to 2\^31 - 1"),
+        ({"seed": -1}, "seed -1, needed 0 or more"),
+        ({"shard": 3, "num_shards": 3}, "shard 3, needed 0 to 2"),
+    ],
+)
+def test_markets_that_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        LargeMarketConfig(**given)
+
+
+def test_a_calendar_needs_jobs_for_every_day():
+    with pytest.raises(InputError, match="has 500 jobs, needed 538, two for every day"):
+        JobCalendar(500)
+
+
 def test_an_entity_is_what_it_is_whoever_else_is_drawn(latents):
     few = np.array([7, 1499, 20])
     for every, some in (
@@ -93,12 +114,17 @@ def test_open_jobs_are_drawn_evenly():
 def test_the_planted_logit_decides_who_applies(latents, visits):
     members = latents.members(INDEX)
     shown = [visits_module._Shown(*each) for each in visits._shown(INDEX, members)]
-    row, job, time = (np.concatenate([part[i] for part in shown]) for i in range(3))
+    row, job, time, draw = (np.concatenate([part[i] for part in shown]) for i in range(4))
     logit = true_logit(visits.apply, members, row, time, latents.job_offers, job)
     probability = 1 / (1 + np.exp(-logit))
     applications, _ = visits.act(INDEX, members)
     pair = row * 10**6 + job  # Of those shown twice the first application is kept.
-    applied = np.isin(pair, applications.member * 10**6 + applications.job)
+    found = applications.member * 10**6 + applications.job
+    earliest = {}
+    for at in np.flatnonzero(draw < probability).tolist():
+        earliest[pair[at]] = min(time[at], earliest.get(pair[at], time[at]))
+    assert earliest == dict(zip(found, applications.time - 10, strict=True))
+    applied = np.isin(pair, found)
     _, place, times = np.unique(pair, return_inverse=True, return_counts=True)
     once = np.flatnonzero(times[place] == 1)
     order = once[np.argsort(probability[once])]
@@ -122,8 +148,10 @@ def test_counts_are_those_of_the_paper(drawn):
     meta = read_meta(drawn / "tables")
     for edge in meta.edge_types:
         wanted = EDGE_MILLIONS[edge.name] * CONFIG.num_members / 376
-        # In a market as small as this one many draws meet again, and there are fewer edges.
-        assert -0.35 < edge.count / wanted - 1 < 0.05 + 3 * wanted**-0.5, edge.name
+        noise = wanted**-0.5
+        # In a market as small as this one many who are shown a job have seen it before.
+        least = -0.25 if edge.name in SHOWN else -0.07 - noise
+        assert least < edge.count / wanted - 1 < 0.05 + 3 * noise, edge.name
         edges = read_edges(drawn / "tables", edge.name)
         assert len(edges.sender) == edge.count
         for ends, node_type in ((edges.sender, edge.sender), (edges.receiver, edge.receiver)):
@@ -146,6 +174,12 @@ def test_pairs_are_what_scoring_expects(drawn, latents, visits):
         np.testing.assert_array_equal(pairs.group, np.repeat(np.arange(len(pairs.t) // 2), 2))
         met = [(s, r) in applied for s, r in zip(pairs.sender, pairs.receiver, strict=True)]
         np.testing.assert_array_equal(met, pairs.label == 1)
+        known = (edges.split >= 1) & (edges.split < max(code, 2))
+        for warm, end, ends in (
+            (pairs.warm_sender, pairs.sender, edges.sender[known]),
+            (pairs.warm_receiver, pairs.receiver, edges.receiver[known]),
+        ):
+            np.testing.assert_array_equal(warm, np.isin(end, ends))
         when = edges.t[edges.split == code]
         assert when.min() <= pairs.t.min() <= pairs.t.max() <= when.max()
         np.testing.assert_array_equal(texts.entity[pairs.sender_text], pairs.sender)

@@ -24,7 +24,8 @@ import numpy as np
 from star_jax.config import InputError
 from star_jax.embeddings.records import Record
 from star_jax.serving.stores.lmdb_store import LmdbStore
-from star_jax.serving.stores.protocol import Store, open_store
+from star_jax.serving.stores.protocol import Store
+from star_jax.serving.stores.urls import open_store
 from tests.serving.stores import servers
 
 SHARED_KEYS = 40  # Written anew by every batch.

@@ -9,7 +9,8 @@ from star_jax.config import InputError
 from star_jax.embeddings.records import Record
 from star_jax.serving.stores import lmdb_store
 from star_jax.serving.stores.lmdb_store import LmdbStore
-from star_jax.serving.stores.protocol import BATCH_KEYS, open_store
+from star_jax.serving.stores.protocol import BATCH_KEYS
+from star_jax.serving.stores.urls import open_store
 
 pytestmark = pytest.mark.extra("stores")
 
@@ -129,7 +130,7 @@ def test_a_sweep_forgets_killed_readers(tmp_path):
     store = LmdbStore(tmp_path / "s", writable=True)
     code = """
 import os, signal, sys
-from star_jax.serving.stores.protocol import open_store
+from star_jax.serving.stores.urls import open_store
 store = open_store("lmdb:" + sys.argv[1])
 reading = store._env.begin()
 os.kill(os.getpid(), signal.SIGKILL)

@@ -5,8 +5,8 @@ import pytest
 
 from star_jax.config import InputError
 from star_jax.embeddings.records import Record
-from star_jax.serving.stores.protocol import open_store
 from star_jax.serving.stores.redis_store import RedisStore
+from star_jax.serving.stores.urls import open_store
 from tests.serving.stores import servers
 
 pytestmark = pytest.mark.extra("stores")

@@ -13,8 +13,9 @@ import pytest
 from star_jax.config import InputError
 from star_jax.embeddings.records import Record, content_key, encode, replaces, row_key, row_prefix
 from star_jax.serving.stores.lmdb_store import LmdbStore
-from star_jax.serving.stores.protocol import BATCH_KEYS, is_store, open_store
+from star_jax.serving.stores.protocol import BATCH_KEYS
 from star_jax.serving.stores.redis_store import RedisStore
+from star_jax.serving.stores.urls import is_store, open_store
 
 pytestmark = pytest.mark.extra("stores")
 
@@ -178,7 +179,7 @@ BESIDE = """
 import sys
 import numpy as np
 from star_jax.embeddings.records import Record
-from star_jax.serving.stores.protocol import open_store
+from star_jax.serving.stores.urls import open_store
 store, writes, seen = open_store(sys.argv[1], writable=True), sys.argv[2] == "write", [-1] * 20
 at = 1
 while min(seen) < 199:

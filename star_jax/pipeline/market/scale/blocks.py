@@ -27,6 +27,8 @@ from star_jax.pipeline.market.truth import true_logit
 from star_jax.pipeline.market.world import DAY_S, NEVER, START, TEST_FROM, VAL_FROM, Members
 
 NODES, PAIRS = "nodes.parquet", "pairs.parquet"
+WARM_UNTIL = (VAL_FROM, VAL_FROM, TEST_FROM)
+"""Who applied before is known to a split: in an earlier one, and for train in train itself."""
 _NEGATIVE_TRIES = 16
 _ACCOUNTS, _WORKPLACES, _EMPLOYMENTS = 2, 3, 3
 CATEGORIES = {
@@ -104,19 +106,15 @@ class BlockDrawer:
             _write_edges(folder, name, rows, timed=False)
         applied, saved = self._visits.act(index, members)
         sent = self._visits.messages(index, members)
-        recruiter, contacted, contact_time = self._visits.contacts(applied, members)
         answered = sent.replied
         asking = self._latents.recruiters("hire_project", sent.project[answered])
+        replies = sent.member[answered], asking, sent.replied_at[answered]
         events = {
             "member__apply__job": (applied.member, applied.job, applied.time),
             "member__save__job": saved,
             "hire_project__inmail__member": (sent.project, sent.member, sent.time),
-            "member__positive__recruiter": (
-                sent.member[answered],
-                asking,
-                sent.replied_at[answered],
-            ),
-            "recruiter__contact__member": (recruiter, contacted, contact_time),
+            "member__positive__recruiter": replies,
+            "recruiter__contact__member": self._visits.contacts(applied, members),
         }
         for name, columns in events.items():
             _write_edges(folder, name, EdgeRows.lasting(*columns), timed=True)
@@ -129,7 +127,7 @@ class BlockDrawer:
 
     def _jobs(self, folder: Path, block: Block, index: Int[np.ndarray, " N"]) -> None:
         offer = self._latents.offers("job", index)
-        _, posted = self._latents.posts(index)
+        position, posted = self._latents.posts(index)
         u = Draws(self._seed, "job columns").uniform(index, 3)
         workplace = np.where(offer.remote, _WORKPLACES, 1 + below(u[0], _WORKPLACES - 1))
         columns = {
@@ -138,7 +136,8 @@ class BlockDrawer:
             "dense_openings_log": np.log1p(-np.log1p(-u[2])).astype(np.float32),
         }
         _write_nodes(folder, block, index, posted, columns)
-        for name, rows in job_links(self._seed, self._latents, index).items():
+        links = job_links(self._seed, self._latents, index, offer, position, posted)
+        for name, rows in links.items():
             _write_edges(folder, name, rows, timed=False)
         np.save(folder / texts_part(0), self._texts.of_jobs(block.number, offer))
 
@@ -183,8 +182,8 @@ class BlockDrawer:
 def _warm(
     applied: Applications, rows: Int[np.ndarray, " B"], split: Int[np.ndarray, " B"]
 ) -> np.ndarray:
-    """Whether members applied in an earlier split; for train, in train itself."""
-    before = [np.unique(applied.row[applied.time < t]) for t in (VAL_FROM, VAL_FROM, TEST_FROM)]
+    """Whether members applied before `WARM_UNTIL` of a split."""
+    before = [np.unique(applied.row[applied.time < until]) for until in WARM_UNTIL]
     return np.select([split == i for i in range(3)], [np.isin(rows, known) for known in before])
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float64, Int
 from scipy.special import ndtr, ndtri
 
 from star_jax.config import InputError
+from star_jax.pipeline.market.scale.draws import below
 from star_jax.pipeline.market.world import NUM_DAYS
 
 _FIRST, _LAST = -30, NUM_DAYS - 2  # Days on which jobs are posted.
@@ -62,8 +63,7 @@ class JobCalendar:
         posted = np.clip(day - age - _FIRST, 0, _NUM_POSTING - 1)
         size = self._starts[posted + 1] - self._starts[posted]
         first = _first_open(self._closed[day - _FIRST - posted], size)
-        place = first + np.floor(which_job * (size - first)).astype(np.int64)
-        return self._starts[posted] + place
+        return self._starts[posted] + first + below(which_job, size - first)
 
 
 def _first_open(

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from star_jax import artefacts
 from star_jax.pipeline.market.scale.blocks import BlockDrawer
-from star_jax.pipeline.market.scale.join import Joiner, drawn_of
-from star_jax.pipeline.market.scale.size import Block, LargeMarketConfig, blocks_of
+from star_jax.pipeline.market.scale.join import Joiner
+from star_jax.pipeline.market.scale.size import Block, LargeMarketConfig, blocks_of, drawn_of
 from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import KIND
 
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 def draw_large_market(config: LargeMarketConfig, workdir: Path) -> None:
     """Writes `tables` and `text_embeddings`; as one of several shards, its blocks alone."""
-    name = artefacts.content_digest(json.dumps(dataclasses.asdict(drawn_of(config))).encode())[:16]
+    name = artefacts.content_digest(json.dumps(drawn_of(config)).encode())[:16]
     scratch = workdir / ".market"
     parts = scratch / name
     blocks = blocks_of(config)

@@ -4,7 +4,6 @@ Blocks follow each other by number, so that the files do not depend on who drew 
 the order of their blocks, not of their times. Texts are vectors alone: their strings are empty.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,16 +19,16 @@ from star_jax.pipeline.market.scale.blocks import (
     DENSE,
     NODES,
     PAIRS,
+    WARM_UNTIL,
     edges_part,
     node_ids,
     texts_part,
 )
 from star_jax.pipeline.market.scale.latents import MOVES_EVERY
-from star_jax.pipeline.market.scale.size import Block, LargeMarketConfig, nodes_of
+from star_jax.pipeline.market.scale.size import Block, LargeMarketConfig, drawn_of, nodes_of
 from star_jax.pipeline.market.scale.texts import TextVectors
 from star_jax.pipeline.market.schema import market_schema
 from star_jax.pipeline.market.size import EDGE_MILLIONS
-from star_jax.pipeline.market.world import TEST_FROM, VAL_FROM
 from star_jax.pipeline.tables.read import EdgeMeta, NodeMeta, TablesMeta, TaskMeta
 
 _APPLY = "member__apply__job"
@@ -137,7 +136,7 @@ class Joiner:
         for block in self._of("member"):
             edges = pq.read_table(self._parts / block.name / edges_part(_APPLY))
             job, time = edges["receiver"].to_numpy(), edges["t"].to_numpy()
-            for known, until in zip(warm, (VAL_FROM, VAL_FROM, TEST_FROM), strict=True):
+            for known, until in zip(warm, WARM_UNTIL, strict=True):
                 known[job[time < until]] = True
         return warm
 
@@ -180,25 +179,8 @@ class Joiner:
             tasks={"apply": task},
             cohorts=[],
             reference=None,
-            import_report={"drawn": dataclasses.asdict(drawn_of(self._config))},
+            import_report={"drawn": drawn_of(self._config)},
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-    """All that decides the bytes of a market."""
-
-    num_members: int
-    seed: int
-    text_size: int
-    block_nodes: int
-    num_pairs: int
-
-
-def drawn_of(config: LargeMarketConfig) -> Drawn:
-    """Of a config, what is not about who draws."""
-    names = [field.name for field in dataclasses.fields(Drawn)]
-    return Drawn(**{name: getattr(config, name) for name in names})
 
 
 def _pair_table(pairs: pa.Table, warm_receiver: np.ndarray) -> pa.Table:

@@ -7,7 +7,7 @@ same company.
 
 import functools
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64, Int
@@ -37,20 +37,13 @@ from star_jax.pipeline.market.world import (
     VISIT_DAYS,
     Members,
     Offer,
+    Positions,
 )
 
 MOVES_EVERY = 4
 """Of so many members the first one moves, which changes city and text, perhaps the level."""
 _MEMBER_SLOTS, _OFFER_SLOTS = 21, 9
 OfferKind = Literal["job", "hire_project"]
-
-
-class Homes(NamedTuple):
-    """Where the position of an entity is."""
-
-    position: Int[np.ndarray, " N"]
-    title: Int[np.ndarray, " N"]
-    company: Int[np.ndarray, " N"]
 
 
 class Latents:
@@ -132,12 +125,12 @@ class Latents:
         first_day, _ = self.calendar.days(index)
         return position, START + first_day * DAY_S + 3600 + below(u[8], 6 * 3600)
 
-    def positions(self, position: Int[np.ndarray, "*N"]) -> Homes:
+    def positions(self, position: Int[np.ndarray, "*N"]) -> Positions:
         """Titles and companies of positions; big companies have more of them."""
         field, rank = position % len(FIELDS), position // len(FIELDS)
         title = field * TITLES_PER_FIELD + rank % TITLES_PER_FIELD
         u = self._position.uniform(position.ravel(), 1)[0].reshape(position.shape)
-        return Homes(position, title, self.companies(u))
+        return Positions(self.companies(u), title)
 
     def companies(self, uniform: Float64[np.ndarray, "*N"]) -> Int[np.ndarray, "*N"]:
         """Companies by their shares, which fall as 1 / (3 + number)."""

@@ -9,7 +9,14 @@ from star_jax.pipeline.market.fields import FIELDS
 from star_jax.pipeline.market.scale.draws import Draws, below, choose
 from star_jax.pipeline.market.scale.latents import Latents
 from star_jax.pipeline.market.size import EDGE_MILLIONS, NODE_MILLIONS, MarketConfig
-from star_jax.pipeline.market.world import NEVER, NUM_CULTURES, TEXT, TITLES_PER_FIELD, Members
+from star_jax.pipeline.market.world import (
+    NEVER,
+    NUM_CULTURES,
+    TEXT,
+    TITLES_PER_FIELD,
+    Members,
+    Offer,
+)
 
 _MOST_SKILLS = 64
 _SKILL_TRIES = 96  # Some are drawn twice.
@@ -72,10 +79,15 @@ def member_links(
     return links | {"member__past__position": past}
 
 
-def job_links(seed: int, latents: Latents, index: Int[np.ndarray, " N"]) -> dict[str, EdgeRows]:
+def job_links(
+    seed: int,
+    latents: Latents,
+    index: Int[np.ndarray, " N"],
+    offer: Offer,
+    position: Int[np.ndarray, " N"],
+    posted: Int[np.ndarray, " N"],
+) -> dict[str, EdgeRows]:
     """Attribute edges of jobs by name."""
-    offer = latents.offers("job", index)
-    position, posted = latents.posts(index)
     bearers = Bearers(
         kind="job",
         number=index,

@@ -45,6 +45,12 @@ class LargeMarketConfig:
             raise ValueError(f"shard {self.shard}, needed 0 to {self.num_shards - 1}")
 
 
+def drawn_of(config: LargeMarketConfig) -> dict[str, int]:
+    """All that decides the bytes of a market: not who draws it."""
+    by_whom = ("num_processes", "shard", "num_shards")
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in by_whom}
+
+
 class Block(NamedTuple):
     """Nodes `start` to `stop` of a type."""
 

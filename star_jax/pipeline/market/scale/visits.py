@@ -11,9 +11,17 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from star_jax.pipeline.market.behaviour import APPLY_RATE, GLANCE_S, SESSION_JOBS, session_weight
+from star_jax.pipeline.market.behaviour import (
+    APPLY_RATE,
+    GLANCE_S,
+    SESSION_JOBS,
+    Contacts,
+    InMails,
+    first_of_pairs,
+    session_weight,
+)
 from star_jax.pipeline.market.fixed_pairs import split_of
 from star_jax.pipeline.market.scale.draws import Draws, below
 from star_jax.pipeline.market.scale.latents import Latents
@@ -52,16 +60,6 @@ class Saves(NamedTuple):
     member: Int[np.ndarray, " M"]
     job: Int[np.ndarray, " M"]
     time: Int[np.ndarray, " M"]
-
-
-class Messages(NamedTuple):
-    """InMails; `replied_at` matters where `replied`."""
-
-    project: Int[np.ndarray, " M"]
-    member: Int[np.ndarray, " M"]
-    time: Int[np.ndarray, " M"]
-    replied: Bool[np.ndarray, " M"]
-    replied_at: Int[np.ndarray, " M"]
 
 
 class _Shown(NamedTuple):
@@ -126,31 +124,30 @@ class Visits:
             saved.append((index[shown.row[saves]], shown.job[saves], shown.time[saves] + 20))
         empty = np.zeros(0, np.int64)
         applications = Applications(*_joined(applied, (empty,) * 4 + (np.zeros(0),)))
-        applications = Applications(*(c[_first_of_pairs(*applications[1:4])] for c in applications))
+        first = first_of_pairs(*applications[1:4])
+        applications = Applications(*(column[first] for column in applications))
         saves = Saves(*_joined(saved, (empty,) * 3))
-        return applications, Saves(*(c[_first_of_pairs(*saves)] for c in saves))
+        first = first_of_pairs(*saves)
+        return applications, Saves(*(column[first] for column in saves))
 
-    def messages(self, index: Int[np.ndarray, " N"], members: Members) -> Messages:
+    def messages(self, index: Int[np.ndarray, " N"], members: Members) -> InMails:
         """InMails of projects that find members who look right; replies follow their logit."""
-        tried = self._tried(index, members)
-        sent = tried.sent < self._message_factor * np.exp(1.2 * tried.fits)
-        project, row, time = tried.project[sent], tried.row[sent], tried.time[sent]
-        logit = tried.fits[sent] + self._reply.intercept - REPLY.intercept
-        replied = tried.replies[sent] < probability(logit)
-        replied_at = time + 1800 + below(tried.later[sent], 3 * DAY_S - 1800)
-        return Messages(project, index[row], time, replied, replied_at)
+        sent = self._sent(self._tried(index, members))
+        logit = sent.fits + self._reply.intercept - REPLY.intercept
+        replied = sent.replies < probability(logit)
+        replied_at = sent.time + 1800 + below(sent.later, 3 * DAY_S - 1800)
+        return InMails(sent.project, index[sent.row], sent.time, replied, replied_at)
 
-    def contacts(
-        self, applications: Applications, members: Members
-    ) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
-        """Recruiters, the applicants that they get in touch with, and when."""
+    def contacts(self, applications: Applications, members: Members) -> Contacts:
+        """Recruiters who get in touch with applicants."""
         rows, member, job, time, _ = applications
         offers = self._latents.job_offers
         logit = true_logit(self._contact, members, rows, time, offers, job)
         u = self._draws["contacts"].uniform(member * self._latents.nodes["job"] + job, 2)
         met = np.flatnonzero(u[0] < probability(logit))
         recruiter = self._latents.recruiters("job", job[met])
-        return recruiter, member[met], time[met] + DAY_S // 4 + below(u[1, met], 7 * DAY_S)
+        later = DAY_S // 4 + below(u[1, met], 7 * DAY_S)
+        return Contacts(recruiter, member[met], time[met] + later)
 
     @functools.cached_property
     def _contact(self) -> Weights:
@@ -172,11 +169,13 @@ class Visits:
 
     @functools.cached_property
     def _reply(self) -> Weights:
-        tried = self._message_sample
-        sent = tried.sent < self._message_factor * np.exp(1.2 * tried.fits)
         rate = EDGE_MILLIONS["member__positive__recruiter"]
         rate /= EDGE_MILLIONS["hire_project__inmail__member"]
-        return with_mean(REPLY, tried.fits[sent], rate)
+        return with_mean(REPLY, self._sent(self._message_sample).fits, rate)
+
+    def _sent(self, tried: "_Tried") -> "_Tried":
+        sent = tried.sent < self._message_factor * np.exp(1.2 * tried.fits)
+        return _Tried(*(column[sent] for column in tried))
 
     def _tried(self, index: Int[np.ndarray, " N"], members: Members) -> "_Tried":
         """Projects that look at members; at those without attributes none does."""
@@ -235,17 +234,6 @@ def _factor(weight: Float[np.ndarray, " M"], rate: float) -> float:
         below_rate = np.minimum(1.0, middle * weight).mean() < rate
         low, high = (middle, high) if below_rate else (low, middle)
     return (low + high) / 2
-
-
-def _first_of_pairs(
-    member: Int[np.ndarray, " M"], job: Int[np.ndarray, " M"], time: Int[np.ndarray, " M"]
-) -> Int[np.ndarray, " first"]:
-    """Rows by member and job, the earliest of each pair."""
-    order = np.lexsort((time, job, member))
-    member, job = member[order], job[order]
-    new = np.ones(len(order), bool)
-    new[1:] = (member[1:] != member[:-1]) | (job[1:] != job[:-1])
-    return order[new]
 
 
 def _joined(parts: list[tuple], empty: tuple) -> Iterator[np.ndarray]:
