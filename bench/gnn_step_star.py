@@ -30,7 +30,7 @@ from bench.turns import Answer, take_turns
 from star_jax.graph.model import init_model
 from star_jax.graph.objective import make_loss
 from star_jax.graph.samplers import sample as sampling
-from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.mesh import one_device
 from star_jax.parallel.rules import FSDP_RULES
 from star_jax.pipeline import graph_programs
 from star_jax.pipeline.graph_buckets import Shapes
@@ -69,7 +69,7 @@ class Star:
         self._forward = jax.jit(lambda *arguments: self._loss(*arguments)[0])
         params, statistics = init_model(self._model, 0)
         optimizer = make_optimizer(OPTIMIZER)
-        mesh = self._mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        mesh = self._mesh = one_device()
         self._state = create_state(
             params, optimizer, seed=0, mesh=mesh, rules=FSDP_RULES, statistics=statistics
         )

@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bench.drawn_graph import LEAST_NODES, RELATIONS, SPAN, meta_of, schema_of
 from configs.run import faithful
+from star_jax import trees
 from star_jax.graph.batches import Budget, PairBatch
-from star_jax.graph.engines.mesh.engine import MeshArrays, Request, Seeds
+from star_jax.graph.engines.drawing import in_step
+from star_jax.graph.engines.mesh.engine import MeshArrays, MeshProgram, Request, Seeds
 from star_jax.graph.engines.mesh.expand import SeedRows
 from star_jax.graph.engines.mesh.features import NodeArrays
 from star_jax.graph.engines.mesh.topology import (
@@ -26,13 +29,17 @@ from star_jax.graph.engines.mesh.visibility import Viewers
 from star_jax.graph.engines.protocol import Question
 from star_jax.graph.features import NodeFeatures
 from star_jax.graph.identities import num_rows
-from star_jax.graph.model import GraphBatch, GraphModel, LinkTask
+from star_jax.graph.model import GraphBatch, GraphModel, LinkTask, init_model
+from star_jax.graph.objective import make_loss
 from star_jax.graph.samplers.fanouts import FanoutConfig, resolve
 from star_jax.graph.samplers.sample import Fanouts
 from star_jax.graph.schema import GraphSchema, parse_key
 from star_jax.jobs.train_graph import GraphTrainConfig
-from star_jax.parallel.mesh import ROW_AXES, MeshConfig, num_row_shards
+from star_jax.parallel.mesh import ROW_AXES, MeshConfig, make_mesh, num_row_shards
 from star_jax.pipeline.graph_loader import TRAIN_SPLITS
+from star_jax.pipeline.graph_training import graph_rules, make_graph_optimizer
+from star_jax.train.state import shapes_of_state
+from star_jax.train.step import make_step
 
 TASK = LinkTask("apply", "member", "job")
 APPLY = "member__apply__job"
@@ -286,4 +293,59 @@ def places_of(schema: GraphSchema, num_shards: int, share: float) -> Places:
         longest=int(ROOM * max(degrees(schema, share).values())),
         most_texts=1,
         weighted=(),
+    )
+
+
+class MeshStep(NamedTuple):
+    """The update of `train-graph` on the engine `mesh`, of shapes.
+
+    Attributes:
+      lower: Traces it.
+      parameters: Of the model.
+      arrays: Of the graph.
+      budgets: Of a device's pairs.
+    """
+
+    lower: Callable[[], jax.stages.Lowered]
+    parameters: int
+    arrays: MeshArrays
+    budgets: Budgets
+
+
+def mesh_step(
+    config: GraphTrainConfig, devices: Sequence[Any], share: float, pairs: int
+) -> MeshStep:
+    """The whole update on a share of the paper's graph.
+
+    Args:
+      config: From `train_config`.
+      devices: All of its mesh, which need not be there.
+      share: Of the paper's graph.
+      pairs: Of a device.
+    """
+    mesh, schema = make_mesh(config.mesh, devices), paper_schema(share)
+    places = places_of(schema, num_row_shards(mesh), share)
+    model = model_of(config, schema)
+    params, statistics = jax.eval_shape(lambda: init_model(model, 0))
+    optimizer = make_graph_optimizer(config, model)
+    state = shapes_of_state(
+        params, optimizer, mesh=mesh, rules=graph_rules(config), statistics=statistics
+    )
+    weights = {TASK.name: 1.0}
+    step = make_step(
+        make_loss(model, task_weights=weights, positive_weight=weights),
+        optimizer,
+        state=state,
+        mesh=mesh,
+        prepare=in_step(MeshProgram(schema, places, mesh, config.engine.slack)),
+        stateful=True,
+    )
+    budgets = budgets_of(config.fanouts.total, schema, share, pairs)
+    arrays = paper_arrays(schema, share, mesh)
+    batch = batch_shape(mesh, budgets, pairs, config.sampler)
+    return MeshStep(
+        lower=lambda: step.lower(state, arrays, batch),
+        parameters=trees.count(params),
+        arrays=arrays,
+        budgets=budgets,
     )

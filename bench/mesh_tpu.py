@@ -27,28 +27,11 @@ from typing import Any, NamedTuple
 import jax
 
 from bench.drawn_graph import RELATIONS
-from bench.mesh_shapes import (
-    TASK,
-    batch_shape,
-    budgets_of,
-    model_of,
-    paper_arrays,
-    paper_schema,
-    places_of,
-    train_config,
-)
-from star_jax.graph.engines.drawing import in_step
-from star_jax.graph.engines.mesh.engine import MeshProgram
-from star_jax.graph.model import init_model
-from star_jax.graph.objective import make_loss
-from star_jax.parallel.mesh import make_mesh, num_row_shards
+from bench.mesh_shapes import mesh_step, paper_schema, train_config
 from star_jax.parallel.rules import device_bytes
-from star_jax.pipeline.graph_training import graph_rules, make_graph_optimizer
 from star_jax.pipeline.planning.machines import GIB, parse_topology, planned_devices
 from star_jax.pipeline.planning.prediction import EFFICIENCY, HEADROOM
 from star_jax.pipeline.planning.programs import Program, Traffic, analyse, largest
-from star_jax.train.state import shapes_of_state
-from star_jax.train.step import make_step
 
 PAPER_PER_S = 9200  # Training instances.
 
@@ -72,28 +55,9 @@ def compile_step(topology: str, share: float, total: tuple[int, ...]) -> Compile
     """Lowers and compiles the whole update."""
     devices = planned_devices(parse_topology(topology))
     config = train_config(total, len(devices))
-    mesh = make_mesh(config.mesh, devices)
-    schema, shards = paper_schema(share), num_row_shards(mesh)
-    places = places_of(schema, shards, share)
-    model = model_of(config, schema)
-    params, statistics = jax.eval_shape(lambda: init_model(model, 0))
-    optimizer = make_graph_optimizer(config, model)
-    state = shapes_of_state(
-        params, optimizer, mesh=mesh, rules=graph_rules(config), statistics=statistics
-    )
-    step = make_step(
-        make_loss(model, task_weights={TASK.name: 1.0}, positive_weight={TASK.name: 1.0}),
-        optimizer,
-        state=state,
-        mesh=mesh,
-        prepare=in_step(MeshProgram(schema, places, mesh, config.engine.slack)),
-        stateful=True,
-    )
-    pairs = config.batch_size // shards
-    budgets = budgets_of(total, schema, share, pairs)
-    arrays = paper_arrays(schema, share, mesh)
+    step = mesh_step(config, devices, share, config.batch_size // len(devices))
     start = time.monotonic()
-    lowered = step.lower(state, arrays, batch_shape(mesh, budgets, pairs, config.sampler))
+    lowered = step.lower()
     middle = time.monotonic()
     compiled = lowered.compile()
     end = time.monotonic()
@@ -102,9 +66,9 @@ def compile_step(topology: str, share: float, total: tuple[int, ...]) -> Compile
     return Compiled(
         fanouts=", ".join(map(str, total)),
         pairs=config.batch_size,
-        graph_bytes=device_bytes(arrays),
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
-        rows={role: sum(map(sum, dict(each.rows).values())) for role, each in budgets.items()},
+        graph_bytes=device_bytes(step.arrays),
+        parameters=step.parameters,
+        rows={role: sum(map(sum, dict(each.rows).values())) for role, each in step.budgets.items()},
         program=program,
         largest=largest(text),
         lower_s=middle - start,

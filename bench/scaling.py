@@ -30,31 +30,15 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # Coun
 import jax
 import numpy as np
 
-from bench.mesh_shapes import (
-    TASK,
-    batch_shape,
-    budgets_of,
-    model_of,
-    paper_arrays,
-    paper_schema,
-    places_of,
-    train_config,
-)
+from bench.mesh_shapes import mesh_step, train_config
 from bench.shapes import MISTRAL_7B, hf_config
-from star_jax.graph.engines.drawing import in_step
-from star_jax.graph.engines.mesh.engine import MeshProgram
-from star_jax.graph.model import init_model
-from star_jax.graph.objective import make_loss
 from star_jax.jobs.train_text import TextTrainConfig
 from star_jax.parallel.mesh import MeshConfig, make_mesh, num_row_shards
-from star_jax.pipeline.graph_training import graph_rules, make_graph_optimizer
 from star_jax.pipeline.planning import text
 from star_jax.pipeline.planning.programs import Program, analyse
 from star_jax.text.attention_choice import this_machine
 from star_jax.text.families import TokenLimits
 from star_jax.text.tower import TowerConfig
-from star_jax.train.state import shapes_of_state
-from star_jax.train.step import make_step
 
 DEVICES = (1, 2, 4, 8)
 PAIRS, GRAPH_PAIRS = 8, 32  # Of a device.
@@ -127,28 +111,8 @@ def graph_step(devices: int, pairs: int, share: float, total: tuple[int, ...]) -
       total: Fan-outs.
     """
     config = train_config(total, devices)
-    mesh = make_mesh(config.mesh, jax.devices()[:devices])
-    schema = paper_schema(share)
-    places, model = places_of(schema, devices, share), model_of(config, schema)
-    params, statistics = jax.eval_shape(lambda: init_model(model, 0))
-    optimizer = make_graph_optimizer(config, model)
-    state = shapes_of_state(
-        params, optimizer, mesh=mesh, rules=graph_rules(config), statistics=statistics
-    )
-    weights = {TASK.name: 1.0}
-    step = make_step(
-        make_loss(model, task_weights=weights, positive_weight=weights),
-        optimizer,
-        state=state,
-        mesh=mesh,
-        prepare=in_step(MeshProgram(schema, places, mesh, config.engine.slack)),
-        stateful=True,
-    )
-    each = pairs // devices
-    budgets = budgets_of(total, schema, share, each)
-    arrays = paper_arrays(schema, share, mesh)
-    lowered = step.lower(state, arrays, batch_shape(mesh, budgets, each, config.sampler))
-    return Row("graph, mesh engine", pairs, analyse(lowered.compile()))
+    step = mesh_step(config, jax.devices()[:devices], share, pairs // devices)
+    return Row("graph, mesh engine", pairs, analyse(step.lower().compile()))
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:

@@ -34,7 +34,7 @@ from star_jax.graph.engines.protocol import GraphEngine
 from star_jax.graph.model import ROLES, GraphBatch, LinkTask, init_model
 from star_jax.graph.store import GraphStore
 from star_jax.jobs.build_graph import files_of
-from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.mesh import one_device
 from star_jax.pipeline import canaries
 from star_jax.pipeline.graph_engines import make_engine
 from star_jax.pipeline.graph_loader import TRAIN_SPLITS, Groups, Pairs, PairSampler, RoleBudgets
@@ -73,7 +73,7 @@ class _Graph(NamedTuple):
 
     @classmethod
     def of(cls, config: GraphTrainConfig, store: GraphStore) -> "_Graph":
-        mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        mesh = one_device()
         engine = make_engine(config.engine, store, mesh)
         return cls(store, engine, Drawing(engine))
 
@@ -301,7 +301,7 @@ def _loss(audit: _Audit) -> Callable[[dict[str, PairBatch]], list[float]]:
     params, statistics = init_model(model, config.seed)
     loss, texts, frozen = make_model_loss(config, model, audit.meta), None, {}
     if config.text_encoder is not None:
-        mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+        mesh = one_device()
         text = open_text(config.text_encoder, audit.workdir / "text", mesh, seed=config.seed)
         texts = EncodedTexts(config.text_encoder, text, audit.workdir, mesh, seed=config.seed)
         params, loss, frozen = joined(params, text.trainable), with_text(loss, text), text.frozen

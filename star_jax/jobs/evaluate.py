@@ -147,7 +147,8 @@ def _score(config: EvaluateConfig, workdir: Path, meta: TablesMeta) -> _Found:
     for task in meta.tasks:
         for split in reversed(SPLITS):  # Test sees most: what holds its samples holds all.
             at = (task, split)
-            if not _measurable(tables, at, needed=at == (main_task, "test")):
+            pairs = read_pairs(tables, task, split)
+            if not _measurable(tables, at, pairs, needed=at == (main_task, "test")):
                 continue
             main = task == main_task
             models = scorers.models(task, split, main=main)
@@ -155,7 +156,7 @@ def _score(config: EvaluateConfig, workdir: Path, meta: TablesMeta) -> _Found:
             if not models:
                 _log.warning("no model was trained on task %s: not measured", task)
                 continue
-            pairs, ranking = read_pairs(tables, task, split), read_ranking(tables, task, split)
+            ranking = read_ranking(tables, task, split)
             _log.info("%s, %s: %d pairs", task, split, len(pairs.label))
             methods = {**models, **{_strict(name): model for name, model in strict.items()}}
             found[at] = score_split(methods, pairs, ranking, meta.tasks[task])
@@ -192,20 +193,19 @@ def text_training(folder: Path) -> dict[str, Any]:
     return {name: meta[name] for name in ("num_steps", "num_epochs", "num_train_pairs")}
 
 
-def _measurable(tables: Path, at: tuple[str, str], *, needed: bool) -> bool:
+def _measurable(tables: Path, at: tuple[str, str], pairs: PairTable, *, needed: bool) -> bool:
     """Whether a task and split have positives and negatives.
 
     Raises:
       InputError: They do not, and there is no report without them.
     """
-    label = read_pairs(tables, *at).label
-    num_positives = int(label.sum())
-    if 0 < num_positives < len(label):
+    num_positives = int(pairs.label.sum())
+    if 0 < num_positives < len(pairs.label):
         return True
     task, split = at
     problem = (
         f"the {split} pairs of task {task} in {tables} have {num_positives} positives and "
-        f"{len(label) - num_positives} negatives, needed both"
+        f"{len(pairs.label) - num_positives} negatives, needed both"
     )
     if needed:
         raise InputError(problem)

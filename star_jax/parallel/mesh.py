@@ -75,6 +75,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(shape, axes, types, devices=devices[:needed])
 
 
+def one_device() -> Mesh:
+    """A mesh of the first device of this process."""
+    return make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
+
+
 def num_shards(mesh: Mesh, axes: tuple[str, ...]) -> int:
     """Parts of what is split over some axes."""
     return math.prod(mesh.shape[axis] for axis in axes)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax
 import numpy as np
 from jaxtyping import Float, Float32, Int32, Int64
 
@@ -11,7 +10,7 @@ from star_jax.graph.batches import padded
 from star_jax.graph.heads import NodeHead, held_out
 from star_jax.graph.model import ROLES, GraphModel, LinkTask, Role
 from star_jax.graph.store import GraphStore
-from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.mesh import one_device
 from star_jax.pipeline.graph_embedding import Embedder, Sampled, SplitView, Wanted, split_view
 from star_jax.pipeline.graph_model import open_trained
 from star_jax.pipeline.graph_programs import RowShards, classes
@@ -73,7 +72,7 @@ def classify(
     Raises:
       InputError: The model has no such head.
     """
-    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    mesh = one_device()
     trained = open_trained(workdir, model, mesh)
     heads = {head.task.name: head for head in trained.file.heads}
     if name not in heads:

@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Float32, Int, Int32
 
 from star_jax.config import InputError
@@ -28,7 +27,7 @@ from star_jax.graph.samplers.sample import NO_EXCLUSION, Fanouts, expand
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.schema import parse_key
 from star_jax.graph.store import GraphMeta
-from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.mesh import one_device
 from star_jax.pipeline.ahead import ahead
 from star_jax.pipeline.graph_buckets import Bucket, Fanout, Shapes, make_buckets, needs, places
 from star_jax.pipeline.graph_embedding import KEY, SplitView, split_view
@@ -273,7 +272,7 @@ class NodeEmbedder:
         shapes: Shapes = _FEW,
     ) -> None:
         """As `LayerEncoder`, in batches of few nodes, on the first device."""
-        rows = RowShards(_first_device())
+        rows = RowShards(one_device())
         self._encoder = LayerEncoder(
             model, variables, sampling, view, rows, neighbours=neighbours, shapes=shapes
         )
@@ -297,7 +296,7 @@ class NodeEmbedder:
         Raises:
           InputError: As `open_trained` and `LayerEncoder`.
         """
-        trained = open_trained(workdir, model, _first_device())
+        trained = open_trained(workdir, model, one_device())
         view = split_view(trained.store, visible)
         sampling = trained.file.sampling
         return cls(trained.model, trained.variables, sampling, view, neighbours=neighbours)
@@ -320,10 +319,6 @@ class NodeEmbedder:
     def _rows(self, state: State, nodes: Int32[np.ndarray, " N"]) -> Float32[np.ndarray, "N D"]:
         distinct, place = np.unique(nodes, return_inverse=True)
         return self._encoder.rows(state, distinct, self._rows)[place.reshape(-1)]
-
-
-def _first_device() -> Mesh:
-    return make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
 
 
 def _sampler(sampler: SamplerConfig, neighbours: WhichNeighbours) -> SamplerConfig:

@@ -15,7 +15,7 @@ from star_jax.graph.heads import NodeHead
 from star_jax.graph.identities import num_rows
 from star_jax.graph.model import GraphModel, GraphModelConfig, LinkTask, init_model
 from star_jax.graph.store import GraphStore, TextNumbers
-from star_jax.parallel.rules import FSDP_RULES, replicated, shardings
+from star_jax.parallel.rules import FSDP_RULES, placed, replicated, shardings
 from star_jax.pipeline.graph_compatible import Compatible
 from star_jax.pipeline.graph_loader import Sampling
 from star_jax.pipeline.graph_text import GraphTextConfig, text_width
@@ -224,19 +224,10 @@ def open_trained(workdir: Path, name: str, mesh: Mesh) -> TrainedGraph:
     text = file.model.features.text
     _check_inputs(workdir, name, file)
     model = file.build()
-    like = TrainedParameters(*jax.eval_shape(lambda: init_model(model, 0)))
-    placed = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        like,
-        TrainedParameters(
-            shardings(like.trainable, mesh, FSDP_RULES),
-            jax.tree.map(lambda _: replicated(mesh), like.statistics),
-        ),
-    )
     params = load_trained(
         folder / CHECKPOINTS,
         meta["best_step"],
-        placed,
+        trained_shapes(model, mesh),
         frozen_digest=None,
         partial=file.text_encoder is not None,  # Its encoder's parameters stand beside these.
     )
@@ -246,6 +237,13 @@ def open_trained(workdir: Path, name: str, mesh: Mesh) -> TrainedGraph:
     vectors = "text_embeddings" if file.text_encoder is None else vectors_of(name)
     store = open_store(workdir, text, widths, min_edges=min_edges, vectors=vectors)
     return TrainedGraph(model, file, variables, store, read_meta(workdir / "tables"), meta)
+
+
+def trained_shapes(model: GraphModel, mesh: Mesh) -> TrainedParameters:
+    """What a trained model holds, of shapes, and where on a mesh."""
+    like = TrainedParameters(*jax.eval_shape(lambda: init_model(model, 0)))
+    everywhere = jax.tree.map(lambda _: replicated(mesh), like.statistics)
+    return placed(like, TrainedParameters(shardings(like.trainable, mesh, FSDP_RULES), everywhere))
 
 
 def _check_inputs(workdir: Path, name: str, file: GraphModelFile) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int, Int32
@@ -14,7 +13,7 @@ from star_jax.graph.batches import padded
 from star_jax.graph.decoders import SeedVectors
 from star_jax.graph.model import GraphModel, LinkTask, Role
 from star_jax.graph.store import GraphStore
-from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.mesh import one_device
 from star_jax.pipeline.graph_embedding import (
     Embedder,
     Sampled,
@@ -278,8 +277,7 @@ class GraphPairScorer:
         Raises:
           InputError: A stage is missing, or its inputs changed.
         """
-        if mesh is None:
-            mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
+        mesh = one_device() if mesh is None else mesh
         self.trained = open_trained(workdir, model, mesh)
         self.tasks = tuple(task.name for task in self.trained.model.tasks)
         self._rule, self._rows = rule, RowShards(mesh)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 
@@ -155,8 +154,7 @@ def fill(
     Returns:
       How many rows this process made.
     """
-    count = processes.count()
-    own = range(jax.process_index() if count > 1 else 0, len(files.parts), count)
+    own = range(processes.index(), len(files.parts), processes.count())
     to_do = sorted(set(own) & set(files.to_do()))
     left = sum(len(files.parts[number]) for number in to_do)
     if to_do:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from star_jax import artefacts
 from star_jax.config import from_json
-from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.mesh import one_device
 from star_jax.parallel.rules import Rules, placed, shardings
 from star_jax.shapes import PyTree
 from star_jax.text.attention_choice import BackendChoice, Machine
@@ -143,7 +143,7 @@ def open_scorer(folder: Path) -> tuple[BiEncoder, PyTree]:
     meta = artefacts.read_manifest(folder, KIND).meta
     config = read_config(folder)
     model = config.build()
-    mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
+    mesh = one_device()
     like = _like(initial_shapes(config, model).trainable, mesh, config.rules(model))
     trained = load_trained(folder / CHECKPOINTS, meta["best_step"], like, frozen_digest=None)
     return model, {"scorer": trained.trainable["scorer"]}

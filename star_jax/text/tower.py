@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from star_jax.config import InputError
-from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.parallel.mesh import one_device
 from star_jax.parallel.rules import Rules, put, shardings, text_rules
 from star_jax.shapes import PyTree
 from star_jax.text import hub, prompts, random_base, weights
@@ -265,7 +265,7 @@ def load_params(config: TowerConfig, tower: TextTower, mesh: Mesh | None = None)
       InputError: A file is missing or corrupt, tensors are missing, unknown or misshapen, or qwix
         is needed and absent.
     """
-    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1]) if mesh is None else mesh
+    mesh = one_device() if mesh is None else mesh
     params = _read_params(config, tower, mesh)
     if config.base_quantisation == "none":
         return params

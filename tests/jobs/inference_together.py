@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import traceback
 from pathlib import Path
 from unittest import mock
 
@@ -17,6 +16,7 @@ from star_jax.parallel.mesh import MeshConfig
 from star_jax.pipeline import graph_embedding, graph_scoring
 from star_jax.pipeline.graph_states import NodeFiles
 from star_jax.pipeline.measurements import MeasureConfig
+from tests.jobs.together import take_part
 
 EXPORTS = ("sampled", "layerwise")
 DIES_AT = 5  # Parts that process 1 makes before it dies, when it is told to.
@@ -72,22 +72,9 @@ def dying_write(died: Path):
 
 def main(workdir: str, dies: str, port: str, count: str, index: str) -> None:
     """As one process of several."""
-    processes.join(
-        processes.Joined(
-            coordinator=f"localhost:{port}", num_processes=int(count), process_id=int(index)
-        )
-    )
-    done = False
-    try:
-        if dies == index:
-            setattr(NodeFiles, "write", dying_write(Path(workdir) / "died"))  # noqa: B010 - a type
-        infer(Path(workdir), MeshConfig())
-        processes.wait("done")
-        done = True
-    finally:
-        if not done:
-            traceback.print_exc()
-            processes.leave(1)
+    if dies == index:
+        setattr(NodeFiles, "write", dying_write(Path(workdir) / "died"))  # noqa: B010 - a type
+    take_part(lambda: infer(Path(workdir), MeshConfig()), port, count, index)
 
 
 if __name__ == "__main__":

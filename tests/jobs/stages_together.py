@@ -5,7 +5,6 @@ import functools
 import json
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import jax
@@ -21,6 +20,7 @@ from star_jax.parallel.rules import FSDP_RULES
 from star_jax.train.checkpoints import Checkpointer, TrainedParameters, load_trained
 from star_jax.train.optimizers import OptimizerConfig, make_optimizer
 from star_jax.train.state import TrainState, create_state
+from tests.jobs.together import take_part
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,20 +96,8 @@ def stages(config: StageConfig) -> list[Stage]:
 
 def main(workdir: str, seconds: str, port: str, count: str, index: str) -> None:
     """As one process of several."""
-    processes.join(
-        processes.Joined(
-            coordinator=f"localhost:{port}", num_processes=int(count), process_id=int(index)
-        )
-    )
-    done = False
-    try:
-        run_stages(stages(StageConfig(seconds=float(seconds))), Path(workdir))
-        processes.wait("done")
-        done = True
-    finally:
-        if not done:
-            traceback.print_exc()
-            processes.leave(1)  # As the command line does: the others may wait for this one.
+    todo = stages(StageConfig(seconds=float(seconds)))
+    take_part(lambda: run_stages(todo, Path(workdir)), port, count, index)
 
 
 if __name__ == "__main__":

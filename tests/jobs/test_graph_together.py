@@ -1,10 +1,7 @@
 """Graph training and inference by two real processes; each samples for its own devices."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -14,7 +11,7 @@ import pytest
 from star_jax import artefacts
 from star_jax.parallel.mesh import MeshConfig
 from tests.jobs import inference_together
-from tests.jobs.together import GRAPH_TRAINING, ROOT, finish, free_port
+from tests.jobs.together import GRAPH_TRAINING, finish
 
 EQUAL = ("step", "loss", "gradient_norm", "bce", "auc_near", "auc_uniform", "score")
 
@@ -52,32 +49,6 @@ def test_two_processes_train_as_one_does(alone, market, tmp_path, engine):
     assert "train-graph" not in logs[1]  # One log.
 
 
-@pytest.fixture
-def begin():
-    """Starts two processes that infer, and ends what is left of them."""
-    running = []
-
-    def begin(folder, dies="none"):
-        port = str(free_port())
-        for index in range(2):
-            command = [sys.executable, "-m", "tests.jobs.inference_together", str(folder), dies]
-            with (folder / f"{index}.log").open("a") as log:
-                process = subprocess.Popen(
-                    [*command, port, "2", str(index)],
-                    cwd=ROOT,
-                    env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"},
-                    stdout=log,
-                    stderr=log,
-                )
-            running.append(process)
-        return running[-2:]
-
-    yield begin
-    for process in running:
-        process.kill()
-        process.wait()
-
-
 def prepared(alone, folder):
     """With all that an evaluation asks for."""
     shutil.copytree(alone, folder)
@@ -98,7 +69,7 @@ def test_two_processes_export_and_score_what_one_does(alone, begin, tmp_path):
     """One is killed amid it, which ends the other; started again, they go on."""
     one, two = (prepared(alone, tmp_path / name) for name in ("one", "two"))
     inference_together.infer(one, MeshConfig(data=1))
-    processes = begin(two, dies="1")
+    processes = begin("inference_together", two, "1")
     end = time.monotonic() + 240
     while not (two / "died").exists():
         assert time.monotonic() < end
@@ -109,7 +80,7 @@ def test_two_processes_export_and_score_what_one_does(alone, begin, tmp_path):
     assert time.monotonic() - died < 60
     assert "heartbeats):\n1\n" in (two / "0.log").read_text()
     assert list(two.rglob(".*.parts/*/part-*.npy"))
-    codes = [process.wait(timeout=240) for process in begin(two)]
+    codes = [process.wait(timeout=240) for process in begin("inference_together", two, "none")]
     logs = [(two / f"{index}.log").read_text() for index in range(2)]
     assert codes == [0, 0], "\n".join(logs)
     for name in inference_together.EXPORTS:

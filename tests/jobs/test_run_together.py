@@ -1,16 +1,11 @@
 """Stages of a run, and commands that one process does, by two real processes."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
-import pytest
-
 from star_jax import artefacts
-from tests.jobs.together import ROOT, finish, free_port, start
+from tests.jobs.together import finish, start
 
 IMPORT = """
 from pathlib import Path
@@ -23,49 +18,29 @@ def get_config():
 """
 
 
-@pytest.fixture
-def begin(tmp_path):
-    """Starts the two processes, and ends what is left of them."""
-    running = []
-
-    def begin(seconds=0.0):
-        port = str(free_port())
-        for index in range(2):
-            command = [sys.executable, "-m", "tests.jobs.stages_together", str(tmp_path)]
-            with (tmp_path / f"{index}.log").open("a") as log:
-                process = subprocess.Popen(
-                    [*command, str(seconds), port, "2", str(index)],
-                    cwd=ROOT,
-                    env=os.environ | {"PYTHONPATH": str(ROOT)},
-                    stdout=log,
-                    stderr=log,
-                )
-            running.append(process)
-        return running[-2:]
-
-    yield begin
-    for process in running:
-        process.kill()
-        process.wait()
-
-
 def logs(folder):
     return "\n".join(path.read_text() for path in sorted(folder.glob("*.log")))
 
 
 def test_one_process_does_a_stage_while_the_other_waits(begin, tmp_path):
-    assert [process.wait(timeout=120) for process in begin(2.0)] == [0, 0], logs(tmp_path)
+    assert [process.wait(timeout=120) for process in begin("stages_together", tmp_path, "2.0")] == [
+        0,
+        0,
+    ], logs(tmp_path)
     # One device prepares and scores. Two train: each of four weights is 1 + 10 + 11.
     assert json.loads((tmp_path / "scores" / "values").read_text()) == [1, 88.0, 88.0]
     records = [tmp_path / name / artefacts.STAGE for name in ("data", "model", "scores", "again")]
     before = [record.read_text() for record in records]
     assert [json.loads(text)["state"] for text in before] == ["done"] * 4
-    assert [process.wait(timeout=120) for process in begin(2.0)] == [0, 0], logs(tmp_path)
+    assert [process.wait(timeout=120) for process in begin("stages_together", tmp_path, "2.0")] == [
+        0,
+        0,
+    ], logs(tmp_path)
     assert [record.read_text() for record in records] == before  # Nothing was done again.
 
 
 def test_a_signal_ends_a_process_that_waits(begin, tmp_path):
-    processes = begin(300.0)
+    processes = begin("stages_together", tmp_path, "300.0")
     end = time.monotonic() + 120
     while not (tmp_path / "began").exists():
         assert time.monotonic() < end

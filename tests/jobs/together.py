@@ -4,7 +4,10 @@ import os
 import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
+
+from star_jax.parallel.processes import Joined, join, leave, wait
 
 ROOT = Path(__file__).parents[2]
 TRAINING = """
@@ -55,6 +58,32 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def of_python(arguments, log, *, devices=1):
+    """Starts a module of the project on so many CPU devices; its output goes to an open file."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices)},
+        stdout=log,
+        stderr=log,
+    )
+
+
+def take_part(work, port, count, index):
+    """Works as one process of several, and ends as the command line does."""
+    address = f"localhost:{port}"
+    join(Joined(coordinator=address, num_processes=int(count), process_id=int(index)))
+    done = False
+    try:
+        work()
+        wait("done")
+        done = True
+    finally:
+        if not done:
+            traceback.print_exc()
+            leave(1)  # The others may wait for this one.
+
+
 def start(folder, count, command, config_text, *, devices=1, options=None):
     """Starts processes of so many CPU devices each; their output is in `folder/INDEX.log`.
 
@@ -70,15 +99,7 @@ def start(folder, count, command, config_text, *, devices=1, options=None):
             arguments += ["--coordinator", f"localhost:{port}", "--num-processes", str(count)]
             arguments += ["--process-id", str(index)]
         with (folder / f"{index}.log").open("w") as log:
-            begun.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "star_jax", *arguments],
-                    cwd=ROOT,
-                    env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices)},
-                    stdout=log,
-                    stderr=log,
-                )
-            )
+            begun.append(of_python(["star_jax", *arguments], log, devices=devices))
     return begun
 
 

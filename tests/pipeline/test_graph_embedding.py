@@ -115,3 +115,36 @@ def test_a_device_computes_its_own_rows(asked, small_batches):
         assert costs is not None
         flops.append(costs["flops"])
     assert flops[1] < 1.5 * flops[0]
+
+
+class Beside:
+    """Rows of a process beside another one, whose samples needed more room once."""
+
+    def __init__(self, rows):
+        self.rows, self.ran = rows, []
+        self.count, self.own, self.groups = rows.count, rows.own, rows.groups
+
+    def agreed(self, value):
+        return max(value, 1)
+
+    def run(self, of_part, model, variables, parts, **static):
+        self.ran += parts
+        return self.rows.run(of_part, model, variables, parts, **static)
+
+
+def test_a_process_gives_its_batches_the_room_that_another_needs(asked, small_batches):
+    new, variables, question = asked
+    everyone, beside = question(np.arange(COUNTS["member"])), Beside(ONE)
+    alone, embedder = new(), new(beside)
+    expected = alone(variables, "sender", "member", alone.prepare(everyone))
+    roomier, known = (shapes(alone.batches(everyone, room)) for room in (1, 0))
+    assert roomier != known
+    prepared = embedder.prepare(everyone)
+    assert shapes(prepared) == roomier
+    for found in (
+        embedder(variables, "sender", "member", prepared),
+        embedder.embed(variables, everyone),
+    ):
+        np.testing.assert_allclose(found.embedding, expected.embedding, atol=1e-5)
+    assert len(beside.ran) == 2 * len(prepared)
+    assert {str(jax.tree.map(np.shape, part)) for part in beside.ran} == roomier

@@ -13,7 +13,7 @@ from star_jax.graph.batches import Role
 from star_jax.graph.model import init_model
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline.graph_buckets import Shapes
-from star_jax.pipeline.graph_embedding import split_view
+from star_jax.pipeline.graph_embedding import Embedder, Wanted, split_view
 from star_jax.pipeline.graph_engines import EngineConfig, make_engine
 from star_jax.pipeline.graph_layers import LayerEncoder
 from star_jax.pipeline.graph_model import open_training_store
@@ -160,7 +160,7 @@ class Counted:
     """Rows that say how often which function ran on them."""
 
     def __init__(self, mesh):
-        self.rows, self.ran = RowShards(mesh), Counter()
+        self.mesh, self.rows, self.ran = mesh, RowShards(mesh), Counter()
         self.count, self.own, self.groups = self.rows.count, self.rows.own, self.rows.groups
         self.agreed = self.rows.agreed
 
@@ -169,35 +169,49 @@ class Counted:
         return self.rows.run(of_part, model, variables, parts, **static)
 
 
-def test_the_planned_runs_of_an_export_are_those_it_does(market, tmp_path):
-    config, mesh = tiny_graph.config(tasks=("apply",)), make_mesh(MeshConfig(), jax.devices()[:2])
-    store, meta = (
-        open_training_store(market, config.model.features, None),
-        read_meta(market / "tables"),
-    )
-    file, view = describe(config, market, store, meta), split_view(store, "val")
-    model, num_nodes = file.build(), view.store.num_nodes
-    targets: list[tuple[Role, str]] = [("receiver", "job")]
-    rows = Counted(mesh)
-    variables = dict(zip(("params", "batch_stats"), init_model(model, 0), strict=True))
+@pytest.fixture(scope="module")
+def graph_of(market):
+    """Model, how neighbours are drawn, view."""
+    config, meta = tiny_graph.config(tasks=("apply",)), read_meta(market / "tables")
+    store = open_training_store(market, config.model.features, None)
+    file = describe(config, market, store, meta)
+    return file.build(), file.sampling, split_view(store, "val")
+
+
+@pytest.fixture
+def rows():
+    """On two devices."""
+    return Counted(make_mesh(MeshConfig(), jax.devices()[:2]))
+
+
+TARGET: tuple[Role, str] = ("receiver", "job")
+
+
+def variables_of(model):
+    return dict(zip(("params", "batch_stats"), init_model(model, 0), strict=True))
+
+
+def test_the_planned_runs_of_an_export_are_those_it_does(graph_of, rows, tmp_path):
+    model, sampling, view = graph_of
+    num_nodes = view.store.num_nodes
     encoder = LayerEncoder(
-        model, variables, file.sampling, view, rows, neighbours="fanout", shapes=Shapes()
+        model, variables_of(model), sampling, view, rows, neighbours="fanout", shapes=Shapes()
     )
     sizes = {"num_nodes": num_nodes, "part_nodes": 16, "size": encoder.width}
     files = StateFiles(tmp_path, {}, **sizes, precision="bfloat16")
-    outputs = encoder.outputs(*targets[0])
+    outputs = encoder.outputs(*TARGET)
     complete(encoder, files, outputs)
     for nodes in files.of(outputs[-1]).parts:
-        encoder.vectors(*targets[0], [files.read(state, nodes) for state in outputs])
-    what = inference.Exported(targets, 16, "fanout", "bfloat16")
-    export = inference.export_runs(model, file.sampling, view, mesh, what, 1)
+        encoder.vectors(*TARGET, [files.read(state, nodes) for state in outputs])
+    what = inference.Exported([TARGET], 16, "fanout", "bfloat16")
+    export = inference.export_runs(model, sampling, view, rows.mesh, what, 1)
     assert sum(run.times for run in export.runs) == sum(rows.ran.values())
     ends = [run.times for run in export.runs if run.name.startswith("vectors")]
     assert sum(ends) == rows.ran["ending"] > 1
     assert export.nodes == num_nodes["job"]
     states = list(tmp_path.glob("*/*.npy"))
     assert export.state_bytes == sum(np.load(path).nbytes for path in states)
-    halved = inference.export_runs(model, file.sampling, view, mesh, what, 2)
+    halved = inference.export_runs(model, sampling, view, rows.mesh, what, 2)
     assert sum(run.times for run in halved.runs) < sum(run.times for run in export.runs)
     whole, half = inference.together(export), inference.together(halved)
     assert isinstance(whole, Program)
@@ -206,18 +220,25 @@ def test_the_planned_runs_of_an_export_are_those_it_does(market, tmp_path):
     assert whole.peak_bytes == half.peak_bytes
 
 
-def test_the_samples_of_an_export_are_planned(market):
-    config, mesh = tiny_graph.config(tasks=("apply",)), make_mesh(MeshConfig(), jax.devices()[:2])
-    store, meta = (
-        open_training_store(market, config.model.features, None),
-        read_meta(market / "tables"),
-    )
-    file, view = describe(config, market, store, meta), split_view(store, "val")
-    what = inference.Exported([("receiver", "job")], 16, None, "float32")
-    (run,) = inference.export_runs(file.build(), file.sampling, view, mesh, what, 1).runs
-    num_jobs = view.store.num_nodes["job"]
-    assert run.times >= num_jobs / 16 / 2
-    assert inference.together(inference.Export([run], num_jobs, 0, 0))
+def test_the_samples_of_an_export_are_planned(graph_of, rows, monkeypatch):
+    monkeypatch.setattr("star_jax.pipeline.graph_embedding._MOST_SEEDS", 8)
+    model, sampling, view = graph_of
+    embedder, part_nodes = Embedder(model, sampling, rows), 24  # Two stacks, one half empty.
+    everyone = np.arange(view.store.num_nodes["job"], dtype=np.int32)
+    embedder.measure(Wanted.of_view(view, *TARGET, everyone))
+    for start in range(0, len(everyone), part_nodes):
+        nodes = everyone[start : start + part_nodes]
+        embedder.embed(variables_of(model), Wanted.of_view(view, *TARGET, nodes))
+    what = inference.Exported([TARGET], part_nodes, None, "float32")
+    export = inference.export_runs(model, sampling, view, rows.mesh, what, 1)
+    (run,) = export.runs
+    assert run.times == rows.ran["embed"] > len(everyone) / part_nodes
+    assert (export.nodes, export.state_bytes) == (len(everyone), 0)
+    program, once = inference.together(export), compiled(lambda: run.lowered)
+    assert isinstance(program, Program)
+    assert isinstance(once, Program)
+    assert program.flops == run.times * once.flops > 0
+    assert program.peak_bytes == once.peak_bytes
 
 
 def planned(peak, **fields):

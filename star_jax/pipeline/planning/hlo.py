@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 _SIZES = {"pred": 1, "s8": 1, "u8": 1, "s4": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
@@ -24,23 +23,29 @@ class Loop(NamedTuple):
     length: int | None  # How often it runs, where the compiler says so.
 
 
-def computations(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Name and lines of each computation of a program."""
-    name, lines = None, []
+def computations(text: str) -> tuple[str, dict[str, list[str]]]:
+    """Name of the computation that a program begins with; name -> lines of each."""
+    entry, lines, found = "", None, {}
     for line in text.splitlines():
-        if opened := re.match(r"(?:ENTRY )?(%[\w.\-]+) .*\{$", line):
-            name, lines = opened[1], []
-        elif line == "}" and name is not None:  # Attributes of several lines end in more.
-            yield name, lines
-            name = None
-        elif name is not None:
+        if opened := re.match(rf"(ENTRY )?({NAME}) .*\{{$", line):
+            entry = opened[2] if opened[1] else entry
+            lines = found[opened[2]] = []
+        elif line == "}":  # Attributes of several lines end in more.
+            lines = None
+        elif lines is not None:
             lines.append(line)
+    return entry, found
+
+
+def numbers(text: str) -> list[int]:
+    """Those that commas part."""
+    return [int(n) for n in text.split(",") if n]
 
 
 def array_bytes(shapes: str) -> int:
     """Bytes of the arrays that a piece of HLO names."""
     return sum(
-        _SIZES.get(dtype, _WORD) * math.prod(int(n) for n in shape.split(",") if n)
+        _SIZES.get(dtype, _WORD) * math.prod(numbers(shape))
         for dtype, shape in ARRAY.findall(shapes)
     )
 

@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int, Int32
 
 from star_jax.embeddings.quantise import Precision, code_dtype
 from star_jax.graph.layerwise import State, in_order
-from star_jax.graph.model import GraphModel, Role, init_model
+from star_jax.graph.model import GraphModel, Role
 from star_jax.parallel.mesh import ROW_AXES
-from star_jax.parallel.rules import FSDP_RULES, device_bytes, placed, replicated, shardings
+from star_jax.parallel.rules import device_bytes
 from star_jax.pipeline.graph_buckets import Shapes
 from star_jax.pipeline.graph_embedding import Embedder, SplitView, Wanted
 from star_jax.pipeline.graph_layers import LayerEncoder, WhichNeighbours
 from star_jax.pipeline.graph_loader import Sampling
+from star_jax.pipeline.graph_model import trained_shapes
 from star_jax.pipeline.graph_programs import OfPart, RowShards, program
 from star_jax.pipeline.planning.programs import Program, Refused, Traffic, compiled
 from star_jax.shapes import PyTree
@@ -130,7 +131,8 @@ def export_runs(
       what: Is exported.
       num_processes: That share the parts.
     """
-    variables = _variables(model, mesh)
+    shapes = trained_shapes(model, mesh)
+    variables = {"params": shapes.trainable, "batch_stats": shapes.statistics}
     nodes = sum(view.store.num_nodes[name] for _, name in what.targets)
     recorder, parts = _Recorder(mesh), _Parts(what.part_nodes, num_processes)
     held = device_bytes(variables)
@@ -141,7 +143,7 @@ def export_runs(
     encoder = LayerEncoder(
         model, variables, sampling, view, recorder, neighbours=what.neighbours, shapes=Shapes()
     )
-    width = model.config.encoder.dim
+    width = encoder.width
     outputs = {kind: encoder.outputs(*kind) for kind in what.targets}
     states = in_order(state for each in outputs.values() for state in each)
     runs = []
@@ -184,9 +186,9 @@ class _Parts(NamedTuple):
     part_nodes: int
     num_processes: int
 
-    def times(self, nodes: Int32[np.ndarray, " n"] | np.ndarray, recorder: _Recorder) -> int:
+    def times(self, nodes: Int[np.ndarray, " n"], recorder: _Recorder) -> int:
         """Runs of a program on the process that has most, for these of the nodes of a type."""
-        each = np.bincount(np.asarray(nodes) // self.part_nodes)
+        each = np.bincount(nodes // self.part_nodes)
         runs = [math.ceil(count / (recorder.size * recorder.count)) for count in each.tolist()]
         return max(sum(runs[i :: self.num_processes]) for i in range(self.num_processes))
 
@@ -224,12 +226,3 @@ def _sampled(
         embedder.embed(variables, Wanted.of_view(view, role, name, some[:1]))
         times = parts.times(np.arange(total), recorder)
         yield Run(f"samples around {name} {role}s", recorder.taken(), times)
-
-
-def _variables(model: GraphModel, mesh: Mesh) -> PyTree:
-    """As `open_trained` places them."""
-    params, statistics = jax.eval_shape(lambda: init_model(model, 0))
-    return {
-        "params": placed(params, shardings(params, mesh, FSDP_RULES)),
-        "batch_stats": placed(statistics, jax.tree.map(lambda _: replicated(mesh), statistics)),
-    }

@@ -23,7 +23,7 @@ class Planned(NamedTuple):
       program: Its compiled step, or why there is none.
       working: Parts of its temporary memory: name -> bytes; empty where the compiler says one sum.
       flops: That a chip does in a step.
-      unit: What is counted: `tokens`, `instances`, `nodes`.
+      unit: What is counted: `tokens`, `pairs`, `nodes`.
       units: Of a step, of all chips.
       steps: Of the whole stage; None: nothing says how many.
       memory_traffic: Bytes that a chip's step moves at least; None: what matrix products hide.

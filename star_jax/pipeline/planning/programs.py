@@ -97,8 +97,7 @@ def analyse(compiled: jax.stages.Compiled) -> Program:
 
 def collectives(text: str) -> tuple[dict[str, Traffic], int]:
     """Kind -> what travels in one run of a program, and loops with some of unknown length."""
-    bodies = dict(computations(text))
-    entry = re.search(rf"^ENTRY ({NAME})", text, re.MULTILINE)
+    entry, bodies = computations(text)
     found: list[_Met] = []
     unknown = 0
 
@@ -118,8 +117,7 @@ def collectives(text: str) -> tuple[dict[str, Traffic], int]:
                     for each in called.split(", "):
                         walk(each, times)
 
-    if entry is not None:
-        walk(entry[1], 1)
+    walk(entry, 1)
     return _sums(found), unknown
 
 
@@ -175,5 +173,5 @@ def largest(text: str, count: int = 6) -> list[tuple[int, str]]:
             continue
         source = re.search(r'op_name="([^"]*)"', line)
         name = f"{made[1].split('{')[0]} {made[2]} {source[1] if source else ''}"
-        found[name.strip()] = array_bytes(made[1].split("{")[0])
+        found[name.strip()] = array_bytes(made[1])
     return sorted(((size, name) for name, size in found.items()), reverse=True)[:count]

@@ -11,13 +11,21 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from star_jax.pipeline.planning.hlo import ARRAY, NAME, array_bytes, computations, loop_of
+from star_jax.pipeline.planning.hlo import (
+    ARRAY,
+    NAME,
+    array_bytes,
+    computations,
+    loop_of,
+    numbers,
+)
 
 LINE = 512
 """Bytes of 128 lanes: the least that a TPU's memory is read or written by."""
 
 _MADE = re.compile(rf"\s+(ROOT )?({NAME}) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
 _LAID = re.compile(r"\w+\[[\d,]*\]\{([\d,]*)")
+_SHAPED = re.compile(rf"{ARRAY.pattern}(?:\{{[^}}]*\}})?")
 _CALLED = re.compile(rf"(?:calls|to_apply)=({NAME})")
 _BRANCHES = re.compile(rf"(?:branch_computations|\w+_computation)=\{{?({NAME}(?:, {NAME})*)")
 _FREE = ("parameter", "constant", "bitcast", "get-tuple-element", "tuple", "after-all", "iota")
@@ -38,15 +46,15 @@ class _Made(NamedTuple):
 
 def memory_traffic(text: str) -> int:
     """Bytes of one run of a program, by its text."""
-    entry = re.search(rf"^ENTRY ({NAME})", text, re.MULTILINE)
-    return 0 if entry is None else _Walk(text).moved(entry[1])
+    entry, lines = computations(text)
+    return _Walk(lines).moved(entry)
 
 
 class _Walk:
     """Adds up what the computations of a program move."""
 
-    def __init__(self, text: str) -> None:
-        self._lines = dict(computations(text))
+    def __init__(self, lines: dict[str, list[str]]) -> None:
+        self._lines = lines
         self._made: dict[str, dict[str, _Made]] = {}
 
     def moved(self, name: str) -> int:
@@ -70,7 +78,7 @@ class _Walk:
         if called and made.kind == "fusion":
             return self._moved_by_fusion(made, body, called[1])
         if made.kind == "slice":
-            return array_bytes(made.shape.split("{")[0]) + _held(made.shape)
+            return array_bytes(made.shape) + _held(made.shape)
         if made.kind in _TAKES:
             rest = made.operands[1:]
             return _sliced(made, body) + _held(made.shape) + _all_of(rest, body)
@@ -79,8 +87,8 @@ class _Walk:
         if made.kind == "copy-start":  # To, from, and a number.
             return _held(made.shape)
         if made.kind == "slice-start":  # From, to, and a number.
-            to = [shape[0] for shape in re.finditer(_shaped(), made.shape)][1]
-            return array_bytes(to.split("{")[0]) + _held(to)
+            to = [shape[0] for shape in _SHAPED.finditer(made.shape)][1]
+            return array_bytes(to) + _held(to)
         return _held(made.shape) + _all_of(made.operands, body)
 
     def _moved_by_fusion(self, made: _Made, body: dict[str, _Made], name: str) -> int:
@@ -149,14 +157,10 @@ def _parsed(made: re.Match[str]) -> _Made:
     return _Made(made[2], made[3], made[4], operands, made[0], made[1] is not None)
 
 
-def _shaped() -> str:
-    return rf"{ARRAY.pattern}(?:\{{[^}}]*\}})?"
-
-
 def _held(shapes: str) -> int:
     """Bytes of arrays in main memory."""
-    found = (each[0] for each in re.finditer(_shaped(), shapes))
-    return sum(array_bytes(each.split("{")[0]) for each in found if "S(1)" not in each)
+    found = (each[0] for each in _SHAPED.finditer(shapes))
+    return sum(array_bytes(each) for each in found if "S(1)" not in each)
 
 
 def _all_of(names: Iterable[str], body: dict[str, _Made]) -> int:
@@ -169,8 +173,7 @@ def _sliced(made: _Made, body: dict[str, _Made]) -> int:
     sizes = re.search(r"slice_sizes=\{([\d,]*)\}", made.line)
     if sizes is None:
         return 0
-    window = [int(n) for n in sizes[1].split(",") if n]
-    return _lines_of(table, window, array_bytes(made.shape.split("{")[0]))
+    return _lines_of(table, numbers(sizes[1]), array_bytes(made.shape))
 
 
 def _updated(made: _Made, body: dict[str, _Made]) -> int:
@@ -179,12 +182,12 @@ def _updated(made: _Made, body: dict[str, _Made]) -> int:
     dimensions = _dimensions(update)
     if made.kind == "scatter":
         windowed = re.search(r"update_window_dims=\{([\d,]*)\}", made.line)
-        kept = {int(n) for n in windowed[1].split(",") if n} if windowed else set()
+        kept = numbers(windowed[1]) if windowed else []
         dimensions = [size for place, size in enumerate(dimensions) if place in kept]
         inserted = re.search(r"inserted_window_dims=\{([\d,]*)\}", made.line)
-        for place in sorted(int(n) for n in inserted[1].split(",") if n) if inserted else ():
+        for place in sorted(numbers(inserted[1])) if inserted else ():
             dimensions.insert(place, 1)
-    return _lines_of(made.shape, dimensions, array_bytes(update.split("{")[0]))
+    return _lines_of(made.shape, dimensions, array_bytes(update))
 
 
 def _lines_of(table: str, window: list[int], total: int) -> int:
@@ -194,7 +197,7 @@ def _lines_of(table: str, window: list[int], total: int) -> int:
     if not own:
         return 0
     laid = _LAID.match(table)
-    order = [int(n) for n in laid[1].split(",") if n] if laid else []
+    order = numbers(laid[1]) if laid else []
     minor = window[order[0]] if order else 1
     lines = math.prod(window) // minor * -(-minor * item // LINE)
     return total // own * lines * LINE
@@ -202,4 +205,4 @@ def _lines_of(table: str, window: list[int], total: int) -> int:
 
 def _dimensions(shape: str) -> list[int]:
     found = ARRAY.match(shape)
-    return [int(n) for n in found[2].split(",") if n] if found else []
+    return numbers(found[2]) if found else []
