@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from star_jax import artefacts
+from star_jax import artefacts, sorting
 from star_jax.config import InputError
 from star_jax.graph import append as append_module
-from star_jax.graph import build_nodes, sorting
+from star_jax.graph import build_nodes
 from star_jax.graph.additions import read_additions
 from star_jax.graph.append import append
 from star_jax.graph.store import GraphStore

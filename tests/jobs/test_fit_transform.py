@@ -124,7 +124,8 @@ def test_what_a_killed_one_left_is_not_counted(market, tmp_path):
     moments.add(np.eye(12), np.eye(12))
     moments.write(left / "moments-00001.npz")
     maps = [fitted(market, tmp_path / name, TransformConfig())[0].of("job")[0] for name in "tu"]
-    np.testing.assert_array_equal(*(own.map.arrays()["factor0"] for own in maps))
+    beside_it, alone = (own.map.arrays()["factor0"] for own in maps)
+    np.testing.assert_array_equal(beside_it, alone)
 
 
 def test_a_shared_map_is_fitted_to_all_node_types(market, tmp_path):
