@@ -23,6 +23,7 @@ from star_jax.pipeline.graph_scoring import GraphPairScorer
 from star_jax.pipeline.measurements import MeasureConfig
 from star_jax.pipeline.reference_methods import Method, fit_references
 from star_jax.pipeline.scored import Scored, score_split, write_scored
+from star_jax.pipeline.sender_ranking import SENDER, SenderRanking, sender_ranking
 from star_jax.pipeline.tables.read import (
     PairTable,
     Ranking,
@@ -43,6 +44,7 @@ _GRAPH_MODELS = tuple((name, _FOLDERS[name]) for name in (GRAPH, BOTH))
 _MODELS = tuple(_FOLDERS)
 _VERSUS = ((BOTH, TEXT), (BOTH, GRAPH))
 _GIVEN = {"val": "methods_val", "test": "methods"}  # Where a reference.json has them.
+_GIVEN_SENDERS = "rank_members_for_job"  # The other direction, of the test split.
 
 _log = logging.getLogger(__name__)
 
@@ -57,13 +59,20 @@ class EvaluateConfig:
       measure: Intervals, calibration, cohorts.
       strict_time: Also score the main task's test pairs with a graph of only what was there before
         each pair.
+      sender_pairs: Of the main task's test split, receivers also order the senders they might be
+        shown to; at most so many senders times receivers are scored. 0: not at all.
       seed: Of the reference methods that draw.
     """
 
     mesh: MeshConfig = field(default_factory=MeshConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     strict_time: bool = True
+    sender_pairs: int = 1 << 22
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.sender_pairs < 0:
+            raise ValueError(f"sender_pairs {self.sender_pairs} must be >= 0")
 
 
 class TextModel(NamedTuple):
@@ -159,7 +168,8 @@ def _score(config: EvaluateConfig, workdir: Path, meta: TablesMeta) -> _Found:
             ranking = read_ranking(tables, task, split)
             _log.info("%s, %s: %d pairs", task, split, len(pairs.label))
             methods = {**models, **{_strict(name): model for name, model in strict.items()}}
-            found[at] = score_split(methods, pairs, ranking, meta.tasks[task])
+            of_senders = _of_senders(config, tables, meta, at)
+            found[at] = score_split(methods, pairs, ranking, meta.tasks[task], of_senders)
     return found
 
 
@@ -226,7 +236,8 @@ def _measure(
     given = _given(meta, task, split)
     fitted = fit_references(tables, meta, task, split, config.seed) if given is None else {}
     pairs, ranking = read_pairs(tables, task, split), read_ranking(tables, task, split)
-    scored = by_models.joined(score_split(fitted, pairs, ranking, meta.tasks[task]))
+    of_senders = _of_senders(config, tables, meta, at) if fitted else None
+    scored = by_models.joined(score_split(fitted, pairs, ranking, meta.tasks[task], of_senders))
     write_scored(folder / "scores", f"{task}_{split}", pairs, scored)
     metrics = measurements.metrics_of(scored, list(scored.scores))
     strict = [name for name in _MODELS if _strict(name) in by_models.scores]
@@ -235,6 +246,15 @@ def _measure(
         "strict_time": {name: metrics[_strict(name)] for name in strict},
         "references": {name: metrics[name] for name in fitted} if given is None else given,
     }
+
+
+def _of_senders(
+    config: EvaluateConfig, tables: Path, meta: TablesMeta, at: tuple[str, str]
+) -> SenderRanking | None:
+    """The other direction of what decides, the main task's test split."""
+    if at != (next(iter(meta.tasks)), "test") or not config.sender_pairs:
+        return None
+    return sender_ranking(tables, meta, *at, config.sender_pairs)
 
 
 def _given(meta: TablesMeta, task: str, split: str) -> dict[str, dict[str, float]] | None:
@@ -252,7 +272,12 @@ def _given(meta: TablesMeta, task: str, split: str) -> dict[str, dict[str, float
     if _GIVEN[split] not in meta.reference:
         _log.info("reference.json of %s has no %s", meta.dataset, _GIVEN[split])
         return {}
-    return meta.reference[_GIVEN[split]]
+    found = meta.reference[_GIVEN[split]]
+    if split == "test" and _GIVEN_SENDERS in meta.reference:
+        for name, values in meta.reference[_GIVEN_SENDERS]["methods"].items():
+            senders = {f"{SENDER}{metric}": value for metric, value in values.items()}
+            found = {**found, name: {**found.get(name, {}), **senders}}
+    return found
 
 
 def _closer_look(

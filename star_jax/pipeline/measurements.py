@@ -48,6 +48,7 @@ def metrics_of(scored: Scored, methods: Sequence[str]) -> dict[str, dict[str, fl
         name: rounded(
             pair_metrics(scored.pairs, scored.scores[name])
             | (scored.queries[name].means() if name in scored.queries else {})
+            | scored.senders.get(name, {})
         )
         for name in methods
     }

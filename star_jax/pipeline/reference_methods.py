@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from scipy import sparse
 
 from star_jax.evaluation.baselines import item_knn, mf_als, popularity, tfidf
@@ -128,20 +128,35 @@ def fit_references(
     return {name: method for name, fit in fits.items() if (method := fit()) is not None}
 
 
-def visible_interactions(tables: Path, meta: TablesMeta, task: str, split: str) -> Interactions:
+class Links(NamedTuple):
+    """A task's links, one per row; a pair may occur more than once."""
+
+    sender: Int[np.ndarray, " M"]
+    receiver: Int[np.ndarray, " M"]
+    t: Int64[np.ndarray, " M"]
+
+
+def visible_links(tables: Path, meta: TablesMeta, task: str, split: str) -> Links:
     """All edges of the task's link that a split may see: val sees train, test sees both."""
     about = meta.tasks[task]
-    sent, received = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    found = [Links(*(np.zeros(0, dtype) for dtype in (np.int32, np.int32, np.int64)))]
     ends = {edge.name: (edge.sender, edge.receiver) for edge in meta.edge_types}
     for name in about.edge_types:
         edges = read_edges(tables, name)
         visible = edges.split < SPLIT_CODES[split]
-        forward = ends[name] == (about.sender, about.receiver)
-        sent.append((edges.sender if forward else edges.receiver)[visible])
-        received.append((edges.receiver if forward else edges.sender)[visible])
+        sender, receiver = edges.sender[visible], edges.receiver[visible]
+        if ends[name] != (about.sender, about.receiver):
+            sender, receiver = receiver, sender
+        found.append(Links(sender, receiver, edges.t[visible]))
+    return Links(*map(np.concatenate, zip(*found, strict=True)))
+
+
+def visible_interactions(tables: Path, meta: TablesMeta, task: str, split: str) -> Interactions:
+    """Who interacted with whom in `visible_links`."""
+    about, links = meta.tasks[task], visible_links(tables, meta, task, split)
     return Interactions(
-        np.concatenate(sent),
-        np.concatenate(received),
+        links.sender,
+        links.receiver,
         meta.node_types[about.sender].count,
         meta.node_types[about.receiver].count,
     )

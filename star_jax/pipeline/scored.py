@@ -14,6 +14,7 @@ from star_jax.evaluation.metrics import LabelledPairs
 from star_jax.evaluation.ranking import QueryMetrics, query_metrics
 from star_jax.pipeline.progress import Work
 from star_jax.pipeline.reference_methods import Method
+from star_jax.pipeline.sender_ranking import SenderRanking
 from star_jax.pipeline.tables.read import PairTable, Ranking, TaskMeta
 
 _log = logging.getLogger(__name__)
@@ -27,19 +28,28 @@ class Scored(NamedTuple):
     pairs: LabelledPairs
     scores: dict[str, Float[np.ndarray, " B"]]  # Per method.
     queries: dict[str, QueryMetrics]  # Per method that can order candidates.
+    senders: dict[str, dict[str, float]]  # Per such method, metrics of the other direction.
 
     def joined(self, other: "Scored") -> "Scored":
         """With what other methods say of the same pairs behind it."""
-        scores, queries = self.scores | other.scores, self.queries | other.queries
-        return self._replace(scores=scores, queries=queries)
+        return self._replace(
+            scores=self.scores | other.scores,
+            queries=self.queries | other.queries,
+            senders=self.senders | other.senders,
+        )
 
 
 def score_split(
-    methods: Mapping[str, Method], pairs: PairTable, ranking: Ranking | None, task: TaskMeta
+    methods: Mapping[str, Method],
+    pairs: PairTable,
+    ranking: Ranking | None,
+    task: TaskMeta,
+    of_senders: SenderRanking | None = None,
 ) -> Scored:
-    """Runs every method on the pairs, and on the queries where there are any."""
+    """Runs every method on the pairs, and on the queries of both directions that there are."""
     scores: dict[str, np.ndarray] = {}
     queries: dict[str, QueryMetrics] = {}
+    senders: dict[str, dict[str, float]] = {}
     work = Work("scoring", len(methods), "methods")
     for name, method in methods.items():
         _log.info("scoring %d pairs: %s", len(pairs.sender), name)
@@ -49,8 +59,11 @@ def score_split(
             queries[name] = query_metrics(
                 grid.astype(np.float64), ranking.candidates, ranking.relevant, ranking.excluded
             )
+        turned = None if of_senders is None else method.score_grid(of_senders.asked)
+        if of_senders is not None and turned is not None:
+            senders[name] = of_senders.metrics(turned)
         work.advance(1)
-    return Scored(labelled(pairs, task), scores, queries)
+    return Scored(labelled(pairs, task), scores, queries, senders)
 
 
 def labelled(pairs: PairTable, task: TaskMeta) -> LabelledPairs:

@@ -11,6 +11,8 @@ from star_jax.config import InputError, from_json, to_json
 from star_jax.evaluation.auc import roc_auc
 from star_jax.jobs import evaluate, report
 from star_jax.pipeline.measurements import MeasureConfig
+from star_jax.pipeline.sender_ranking import sender_ranking
+from star_jax.pipeline.tables.read import read_meta
 from tests.jobs.fake_run import TASK, fake_scorers, logits, make_run
 
 REFERENCE = {  # As in a reference.json: the keys a report must have.
@@ -27,6 +29,10 @@ REFERENCE = {  # As in a reference.json: the keys a report must have.
         "random": {"recall@10": 0.006, "recall@100": 0.0714, "ndcg@10": 0.0044},
     },
     "methods_val": {"hybrid": {"auc_uniform": 0.7}},
+    "rank_members_for_job": {
+        "queries": 1517,
+        "methods": {"activity": {"recall@100": 0.34}, "random": {"recall@100": 0.0143}},
+    },
     "seconds": 88.7,
 }
 SPLITS = ("train", "val", "test")
@@ -69,7 +75,12 @@ def test_report_holds_models_and_references_under_reference_keys(referenced):
     found = metrics(referenced)
     assert list(found) == ["dataset", "models", "references"]
     assert list(found["models"]) == ["text", "graph", "text+graph"]
-    assert found["references"] == REFERENCE["methods"]
+    given = REFERENCE["methods"]
+    assert found["references"] == {
+        "hybrid": given["hybrid"],
+        "random": given["random"] | {"sender_recall@100": 0.0143},
+        "activity": {"sender_recall@100": 0.34},
+    }
     for values in found["models"].values():
         assert set(REFERENCE["methods"]["hybrid"]) <= set(values)
         assert all(isinstance(value, float) and 0 <= value <= 1 for value in values.values())
@@ -115,7 +126,7 @@ def test_without_references_the_simple_methods_are_fitted_and_the_optimum_is_kno
 
 
 def test_metrics_are_those_of_the_scores_on_disk(planted):
-    workdir, _ = planted
+    workdir, world = planted
     table = pq.read_table(workdir / "evaluation" / "scores" / f"{TASK}_test.parquet").to_pydict()
     label, negative = np.asarray(table["label"]) == 1, np.asarray(table["negative"])
     rows = label | (negative == "uniform")
@@ -130,6 +141,12 @@ def test_metrics_are_those_of_the_scores_on_disk(planted):
     queries = pq.read_table(workdir / "evaluation" / "scores" / f"{TASK}_test_queries.parquet")
     recall = np.mean(queries["graph recall@10"].to_numpy())
     assert models["graph"]["recall@10"] == pytest.approx(recall, abs=1e-4)
+    tables = workdir / "tables"
+    of_senders = sender_ranking(tables, read_meta(tables), TASK, "test", CONFIG.sender_pairs)
+    grid = fake_scorers(world)[1](workdir, "graph_model", "split")
+    scores = grid.score_grid(TASK, of_senders.asked, "test")
+    for metric, value in of_senders.metrics(scores).items():
+        assert models["text+graph"][metric] == pytest.approx(value, abs=1e-4)
 
 
 def test_evaluation_says_what_else_must_be_known(planted):
@@ -212,6 +229,8 @@ def test_page_shows_every_part(planted):
         "Time of each stage",
         "strict time",
         "ndcg@10",
+        "senders for a receiver",
+        "active_sender_recall@100",
     ]
     assert [part for part in shown if part not in text] == []
 

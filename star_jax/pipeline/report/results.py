@@ -8,6 +8,7 @@ from star_jax.evaluation.metrics import kinds, rows_of
 from star_jax.pipeline.report import figures
 from star_jax.pipeline.report.content import ReportContent
 from star_jax.pipeline.report.markup import Cell, cards, columns, details, paragraph, table
+from star_jax.pipeline.sender_ranking import ACTIVE, SENDER
 
 _BEST_MODEL = "text+graph"
 _RANKING = ("recall@10", "recall@100", "ndcg@10")
@@ -20,6 +21,8 @@ def summary(content: ReportContent) -> str:
     models, references = content.main["models"], content.main["references"]
     keys = _auc_keys(content)
     ranking = [key for key in _RANKING if any(key in found for found in models.values())]
+    senders = [f"{prior}{SENDER}{key}" for prior in ("", ACTIVE) for key in _RANKING]
+    senders = [key for key in senders if any(key in found for found in models.values())]
     return "\n".join(
         [
             cards(_headlines(content)),
@@ -30,6 +33,13 @@ def summary(content: ReportContent) -> str:
                 "also rewards a place near the top. The best model or reference of each column "
                 "is marked."
             ),
+            _methods("Test split: senders for a receiver", senders, models, references)
+            + paragraph(
+                "The other direction: each receiver orders all senders that were linked before. "
+                "Active: the score plus the log of how many links the sender has so far."
+            )
+            if senders
+            else "",
             figures.auc_intervals(
                 content.evaluation["intervals"],
                 {**models, **references},
@@ -219,6 +229,7 @@ def _methods(
             ),
         ]
         for name, found in {**models, **references}.items()
+        if any(key in found for key in keys)
     ]
     return table(caption, ["method", *(head or keys)], rows)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from star_jax.jobs.import_tables import ImportConfig, run
+from star_jax.pipeline.sender_ranking import sender_ranking
 from star_jax.pipeline.tables import read
 from star_jax.shapes import NO_TIME
 
@@ -54,6 +55,25 @@ def test_rankings_have_the_sizes_of_the_reference(imported):
     assert len(ranking.sender) == reference["rank_queries"]
     assert len(ranking.candidates) == reference["rank_candidates"]
     assert read.read_meta(out).reference == reference
+
+
+def test_senders_are_ordered_by_activity_as_in_the_reference(imported):
+    source, out = imported
+    reference = json.loads((source / "reference.json").read_text()).get("rank_members_for_job")
+    if reference is None:
+        pytest.skip("no reference for this direction")
+    asked = sender_ranking(out, read.read_meta(out), "apply", "test", 1 << 24)
+    assert len(asked.asked.candidates) == reference["queries"]
+    assert len(asked.asked.sender) == reference["candidates"]
+    alike = np.zeros((reference["candidates"], reference["queries"]), np.float32)
+    found = asked.metrics(alike)
+    # The reference breaks the many ties of counts by some order and draws its chance once; these
+    # are expectations.
+    chance = 2 / reference["queries"] ** 0.5
+    ties = 0.003 if reference["queries"] > 1000 else 0.1
+    for name, prefix, slack in (("activity", "active_", ties), ("random", "", chance)):
+        for metric, value in reference["methods"][name].items():
+            assert found[f"{prefix}sender_{metric}"] == pytest.approx(value, abs=slack)
 
 
 def test_postings_keep_their_attributes_whatever_the_time(imported):

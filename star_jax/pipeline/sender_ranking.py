@@ -1,0 +1,150 @@
+"""The other direction of a task: which senders to show to a receiver, e.g. members to a job."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Int32, Int64
+
+from star_jax.evaluation.ranking import query_metrics
+from star_jax.pipeline.reference_methods import visible_links
+from star_jax.pipeline.tables.read import Ranking, TablesMeta, read_pairs, read_texts
+from star_jax.pipeline.tables.sources import RESUME
+from star_jax.pipeline.tables.texts import Versions, text_as_of
+from star_jax.shapes import NO_TIME
+
+_log = logging.getLogger(__name__)
+
+SENDER = "sender_"  # Before the metrics of this direction,
+ACTIVE = "active_"  # and before that, where scores weigh how active a sender is.
+
+
+class SenderRanking(NamedTuple):
+    """Receivers, each of which has to order all senders that were linked before.
+
+    What scores it is asked for `asked`, where the senders are the queries and the receivers the
+    candidates, and its answer is turned around.
+    """
+
+    asked: Ranking
+    activity: Int64[np.ndarray, " S"]  # Links of each sender that the split may see.
+    relevant: list[np.ndarray]  # Senders, per receiver.
+    excluded: list[np.ndarray]
+
+    def metrics(self, scores: Float[np.ndarray, "S R"]) -> dict[str, float]:
+        """Recall and NDCG of the senders, by the scores and by scores that weigh activity.
+
+        Models learn which receivers a sender links to: of as many negatives as positives of every
+        sender, the logit s(u, v) is the log of p(v | u) over how often v is a negative. By Bayes'
+        rule log p(u | v) = s(u, v) + log p(u) + what is the same for all senders, where p(u) is the
+        sender's share of all links so far: its activity. Scores that are no logits are weighed
+        likewise.
+
+        Args:
+          scores: Of every sender with every receiver, as `Method.score_grid` gives them.
+        """
+        found = {}
+        prior = np.log(self.activity.astype(np.float64))
+        for name, added in (("", np.zeros(len(prior))), (ACTIVE, prior)):
+            ranked = query_metrics(
+                scores.T.astype(np.float64) + added,
+                self.asked.sender,
+                self.relevant,
+                self.excluded,
+            )
+            found |= {f"{name}{SENDER}{metric}": mean for metric, mean in ranked.means().items()}
+        return found
+
+
+def sender_ranking(
+    tables: Path, meta: TablesMeta, task: str, split: str, most_pairs: int
+) -> SenderRanking | None:
+    """The receivers that known senders link to in a split, and all known senders.
+
+    Args:
+      tables: Folder of the tables.
+      meta: Of the tables.
+      task: Name of it.
+      split: "val" or "test".
+      most_pairs: Of senders with receivers. Where there are more, as many receivers are asked
+        about, evenly chosen.
+
+    Returns:
+      None where no known sender has a positive in the split, or they are more than `most_pairs`.
+    """
+    about, links = meta.tasks[task], visible_links(tables, meta, task, split)
+    senders, activity = np.unique(links.sender, return_counts=True)
+    pairs = read_pairs(tables, task, split)
+    positive = pairs.label == 1
+    known = positive & np.isin(pairs.sender, senders)
+    receivers, first = np.unique(pairs.receiver[known], return_index=True)
+    num_asked = min(len(receivers), most_pairs // max(len(senders), 1))
+    if not num_asked:
+        _log.info("%s, %s: no ranking of %d senders", task, split, len(senders))
+        return None
+    chosen = np.linspace(0, len(receivers) - 1, num_asked).astype(np.int64)
+    receivers, first = receivers[chosen], first[chosen]
+    time = _as_of(links.sender, links.t, senders, pairs.t[positive])
+    texts = read_texts(tables, about.sender)
+    resume = np.asarray([kind == RESUME for kind in texts.kind], bool)
+    asked = Ranking(
+        sender=senders.astype(np.int32),
+        t=time,
+        sender_text=_latest(texts.entity, texts.t, texts.text_id, ~resume, senders, time),
+        sender_resume=_latest(texts.entity, texts.t, texts.text_id, resume, senders, time),
+        relevant=[],
+        excluded=[],
+        candidates=receivers.astype(np.int32),
+        candidate_text=pairs.receiver_text[known][first],
+    )
+    return SenderRanking(
+        asked,
+        activity.astype(np.int64),
+        relevant=_of_each(receivers, pairs.receiver[known], pairs.sender[known]),
+        excluded=_of_each(receivers, links.receiver, links.sender),
+    )
+
+
+def _as_of(
+    sender: Int[np.ndarray, " M"],
+    t: Int64[np.ndarray, " M"],
+    senders: Int[np.ndarray, " S"],
+    of_split: Int64[np.ndarray, " P"],
+) -> Int64[np.ndarray, " S"]:
+    """When each sender is looked at: as the split begins, or after its last link that is visible.
+
+    The second where times only order events of one part of the set, as its sites.
+    """
+    last = np.full(len(senders), NO_TIME, np.int64)
+    np.maximum.at(last, np.searchsorted(senders, sender), t)
+    timed = of_split[of_split != NO_TIME]
+    start = int(timed.min()) if len(timed) else NO_TIME
+    return np.maximum(np.where(last == NO_TIME, NO_TIME, last + 1), start)
+
+
+def _latest(
+    entity: Int32[np.ndarray, " N"],
+    t: Int64[np.ndarray, " N"],
+    text_id: Int32[np.ndarray, " N"],
+    kept: Bool[np.ndarray, " N"],
+    senders: Int[np.ndarray, " S"],
+    time: Int64[np.ndarray, " S"],
+) -> Int32[np.ndarray, " S"]:
+    """Each sender's last text of a kind before its time."""
+    own = entity[kept].astype(np.int64), t[kept], text_id[kept].astype(np.int32)
+    order = np.lexsort((own[1], own[0]))
+    return text_as_of(Versions(*(column[order] for column in own)), senders, time)
+
+
+def _of_each(
+    receivers: Int[np.ndarray, " R"],
+    receiver: Int[np.ndarray, " M"],
+    sender: Int[np.ndarray, " M"],
+) -> list[np.ndarray]:
+    """The different senders of each receiver."""
+    found: Sequence[tuple[np.ndarray, np.ndarray]] = np.unique(np.stack([receiver, sender]), axis=1)
+    low = np.searchsorted(found[0], receivers, side="left")
+    high = np.searchsorted(found[0], receivers, side="right")
+    return [found[1][a:b].astype(np.int32) for a, b in zip(low, high, strict=True)]
