@@ -51,6 +51,7 @@ from star_jax.pipeline.graph_training import (
     make_model_loss,
     sees_own_rows,
 )
+from star_jax.pipeline.hard_negatives import FOLDER
 from star_jax.pipeline.tables.read import TablesMeta, read_meta
 from star_jax.shapes import PyTree
 from star_jax.train.begun import check_begun, note_begun
@@ -103,7 +104,8 @@ def run(config: GraphTrainConfig, workdir: Path) -> None:
 def begun_with(config: GraphTrainConfig, workdir: Path) -> dict[str, str]:
     """Digests of all that a training reads."""
     text = text_input(config.model.features.text, config.text_encoder)
-    return inputs_of(workdir, text) | compatible_inputs(config.compatible)
+    mined = {FOLDER: artefacts.digest(workdir / FOLDER)} if config.hard_negatives else {}
+    return inputs_of(workdir, text) | compatible_inputs(config.compatible) | mined
 
 
 def _train(

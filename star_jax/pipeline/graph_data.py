@@ -23,6 +23,7 @@ from star_jax.pipeline.graph_streams import (
 from star_jax.pipeline.graph_text_validation import EncodedTexts
 from star_jax.pipeline.graph_training import GraphTrainConfig, sampling_of, sees_own_rows
 from star_jax.pipeline.graph_validation import GraphValidation
+from star_jax.pipeline.hard_negatives import beside_tables, read_hard_negatives
 from star_jax.pipeline.tables.read import TablesMeta, read_pairs
 from star_jax.train.loop import Batches
 
@@ -65,6 +66,11 @@ class GraphData:
             task.name: Groups(read_pairs(workdir / "tables", task.name, "train"))
             for task in file.tasks
         }
+        if config.hard_negatives:
+            main = next(iter(meta.tasks))
+            pairs = read_pairs(workdir / "tables", main, "train")
+            mined = read_hard_negatives(workdir, main)
+            self._groups[main] = Groups(beside_tables(pairs, mined, config.hard_negatives))
 
     def batches(self, size: int) -> Batches:
         """Endless batches of all tasks; the examples and their order do not depend on the size."""

@@ -20,6 +20,7 @@ from star_jax.graph.samplers.sample import Exclusion, Fanouts
 from star_jax.graph.samplers.sampler import SamplerConfig
 from star_jax.graph.store import GraphStore
 from star_jax.pipeline.graph_compatible import OldVersion
+from star_jax.pipeline.hard_negatives import HARD
 from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import SPLIT_CODES, PairTable
 from star_jax.shapes import check_int32
@@ -107,6 +108,12 @@ class Groups:
         return np.diff(self._bounds)
 
     @property
+    def num_mined(self) -> Int[np.ndarray, " G"]:
+        """Mined negatives per group."""
+        mined = (self._pairs.negative == HARD).astype(np.int64)
+        return np.add.reduceat(mined, self._bounds[:-1])
+
+    @property
     def num_positives(self) -> Int[np.ndarray, " G"]:
         """Positives per group."""
         return np.add.reduceat(self._pairs.label.astype(np.int64), self._bounds[:-1])
@@ -118,14 +125,20 @@ class Groups:
         """The positive pairs of all groups."""
         return PairTable(*(column[self._pairs.label == 1] for column in self._pairs))
 
-    def take(self, chosen: Int[np.ndarray, " G"], *, positives_only: bool = False) -> Pairs:
-        """The pairs of some groups."""
+    def take(self, chosen: Int[np.ndarray, " G"], *, drawn: bool = True) -> Pairs:
+        """The pairs of some groups.
+
+        Args:
+          chosen: Numbers of the groups.
+          drawn: With the negatives that the import drew or found; without, positives and those
+            that were mined for them.
+        """
         sizes = self.sizes[chosen]
         rows = np.repeat(self._bounds[chosen], sizes) + _ranges(sizes)
         group = np.repeat(np.arange(len(chosen), dtype=np.int32), sizes)
         time = self._pairs.t[self._bounds[chosen]]
-        if positives_only:
-            keep = self._pairs.label[rows] == 1
+        if not drawn:
+            keep = (self._pairs.label[rows] == 1) | (self._pairs.negative[rows] == HARD)
             rows, group = rows[keep], group[keep]
         table = self._pairs
         return Pairs(

@@ -38,22 +38,23 @@ class UniformNegatives:
         self._store, self._receiver = store, task.receiver
 
     def __call__(self, pairs: Pairs, seed: int) -> Pairs:
-        """Appends negatives to groups of positives; fewer where no receiver could be drawn.
+        """Appends negatives to the groups; fewer where no receiver could be drawn.
 
         Draws are a function of (seed, positive, slot), whatever else is in the batch.
 
         Args:
-          pairs: Positives alone.
+          pairs: Positives, and what else is to stay in their groups.
           seed: Of this step; 64 bits.
         """
-        source = np.repeat(np.arange(len(pairs.group)), self._per_positive)
+        positive = np.flatnonzero(pairs.label == 1)
+        source = np.repeat(positive, self._per_positive)
         sender, time = pairs.sender[source], pairs.time[pairs.group[source]]
         existing = np.where(
             time == NO_TIME, len(self._pool), np.searchsorted(self._created, time, side="left")
         )
         receiver = np.full(len(source), -1, np.int32)
         start = _streams(pairs, seed)[source]
-        slot = np.tile(np.arange(self._per_positive), len(pairs.group)) * _DRAWS
+        slot = np.tile(np.arange(self._per_positive), len(positive)) * _DRAWS
         for attempt in range(_DRAWS):
             todo = np.flatnonzero((receiver < 0) & (existing > 0))
             if not len(todo):

@@ -86,7 +86,7 @@ class TaskStream:
         key = sampling_key(self._seed, step)
         fresh = self._negatives is not None
         chosen = np.asarray(self.order[step * num_shards + shard])
-        pairs = self._groups.take(chosen, positives_only=fresh)
+        pairs = self._groups.take(chosen, drawn=not fresh)
         return (self._negatives(pairs, key) if self._negatives else pairs), key
 
     def budgets(self) -> RoleBudgets:
@@ -193,7 +193,7 @@ def make_streams(
         group_size = int(mine.sizes.max())
         if num_negatives is not None:
             negatives = UniformNegatives(mine, store, task, num_negatives)
-            group_size = int(mine.num_positives.max()) * (1 + num_negatives)
+            group_size = int((mine.num_positives * (1 + num_negatives) + mine.num_mined).max())
         num_pairs = max(group_size, round(len(mine) ** size_power / total * batch_size))
         streams[task.name] = TaskStream(
             mine,
@@ -224,8 +224,10 @@ def _log_q(groups: Groups, num_nodes: int, num_negatives: int | None) -> Float32
         counts = np.bincount(rows, minlength=num_nodes).astype(np.float64)
     else:  # Fresh ones are drawn evenly from the receivers of positives.
         counts = np.bincount(groups.positives().receiver, minlength=num_nodes).astype(np.float64)
-        pool = counts > 0
-        counts[pool] += num_negatives * counts.sum() / pool.sum()
+        pool, num_drawn = counts > 0, num_negatives * counts.sum()
+        rows = groups.take(np.arange(len(groups)), drawn=False).receiver
+        counts = np.bincount(rows, minlength=num_nodes).astype(np.float64)  # With the mined ones.
+        counts[pool] += num_drawn / pool.sum()
     return np.log(np.maximum(counts, 1.0) / counts.sum()).astype(np.float32)
 
 

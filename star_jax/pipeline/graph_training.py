@@ -66,6 +66,8 @@ class GraphTrainConfig:
       negatives: "tables": those that the import wrote; "uniform": fresh ones in every batch,
         from the receivers of training positives that existed before the event.
       num_negatives: Per positive, of fresh ones.
+      hard_negatives: Most per group, beside the others and of the first task alone; from `star
+        mine-negatives`.
       popularity_correction: With model.decoder.kind=softmax, logits are lowered by the log of how
         often a receiver is met as a negative (logQ).
       batch_size: Pairs of one update, of all tasks and devices together.
@@ -96,6 +98,7 @@ class GraphTrainConfig:
     receiver_view: Literal["attributes", "all"] = "attributes"
     negatives: Literal["tables", "uniform"] = "tables"
     num_negatives: int = 1
+    hard_negatives: int = 0
     popularity_correction: bool = False
     optimizer: OptimizerConfig = dataclasses.field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3)
@@ -128,6 +131,8 @@ class GraphTrainConfig:
         for name in ("num_negatives", "batch_size", "validation_pairs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
+        if self.hard_negatives < 0:
+            raise ValueError(f"hard_negatives {self.hard_negatives} must be >= 0")
         by_rows = self.model.features.identity_update != "dense"
         if by_rows and ROW_MULTIPLE % self.mesh.fsdp:
             raise ValueError(

@@ -41,3 +41,20 @@ def with_hard_negatives(pairs: PairRecords, mined: PairRecords) -> PairRecords:
     """
     mined = mined._replace(hard=np.ones(len(mined.label), bool))
     return PairRecords(*(np.concatenate(both) for both in zip(pairs, mined, strict=True)))
+
+
+def beside_tables(pairs: PairTable, mined: PairTable, most: int) -> PairTable:
+    """The pairs of tables with mined ones behind them, each in the group of its positive.
+
+    Args:
+      pairs: Of the train split.
+      mined: As they were mined for it.
+      most: Of a group; its first ones.
+    """
+    order = np.argsort(mined.group, kind="stable")
+    group = mined.group[order]
+    place = np.arange(len(group)) - np.searchsorted(group, group, side="left")
+    chosen = order[place < most]
+    return PairTable(
+        *(np.concatenate([own, more[chosen]]) for own, more in zip(pairs, mined, strict=True))
+    )

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from star_jax import artefacts
 from star_jax.config import InputError, from_json, to_json
 from star_jax.embeddings.table import read_table
 from star_jax.graph.decoders import DecoderConfig
@@ -19,7 +20,9 @@ from star_jax.parallel.mesh import MeshConfig
 from star_jax.pipeline import graph_training
 from star_jax.pipeline.graph_model import read_model_file
 from star_jax.pipeline.graph_scoring import GraphPairScorer
-from star_jax.pipeline.tables.read import read_pairs
+from star_jax.pipeline.hard_negatives import FOLDER, HARD, KIND
+from star_jax.pipeline.tables.read import PairTable, read_pairs
+from star_jax.pipeline.tables.write import write_pairs
 from tests.jobs import graph_runs, tiny_graph
 
 SOFTMAX_MODEL = dataclasses.replace(
@@ -63,6 +66,32 @@ def test_without_text_and_with_fresh_negatives(market, tmp_path):
     assert np.isfinite(scores).all()
 
 
+def test_with_mined_negatives(market, tmp_path):
+    workdir = graph_runs.begin(market, tmp_path / "mined")
+    config = tiny_graph.config(num_steps=2, hard_negatives=1, tasks=("apply",))
+    with pytest.raises(InputError, match=r"hard_negatives is not a complete artefact"):
+        train_graph.run(config, workdir)
+    pairs = read_pairs(workdir / "tables", "apply", "train")
+    rows = np.flatnonzero(pairs.label == 1)
+    mined = PairTable(*(column[rows] for column in pairs))._replace(
+        receiver=((pairs.receiver[rows] + 1) % 60).astype(np.int32),
+        label=np.zeros(len(rows), np.int8),
+        negative=np.full(len(rows), HARD),
+    )
+    with artefacts.writing(workdir / FOLDER, KIND) as folder:
+        write_pairs(mined, folder / "pairs" / "apply" / "train.parquet")
+        about = {"tables": artefacts.digest(workdir / "tables"), "task": "apply"}
+        artefacts.set_meta(folder, about)
+    train_graph.run(config, workdir)
+    train_graph.run(dataclasses.replace(config, hard_negatives=0, output="plain"), workdir)
+    assert graph_runs.losses(workdir) != graph_runs.losses(workdir, "plain")
+    first, second = (
+        artefacts.read_manifest(workdir / name, "graph_model").meta["num_epochs"]
+        for name in ("graph_model", "plain")
+    )
+    assert first == pytest.approx(0.75 * second)  # Groups of four, where they were of three.
+
+
 def test_trains_and_exports_over_ranked_neighbours(market, tmp_path):
     workdir = graph_runs.begin(market, tmp_path / "ppr")
     sampler = SamplerConfig(kind="ppr", ppr=PprConfig(epsilon=1e-3, types=("job", "skill")))
@@ -86,6 +115,7 @@ def test_trains_and_exports_over_ranked_neighbours(market, tmp_path):
             "adaptive with sampler.kind=full, which takes all neighbours anyway",
         ),
         ({"batch_size": 0}, "batch_size 0 must be >= 1"),
+        ({"hard_negatives": -1}, "hard_negatives -1 must be >= 0"),
         (
             {"popularity_correction": True},
             "popularity_correction is for model.decoder.kind=softmax, it is mlp",

@@ -15,7 +15,8 @@ from star_jax.pipeline.graph_loader import TRAIN_SPLITS, Groups, PairSampler, Sa
 from star_jax.pipeline.graph_model import open_store
 from star_jax.pipeline.graph_negatives import UniformNegatives
 from star_jax.pipeline.graph_streams import BatchMaker, TaskStream, count_pairs, make_batches
-from star_jax.pipeline.tables.read import read_edges, read_pairs
+from star_jax.pipeline.hard_negatives import HARD, beside_tables
+from star_jax.pipeline.tables.read import PairTable, read_edges, read_pairs
 from star_jax.shapes import NO_TIME
 from tests.pipeline import graph_market
 from tests.pipeline.graph_market import APPLY, SPLITS
@@ -73,7 +74,7 @@ def test_a_group_is_a_positive_and_its_negatives(market, groups):
         assert pairs.time[group] == table.t[rows][0]
         texts = dict(zip(table.receiver[rows], table.receiver_text[rows], strict=True))
         assert [texts[r] for r in pairs.receiver[mine]] == pairs.receiver_text[mine].tolist()
-    alone = groups.take(np.array([5, 2]), positives_only=True)
+    alone = groups.take(np.array([5, 2]), drawn=False)
     assert alone.label.tolist() == [1, 1]
     assert alone.group.tolist() == [0, 1]
 
@@ -208,7 +209,7 @@ def test_what_does_not_fit_is_said_once(store, groups, caplog):
 def test_fresh_negatives_existed_and_are_no_known_positive(market, store, groups):
     negatives = UniformNegatives(groups, store, TASK, per_positive=3)
     chosen = np.arange(20, 60)
-    pairs = negatives(groups.take(chosen, positives_only=True), seed=5)
+    pairs = negatives(groups.take(chosen, drawn=False), seed=5)
     table = read_pairs(market / "tables", "apply", "train")
     known = set(zip(table.sender[table.label == 1], table.receiver[table.label == 1], strict=True))
     pool = {job for _, job in known}
@@ -227,10 +228,45 @@ def test_fresh_negatives_existed_and_are_no_known_positive(market, store, groups
         assert receiver in pool
         assert created[receiver] < pairs.time[group]
         assert text == receiver  # Every job has one text, from its creation on.
-    again = negatives(groups.take(chosen, positives_only=True), seed=5)
+    again = negatives(groups.take(chosen, drawn=False), seed=5)
     np.testing.assert_array_equal(pairs.receiver, again.receiver)
-    other = negatives(groups.take(chosen, positives_only=True), seed=6)
+    other = negatives(groups.take(chosen, drawn=False), seed=6)
     assert not np.array_equal(pairs.receiver, other.receiver)
+
+
+def mined_of(table, per_positive):
+    """Of every positive the receivers that follow its own, as if they had been mined."""
+    rows = np.flatnonzero(table.label == 1)
+    pairs = [PairTable(*(column[rows] for column in table)) for _ in range(per_positive)]
+    parts = [
+        each._replace(
+            receiver=(each.receiver + 1 + number).astype(np.int32),
+            label=np.zeros(len(rows), np.int8),
+            negative=np.full(len(rows), HARD),
+        )
+        for number, each in enumerate(pairs)
+    ]
+    return PairTable(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def test_mined_negatives_join_the_groups_of_their_positives(market, store):
+    table = read_pairs(market / "tables", "apply", "train")
+    groups = Groups(beside_tables(table, mined_of(table, 3), 2))
+    alone = Groups(table)
+    assert groups.sizes.tolist() == (alone.sizes + 2).tolist()
+    assert groups.num_mined.tolist() == [2] * len(groups)
+    chosen = np.array([5, 2])
+    kept = groups.take(chosen, drawn=False)
+    own = alone.take(chosen, drawn=False)
+    assert kept.label.tolist() == [1, 0, 0, 1, 0, 0]
+    expected = [r + more for r in own.receiver for more in (0, 1, 2)]
+    assert kept.receiver.tolist() == expected
+    assert groups.take(chosen).label.tolist() == [1, 0, 0, 0, 0] * 2
+    fresh = UniformNegatives(groups, store, TASK, per_positive=3)(kept, seed=5)
+    assert fresh.group.tolist() == [0] * 6 + [1] * 6  # Three for the positive, none for the mined.
+    again = UniformNegatives(alone, store, TASK, per_positive=3)(own, seed=5)
+    drawn = [*fresh.receiver[3:6], *fresh.receiver[9:]]
+    assert drawn == [*again.receiver[1:4], *again.receiver[5:]]
 
 
 def test_batches_of_fresh_negatives_differ_between_epochs(store, groups):

@@ -9,7 +9,8 @@ from star_jax.graph.store import GraphStore
 from star_jax.pipeline.graph_loader import Groups, Sampling
 from star_jax.pipeline.graph_model import GraphModelFile, link_tasks
 from star_jax.pipeline.graph_streams import make_streams
-from star_jax.pipeline.tables.read import read_meta, read_pairs
+from star_jax.pipeline.hard_negatives import HARD, beside_tables
+from star_jax.pipeline.tables.read import PairTable, read_meta, read_pairs
 from tests.jobs import tiny_graph
 from tests.pipeline import graph_market
 
@@ -19,8 +20,22 @@ def workdir(tmp_path_factory):
     return graph_market.write(tmp_path_factory.mktemp("market"))
 
 
-@pytest.mark.parametrize("num_negatives", [None, 2])
-def test_the_share_of_a_receiver_is_that_of_many_batches(workdir, num_negatives):
+def _pairs(workdir, hard_negatives):
+    """The training pairs; as if the first receivers had been mined, for all positives."""
+    pairs = read_pairs(workdir / "tables", "apply", "train")
+    rows = np.flatnonzero(pairs.label == 1)
+    mined = PairTable(*(column[rows] for column in pairs))._replace(
+        receiver=(np.arange(len(rows)) % 7).astype(np.int32),
+        label=np.zeros(len(rows), np.int8),
+        negative=np.full(len(rows), HARD),
+    )
+    return beside_tables(pairs, mined, hard_negatives)
+
+
+@pytest.mark.parametrize(
+    ("num_negatives", "hard_negatives"), [(None, 0), (2, 0), (None, 1), (2, 1)]
+)
+def test_the_share_of_a_receiver_is_that_of_many_batches(workdir, num_negatives, hard_negatives):
     store = GraphStore.open(workdir / "graph", None)
     meta = read_meta(workdir / "tables")
     file = GraphModelFile(
@@ -33,7 +48,7 @@ def test_the_share_of_a_receiver_is_that_of_many_batches(workdir, num_negatives)
     )
     stream = make_streams(
         file,
-        {"apply": Groups(read_pairs(workdir / "tables", "apply", "train"))},
+        {"apply": Groups(_pairs(workdir, hard_negatives))},
         store,
         hides={name: tuple(task.edge_types) for name, task in meta.tasks.items()},
         num_negatives=num_negatives,
