@@ -106,7 +106,17 @@ def test_of_many_receivers_some_are_asked_about_and_of_too_many_senders_none(tab
 
 
 def test_val_knows_the_senders_of_train_alone(tables):
-    known = np.unique(read_edges(tables, f"member__{TASK}__job").sender[:45])
-    val = asked_of(tables, "val").asked.sender
-    assert set(val.tolist()) < set(asked_of(tables).asked.sender.tolist())
-    assert len(val) == len(known)
+    edges, pairs = read_edges(tables, f"member__{TASK}__job"), read_pairs(tables, TASK, "val")
+    known = set(edges.sender[edges.split == 1].tolist())
+    found = asked_of(tables, "val")
+    assert set(found.asked.sender.tolist()) == known
+    positive = pairs.label == 1
+    links = [*zip(pairs.sender[positive].tolist(), pairs.receiver[positive].tolist(), strict=True)]
+    assert any(sender not in known for sender, _ in links)
+    wanted = {receiver: set() for sender, receiver in links if sender in known}
+    for sender, receiver in links:
+        if sender in known:
+            wanted[receiver].add(sender)
+    assert found.asked.candidates.tolist() == sorted(wanted)
+    for receiver, relevant in zip(found.asked.candidates.tolist(), found.relevant, strict=True):
+        assert set(relevant.tolist()) == wanted[receiver]
