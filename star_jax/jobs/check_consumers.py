@@ -193,7 +193,7 @@ def _tables(found: _Found) -> dict[str, list[list[str]]]:
     slices = ("question", "consumer", "group", "slice", "num_members", "old", "served", "drop")
     metrics = ("question", "consumer", "metric", "old", "new", "served", "retrained", "drop")
     listed = {
-        "frozen consumers": _cells(found.answers.metrics, (*metrics, "interval")),
+        "frozen consumers": _cells(found.answers.metrics, (*metrics, "interval", "p_value")),
         "worst slices": _cells(list(worst.values()), (*slices, "p_value")),
         "vectors": _cells(found.spaces, tuple(found.spaces[0])),
         "indexes of dot products": _cells(

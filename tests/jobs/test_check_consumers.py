@@ -100,7 +100,7 @@ def test_vectors_that_say_nothing_break_every_kind_of_limit_by_name(world):
     assert found["served"] == found["new"] < found["old"] - 0.2
     line = (
         f"auc_drop 0.02: {OWN} of member.region=west loses {found['drop']} of auc "
-        f"({found['old']} -> {found['served']})"
+        f"({found['old']} -> {found['served']}) (p {found['p_value']:.2g})"
     )
     assert line in meta["breaks"]
     kinds = {text.split()[0] for text in meta["breaks"]}

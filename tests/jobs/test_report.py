@@ -143,6 +143,7 @@ def test_metrics_are_those_of_the_scores_on_disk(planted):
     assert models["graph"]["recall@10"] == pytest.approx(recall, abs=1e-4)
     tables = workdir / "tables"
     of_senders = sender_ranking(tables, read_meta(tables), TASK, "test", CONFIG.sender_pairs)
+    assert of_senders is not None
     grid = fake_scorers(world)[1](workdir, "graph_model", "split")
     scores = grid.score_grid(TASK, of_senders.asked, "test")
     for metric, value in of_senders.metrics(scores).items():

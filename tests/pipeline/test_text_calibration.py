@@ -121,7 +121,7 @@ def test_calibrated_predictions_are_measured_as_calibrated():
     kinds = np.where(labels[~half], "", "uniform")
     pairs = LabelledPairs(labels[~half], kinds, np.arange((~half).sum()), {})
     measured = calibrated_of(
-        Scored(pairs, {"text": logits[~half]}, {}), "text", found, MeasureConfig()
+        Scored(pairs, {"text": logits[~half]}, {}, {}), "text", found, MeasureConfig()
     )
     assert measured["slope"] == pytest.approx(1.0, abs=0.05)
     assert measured["intercept"] == pytest.approx(0.0, abs=0.1)

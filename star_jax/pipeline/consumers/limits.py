@@ -18,11 +18,14 @@ _RECALL = "recall@10"
 class Limits:
     """Each is broken by what is measured on the test examples; None: no limit.
 
+    A drop breaks its limit where it is beyond it with confidence `level`, one-sided by the paired
+    standard error, with p-values adjusted (Holm) for all drops of its kind together: what a small
+    set cannot tell from chance breaks nothing.
+
     Attributes:
       auc_drop: AUC that any frozen consumer may lose on what is served of the new version.
-      cohort_drop: The same within any cohort; broken where the loss is beyond it with confidence
-        `level`, with p-values adjusted (Holm) for all cohorts and consumers together.
-      cold_drop: The same among cold members, and among cold jobs; decided as for cohorts.
+      cohort_drop: The same within any cohort.
+      cold_drop: The same among cold members, and among cold jobs.
       recall_drop: Recall@10 that an index of dot products may lose when queries, candidates or
         both are of the new version.
       alignment_error: Relative alignment error of any table (`star_jax.evaluation.alignment`):
@@ -53,20 +56,25 @@ class Limits:
 
 
 def add_p_values(answers: Answers, limits: Limits) -> None:
-    """Sets `p_value` of every slice: that its loss is within the limit; None: there is no limit.
+    """Sets `p_value` of every metric and slice: that its loss is within the limit.
 
-    One-sided by the paired standard error, adjusted for all slices of a group together.
+    None where there is no limit, or too few members for a standard error.
     """
-    for row in answers.slices:
-        row["p_value"] = None
+    _add_p_values(answers.metrics, limits.auc_drop)
     for group in {row["group"] for row in answers.slices}:
-        limit = limits.of_group(group)
-        rows = [row for row in answers.slices if row["group"] == group and _tells(row)]
-        if limit is None or not rows:
-            continue
-        found = [_within(row["drop"] - limit, row["standard_error"]) for row in rows]
-        for row, p_value in zip(rows, holm(np.asarray(found, np.float64)).tolist(), strict=True):
-            row["p_value"] = float(f"{p_value:.3g}")
+        rows = [row for row in answers.slices if row["group"] == group]
+        _add_p_values(rows, limits.of_group(group))
+
+
+def _add_p_values(rows: list[dict[str, Any]], limit: float | None) -> None:
+    for row in rows:
+        row["p_value"] = None
+    told = [row for row in rows if row["standard_error"] is not None]
+    if limit is None or not told:
+        return
+    found = [_within(row["drop"] - limit, row["standard_error"]) for row in told]
+    for row, p_value in zip(told, holm(np.asarray(found, np.float64)).tolist(), strict=True):
+        row["p_value"] = float(f"{p_value:.3g}")
 
 
 def breaks(
@@ -78,27 +86,33 @@ def breaks(
 ) -> list[str]:
     """A line per limit that is broken and where: the limit, its value, and what was measured."""
     return [
-        *_of_metrics(answers, limits),
+        *_of_metrics(answers, limits, level),
         *_of_slices(answers, limits, level),
         *_of_indexes(indexes, limits),
         *_of_spaces(spaces, limits),
     ]
 
 
-def _of_metrics(answers: Answers, limits: Limits) -> Iterator[str]:
+def _of_metrics(answers: Answers, limits: Limits, level: float) -> Iterator[str]:
     for row in answers.metrics:
-        if limits.auc_drop is not None and row["drop"] > limits.auc_drop:
-            yield f"auc_drop {limits.auc_drop}: {_consumer(row)} loses {_loss(row)}"
+        if _broken(row, level):
+            yield (
+                f"auc_drop {limits.auc_drop}: {_consumer(row)} loses {_loss(row)} "
+                f"(p {row['p_value']:.2g})"
+            )
 
 
 def _of_slices(answers: Answers, limits: Limits, level: float) -> Iterator[str]:
     for row in answers.slices:
-        limit = limits.of_group(row["group"])
-        if limit is not None and row["p_value"] is not None and row["p_value"] < 1 - level:
+        if _broken(row, level):
             yield (
-                f"{row['group']}_drop {limit}: {_consumer(row)} loses {_loss(row)} "
-                f"on {row['slice']} (p {row['p_value']:.2g})"
+                f"{row['group']}_drop {limits.of_group(row['group'])}: {_consumer(row)} loses "
+                f"{_loss(row)} on {row['slice']} (p {row['p_value']:.2g})"
             )
+
+
+def _broken(row: dict[str, Any], level: float) -> bool:
+    return row["p_value"] is not None and row["p_value"] < 1 - level
 
 
 def _of_indexes(indexes: list[dict[str, Any]], limits: Limits) -> Iterator[str]:
@@ -129,11 +143,6 @@ def _of_spaces(spaces: list[dict[str, Any]], limits: Limits) -> Iterator[str]:
         overlap, least = row[f"{OVERLAP}_served"], limits.neighbour_overlap
         if least is not None and overlap is not None and overlap < least:
             yield f"neighbour_overlap {least}: table {row['table']} has {overlap}"
-
-
-def _tells(row: dict[str, Any]) -> bool:
-    """Whether there are enough members for a standard error."""
-    return row["standard_error"] is not None
 
 
 def _within(beyond: float, error: float) -> float:

@@ -52,15 +52,28 @@ def test_a_slice_breaks_its_limit_only_with_confidence():
     assert lines[0].startswith(
         "cohort_drop 0.05: trees of apply loses 0.11 of auc_uniform (0.8 -> "
     )
+    add_p_values(answers, NONE)
     assert not breaks(answers, [], [], NONE, 0.95)
 
 
-def test_a_loss_as_large_as_the_limit_is_allowed():
-    row = {"question": "apply", "consumer": "mlp", "metric": "auc", "old": 0.8, "served": 0.78}
-    answers = Answers([row | {"drop": 0.02}], [], {})
+def test_a_metric_breaks_its_limit_only_with_confidence():
+    rows = [part("all", name, 0.04, error) for name, error in (("sure", 0.005), ("unsure", 0.02))]
+    answers = Answers(rows, [], {})
     limits = dataclasses.replace(NONE, auc_drop=0.02)
+    add_p_values(answers, limits)
+    assert rows[0]["p_value"] == pytest.approx(2 * beyond(0.04, 0.02, 0.005), rel=0.01)
+    assert rows[1]["p_value"] == pytest.approx(beyond(0.04, 0.02, 0.02), rel=0.01)
+    (line,) = breaks(answers, [], [], limits, 0.95)
+    assert line.startswith("auc_drop 0.02: trees of apply loses 0.04 of auc_uniform (0.8 -> 0.76)")
+
+
+def test_a_loss_as_large_as_the_limit_is_allowed():
+    answers = Answers([part("all", "exact", 0.02, 0.0)], [], {})
+    limits = dataclasses.replace(NONE, auc_drop=0.02)
+    add_p_values(answers, limits)
     assert breaks(answers, [], [], limits, 0.95) == []
     answers.metrics[0]["drop"] = 0.0201
+    add_p_values(answers, limits)
     assert len(breaks(answers, [], [], limits, 0.95)) == 1
 
 

@@ -63,6 +63,7 @@ def test_senders_are_ordered_by_activity_as_in_the_reference(imported):
     if reference is None:
         pytest.skip("no reference for this direction")
     asked = sender_ranking(out, read.read_meta(out), "apply", "test", 1 << 24)
+    assert asked is not None
     assert len(asked.asked.candidates) == reference["queries"]
     assert len(asked.asked.sender) == reference["candidates"]
     alike = np.zeros((reference["candidates"], reference["queries"]), np.float32)
