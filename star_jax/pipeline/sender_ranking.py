@@ -1,7 +1,6 @@
 """The other direction of a task: which senders to show to a receiver, e.g. members to a job."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,7 +143,7 @@ def _of_each(
     sender: Int[np.ndarray, " M"],
 ) -> list[np.ndarray]:
     """The different senders of each receiver."""
-    found: Sequence[tuple[np.ndarray, np.ndarray]] = np.unique(np.stack([receiver, sender]), axis=1)
+    found = np.unique(np.stack([receiver, sender]), axis=1)
     low = np.searchsorted(found[0], receivers, side="left")
     high = np.searchsorted(found[0], receivers, side="right")
     return [found[1][a:b].astype(np.int32) for a, b in zip(low, high, strict=True)]
