@@ -186,7 +186,7 @@ def own_task(model: Trained) -> dict[str, float]:
     """The version's own model on the main task's test split."""
     task = next(iter(read_meta(model.workdir / "tables").tasks))
     scorer = GraphPairScorer(model.workdir, model.name, "split")
-    found = measure(model.workdir, GraphModel(scorer, task, "test", True))
+    found = measure(model.workdir, GraphModel(scorer, task, "test", True), 0)
     return {f"task {metric}": found[metric] for metric in TASK if metric in found}
 
 
