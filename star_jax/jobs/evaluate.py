@@ -67,7 +67,7 @@ class EvaluateConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     strict_time: bool = True
-    sender_pairs: int = 1 << 22
+    sender_pairs: int = 1 << 20
     seed: int = 0
 
     def __post_init__(self) -> None:
