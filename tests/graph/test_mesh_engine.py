@@ -104,6 +104,18 @@ def test_samples_are_the_host_s_on_any_mesh(store, devices, fanout, options, pre
     assert neighbours > 60 * devices
 
 
+def test_nodes_that_nothing_points_to_have_a_hop_without_neighbours(store):
+    (key,) = (key for key in store.meta.num_edges if key.startswith("skill__") and "member" in key)
+    batches = [seeds_of(store, np.random.default_rng(1)) for _ in range(2)]
+    question = question_of(store, batches, (3, 2), keys=(key,))
+    mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
+    for host, found, host_cut, cut in drawn_by_both(store, mesh, question, batches, 3 << 60 | 5):
+        check_equal(host, found, 0.0)
+        assert cut == host_cut == 0
+        assert [sorted(hop) for hop in found.hops] == [[key], []]
+        assert found.hops[0][key].mask.sum() > 10
+
+
 @pytest.fixture(scope="module")
 def on_one(store):
     """Eight batches, and what one device that has all of the graph draws for each of them."""

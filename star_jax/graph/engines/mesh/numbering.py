@@ -37,6 +37,8 @@ def number(
       met: By node type, in the order that rows are given out.
       blocks: By node type the first and the end row of what can be added.
     """
+    if not met:  # A hop around nodes that nothing points to.
+        return {}
     leaders = _leaders([known[name] for name in met], list(met.values()))
     found = {}
     for (name, nodes), leader in zip(met.items(), leaders, strict=True):
