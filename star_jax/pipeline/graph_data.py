@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from star_jax.config import InputError
 from star_jax.graph.engines.protocol import GraphEngine
 from star_jax.graph.store import GraphStore
 from star_jax.pipeline.graph_adaptive import GraphValidate
@@ -55,6 +56,9 @@ class GraphData:
           engine: Draws the neighbourhoods.
           texts: Given, those of the batches are encoded.
           own: As in `BatchMaker`.
+
+        Raises:
+          InputError: Mined negatives are asked for, and missing or of a task that is not trained.
         """
         self._texts, self._own = texts, own
         self._config, self._workdir, self._file = config, workdir, file
@@ -62,15 +66,19 @@ class GraphData:
         self._old = None
         if config.compatible is not None and file.compatible is not None:
             self._old = OldVersion(config.compatible, file.compatible, workdir / "tables")
-        self._groups = {
-            task.name: Groups(read_pairs(workdir / "tables", task.name, "train"))
-            for task in file.tasks
-        }
-        if config.hard_negatives:
-            main = next(iter(meta.tasks))
-            pairs = read_pairs(workdir / "tables", main, "train")
-            mined = read_hard_negatives(workdir, main)
-            self._groups[main] = Groups(beside_tables(pairs, mined, config.hard_negatives))
+        main = next(iter(meta.tasks))
+        if config.hard_negatives and main not in {task.name for task in file.tasks}:
+            raise InputError(
+                f"hard_negatives {config.hard_negatives} are of task {main}, which is not among "
+                f"tasks {', '.join(config.tasks)}; add it, or leave them out"
+            )
+        self._groups = {}
+        for task in file.tasks:
+            pairs = read_pairs(workdir / "tables", task.name, "train")
+            if config.hard_negatives and task.name == main:
+                mined = read_hard_negatives(workdir, main)
+                pairs = beside_tables(pairs, mined, config.hard_negatives)
+            self._groups[task.name] = Groups(pairs)
 
     def batches(self, size: int) -> Batches:
         """Endless batches of all tasks; the examples and their order do not depend on the size."""

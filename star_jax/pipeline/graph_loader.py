@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32, Int64
+from jaxtyping import Bool, Float32, Int, Int32, Int64
 
 from star_jax.graph.batches import Budget, OldVectors, PairBatch, padded
 from star_jax.graph.engines.host import HostEngine
@@ -108,15 +108,17 @@ class Groups:
         return np.diff(self._bounds)
 
     @property
-    def num_mined(self) -> Int[np.ndarray, " G"]:
-        """Mined negatives per group."""
-        mined = (self._pairs.negative == HARD).astype(np.int64)
-        return np.add.reduceat(mined, self._bounds[:-1])
-
-    @property
     def num_positives(self) -> Int[np.ndarray, " G"]:
         """Positives per group."""
-        return np.add.reduceat(self._pairs.label.astype(np.int64), self._bounds[:-1])
+        return self._count(self._pairs.label == 1)
+
+    @property
+    def num_mined(self) -> Int[np.ndarray, " G"]:
+        """Mined negatives per group."""
+        return self._count(self._pairs.negative == HARD)
+
+    def _count(self, rows: Bool[np.ndarray, " B"]) -> Int[np.ndarray, " G"]:
+        return np.add.reduceat(rows.astype(np.int64), self._bounds[:-1])
 
     def __len__(self) -> int:
         return len(self._bounds) - 1

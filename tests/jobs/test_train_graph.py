@@ -89,6 +89,9 @@ def test_with_mined_negatives(market, tmp_path):
         artefacts.read_manifest(workdir / name, "graph_model").meta["num_epochs"]
         for name in ("graph_model", "plain")
     )
+    other = dataclasses.replace(config, tasks=("contact",), output="other")
+    with pytest.raises(InputError, match=r"hard_negatives 1 are of task apply, which is not among"):
+        train_graph.run(other, workdir)
     assert first == pytest.approx(0.75 * second)  # Groups of four, where they were of three.
 
 
