@@ -27,9 +27,9 @@ predict attributes of nodes; `anew`: of those trained on the version itself, whi
 would gain by training again. `mixed recall@10` is that of an index of dot products whose two sides
 are of v1 and of the version. All with the 95 % interval of the mean over seeds (Student's t). Every
 training is of the main task alone and has as many steps, over fewer neighbours than the preset has:
-they are to be compared, and to take two minutes at most. What was found is kept in
-bench/results/compatibility.json and not done again. Exit code 1: no way reaches parity at v3, which
-is that neither the task nor consumers lose more than 1 % on average.
+they are to be compared. What was found is kept in bench/results/compatibility.json and not done
+again. Exit code 1: no way reaches parity at v3, which is that neither the task nor consumers lose
+more than 1 % on average.
 """
 
 import argparse

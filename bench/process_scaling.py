@@ -93,8 +93,8 @@ def train(training: Training, inputs: Path, count: int, steps: int) -> tuple[int
             own = ["--coordinator", address, "--num-processes", str(count)]
             own += ["--process-id", str(index)]
             command = arguments + (own if count > 1 else [])
-            log = (workdir / f"{index}.log").open("w")
-            running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            with (workdir / f"{index}.log").open("w") as log:
+                running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
         codes = [process.wait() for process in running]
         if any(codes):
             said = (workdir / "0.log").read_text("utf-8")
