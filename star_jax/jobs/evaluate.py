@@ -168,7 +168,7 @@ def _score(config: EvaluateConfig, workdir: Path, meta: TablesMeta) -> _Found:
             ranking = read_ranking(tables, task, split)
             _log.info("%s, %s: %d pairs", task, split, len(pairs.label))
             methods = {**models, **{_strict(name): model for name, model in strict.items()}}
-            of_senders = _of_senders(config, tables, meta, at)
+            of_senders = _of_senders(config, tables, meta, at, pairs)
             found[at] = score_split(methods, pairs, ranking, meta.tasks[task], of_senders)
     return found
 
@@ -236,7 +236,7 @@ def _measure(
     given = _given(meta, task, split)
     fitted = fit_references(tables, meta, task, split, config.seed) if given is None else {}
     pairs, ranking = read_pairs(tables, task, split), read_ranking(tables, task, split)
-    of_senders = _of_senders(config, tables, meta, at) if fitted else None
+    of_senders = _of_senders(config, tables, meta, at, pairs) if fitted else None
     scored = by_models.joined(score_split(fitted, pairs, ranking, meta.tasks[task], of_senders))
     write_scored(folder / "scores", f"{task}_{split}", pairs, scored)
     metrics = measurements.metrics_of(scored, list(scored.scores))
@@ -249,12 +249,16 @@ def _measure(
 
 
 def _of_senders(
-    config: EvaluateConfig, tables: Path, meta: TablesMeta, at: tuple[str, str]
+    config: EvaluateConfig,
+    tables: Path,
+    meta: TablesMeta,
+    at: tuple[str, str],
+    pairs: PairTable,
 ) -> SenderRanking | None:
     """The other direction of what decides, the main task's test split."""
     if at != (next(iter(meta.tasks)), "test") or not config.sender_pairs:
         return None
-    return sender_ranking(tables, meta, *at, config.sender_pairs)
+    return sender_ranking(tables, meta, *at, pairs, config.sender_pairs)
 
 
 def _given(meta: TablesMeta, task: str, split: str) -> dict[str, dict[str, float]] | None:

@@ -5,13 +5,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int, Int64
 
-from star_jax.pipeline.tables.read import (
-    SPLIT_CODES,
-    PairTable,
-    TablesMeta,
-    TaskMeta,
-    read_edges,
-)
+from star_jax.pipeline.tables.read import PairTable, TablesMeta, TaskMeta, read_links
 
 
 def known_positives(
@@ -25,17 +19,9 @@ def known_positives(
       task: Whose positives.
       pairs: Of its train split.
     """
-    positive = pairs.label == 1
-    found = [np.stack([pairs.sender[positive], pairs.receiver[positive]], axis=1)]
-    for edge in meta.edge_types:
-        if edge.name not in task.edge_types:
-            continue
-        edges = read_edges(tables, edge.name)
-        ends = np.stack([edges.sender, edges.receiver], axis=1)
-        if (edge.sender, edge.receiver) != (task.sender, task.receiver):
-            ends = ends[:, ::-1]
-        found.append(ends[edges.split <= SPLIT_CODES["train"]])
-    ends = np.concatenate(found).astype(np.int64)
+    positive, links = pairs.label == 1, read_links(tables, meta, task, before="val")
+    columns = zip((pairs.sender[positive], pairs.receiver[positive]), links[:2], strict=True)
+    ends = np.stack([np.concatenate(both) for both in columns], axis=1).astype(np.int64)
     ends = ends[np.lexsort((ends[:, 1], ends[:, 0]))]
     return ends[np.any(np.diff(ends, axis=0, prepend=-1) != 0, axis=1)]
 

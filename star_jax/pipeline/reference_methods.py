@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int
 from scipy import sparse
 
 from star_jax.evaluation.baselines import item_knn, mf_als, popularity, tfidf
 from star_jax.evaluation.baselines.interactions import Interactions, row_products
 from star_jax.pipeline.tables.read import (
-    SPLIT_CODES,
     SPLITS,
     PairTable,
     Ranking,
     TablesMeta,
-    read_edges,
+    read_links,
     read_pairs,
     read_texts,
 )
@@ -128,32 +127,10 @@ def fit_references(
     return {name: method for name, fit in fits.items() if (method := fit()) is not None}
 
 
-class Links(NamedTuple):
-    """A task's links, one per row; a pair may occur more than once."""
-
-    sender: Int[np.ndarray, " M"]
-    receiver: Int[np.ndarray, " M"]
-    t: Int64[np.ndarray, " M"]
-
-
-def visible_links(tables: Path, meta: TablesMeta, task: str, split: str) -> Links:
-    """All edges of the task's link that a split may see: val sees train, test sees both."""
-    about = meta.tasks[task]
-    found = [Links(*(np.zeros(0, dtype) for dtype in (np.int32, np.int32, np.int64)))]
-    ends = {edge.name: (edge.sender, edge.receiver) for edge in meta.edge_types}
-    for name in about.edge_types:
-        edges = read_edges(tables, name)
-        visible = edges.split < SPLIT_CODES[split]
-        sender, receiver = edges.sender[visible], edges.receiver[visible]
-        if ends[name] != (about.sender, about.receiver):
-            sender, receiver = receiver, sender
-        found.append(Links(sender, receiver, edges.t[visible]))
-    return Links(*map(np.concatenate, zip(*found, strict=True)))
-
-
 def visible_interactions(tables: Path, meta: TablesMeta, task: str, split: str) -> Interactions:
-    """Who interacted with whom in `visible_links`."""
-    about, links = meta.tasks[task], visible_links(tables, meta, task, split)
+    """All links of the task that a split may see: val sees train, test sees both."""
+    about = meta.tasks[task]
+    links = read_links(tables, meta, about, before=split)
     return Interactions(
         links.sender,
         links.receiver,

@@ -8,8 +8,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, Int64
 
 from star_jax.evaluation.ranking import query_metrics
-from star_jax.pipeline.reference_methods import visible_links
-from star_jax.pipeline.tables.read import Ranking, TablesMeta, read_pairs, read_texts
+from star_jax.pipeline.tables.rankings import linked_to
+from star_jax.pipeline.tables.read import (
+    PairTable,
+    Ranking,
+    TablesMeta,
+    Texts,
+    read_links,
+    read_texts,
+)
 from star_jax.pipeline.tables.sources import RESUME
 from star_jax.pipeline.tables.texts import Versions, text_as_of
 from star_jax.shapes import NO_TIME
@@ -58,7 +65,12 @@ class SenderRanking(NamedTuple):
 
 
 def sender_ranking(
-    tables: Path, meta: TablesMeta, task: str, split: str, most_pairs: int
+    tables: Path,
+    meta: TablesMeta,
+    task: str,
+    split: str,
+    pairs: PairTable,
+    most_pairs: int,
 ) -> SenderRanking | None:
     """The receivers that known senders link to in a split, and all known senders.
 
@@ -67,15 +79,16 @@ def sender_ranking(
       meta: Of the tables.
       task: Name of it.
       split: "val" or "test".
+      pairs: Of the task and split.
       most_pairs: Of senders with receivers. Where there are more, as many receivers are asked
         about, evenly chosen.
 
     Returns:
       None where no known sender has a positive in the split, or they are more than `most_pairs`.
     """
-    about, links = meta.tasks[task], visible_links(tables, meta, task, split)
+    about = meta.tasks[task]
+    links = read_links(tables, meta, about, before=split)
     senders, activity = np.unique(links.sender, return_counts=True)
-    pairs = read_pairs(tables, task, split)
     positive = pairs.label == 1
     known = positive & np.isin(pairs.sender, senders)
     receivers, first = np.unique(pairs.receiver[known], return_index=True)
@@ -91,8 +104,8 @@ def sender_ranking(
     asked = Ranking(
         sender=senders.astype(np.int32),
         t=time,
-        sender_text=_latest(texts.entity, texts.t, texts.text_id, ~resume, senders, time),
-        sender_resume=_latest(texts.entity, texts.t, texts.text_id, resume, senders, time),
+        sender_text=_latest(texts, ~resume, senders, time),
+        sender_resume=_latest(texts, resume, senders, time),
         relevant=[],
         excluded=[],
         candidates=receivers.astype(np.int32),
@@ -101,8 +114,8 @@ def sender_ranking(
     return SenderRanking(
         asked,
         activity.astype(np.int64),
-        relevant=_of_each(receivers, pairs.receiver[known], pairs.sender[known]),
-        excluded=_of_each(receivers, links.receiver, links.sender),
+        relevant=linked_to(receivers, pairs.receiver[known], pairs.sender[known]),
+        excluded=linked_to(receivers, links.receiver, links.sender),
     )
 
 
@@ -124,26 +137,13 @@ def _as_of(
 
 
 def _latest(
-    entity: Int32[np.ndarray, " N"],
-    t: Int64[np.ndarray, " N"],
-    text_id: Int32[np.ndarray, " N"],
+    texts: Texts,
     kept: Bool[np.ndarray, " N"],
     senders: Int[np.ndarray, " S"],
     time: Int64[np.ndarray, " S"],
 ) -> Int32[np.ndarray, " S"]:
     """Each sender's last text of a kind before its time."""
-    own = entity[kept].astype(np.int64), t[kept], text_id[kept].astype(np.int32)
-    order = np.lexsort((own[1], own[0]))
-    return text_as_of(Versions(*(column[order] for column in own)), senders, time)
-
-
-def _of_each(
-    receivers: Int[np.ndarray, " R"],
-    receiver: Int[np.ndarray, " M"],
-    sender: Int[np.ndarray, " M"],
-) -> list[np.ndarray]:
-    """The different senders of each receiver."""
-    found = np.unique(np.stack([receiver, sender]), axis=1)
-    low = np.searchsorted(found[0], receivers, side="left")
-    high = np.searchsorted(found[0], receivers, side="right")
-    return [found[1][a:b].astype(np.int32) for a, b in zip(low, high, strict=True)]
+    rows = np.flatnonzero(kept)
+    rows = rows[np.lexsort((texts.t[rows], texts.entity[rows]))]
+    entity = texts.entity[rows].astype(np.int64)
+    return text_as_of(Versions(entity, texts.t[rows], texts.text_id[rows]), senders, time)

@@ -12,7 +12,7 @@ from star_jax.evaluation.auc import roc_auc
 from star_jax.jobs import evaluate, report
 from star_jax.pipeline.measurements import MeasureConfig
 from star_jax.pipeline.sender_ranking import sender_ranking
-from star_jax.pipeline.tables.read import read_meta
+from star_jax.pipeline.tables.read import read_meta, read_pairs
 from tests.jobs.fake_run import TASK, fake_scorers, logits, make_run
 
 REFERENCE = {  # As in a reference.json: the keys a report must have.
@@ -142,7 +142,9 @@ def test_metrics_are_those_of_the_scores_on_disk(planted):
     recall = np.mean(queries["graph recall@10"].to_numpy())
     assert models["graph"]["recall@10"] == pytest.approx(recall, abs=1e-4)
     tables = workdir / "tables"
-    of_senders = sender_ranking(tables, read_meta(tables), TASK, "test", CONFIG.sender_pairs)
+    pairs = read_pairs(tables, TASK, "test")
+    asked = tables, read_meta(tables), TASK, "test", pairs
+    of_senders = sender_ranking(*asked, CONFIG.sender_pairs)
     assert of_senders is not None
     grid = fake_scorers(world)[1](workdir, "graph_model", "split")
     scores = grid.score_grid(TASK, of_senders.asked, "test")

@@ -16,7 +16,8 @@ def tables(tmp_path):
 
 
 def asked_of(tables, split="test", most_pairs=1 << 20, meta=None):
-    found = sender_ranking(tables, meta or read_meta(tables), TASK, split, most_pairs)
+    pairs = read_pairs(tables, TASK, split)
+    found = sender_ranking(tables, meta or read_meta(tables), TASK, split, pairs, most_pairs)
     assert found is not None
     return found
 
@@ -104,8 +105,8 @@ def test_of_many_receivers_some_are_asked_about_and_of_too_many_senders_none(tab
     for place, wanted, left_out in zip(places, some.relevant, some.excluded, strict=True):
         assert wanted.tolist() == whole.relevant[place].tolist()
         assert left_out.tolist() == whole.excluded[place].tolist()
-    meta = read_meta(tables)
-    assert sender_ranking(tables, meta, TASK, "test", num_senders - 1) is None
+    meta, pairs = read_meta(tables), read_pairs(tables, TASK, "test")
+    assert sender_ranking(tables, meta, TASK, "test", pairs, num_senders - 1) is None
 
 
 def test_val_knows_the_senders_of_train_alone(tables):

@@ -1,6 +1,7 @@
 """Stage 5: ranking queries of a task: one per sender that acted before, over the split's pool."""
 
 import numpy as np
+from jaxtyping import Int
 
 from star_jax.pipeline.tables.database import Column, Database, quoted
 from star_jax.pipeline.tables.pairs import Outcomes, TextLookup, with_pointer
@@ -117,26 +118,36 @@ def _ranking(
     positives: Outcomes,
 ) -> Ranking:
     """Joins rows, ordered by time, to one query per sender."""
-    sender, first, place = np.unique(queries.sender, return_index=True, return_inverse=True)
+    sender, first = np.unique(queries.sender, return_index=True)
     t = queries.t[first]
     earlier = positives.take(positives.code < SPLIT_CODES[split])
-    known = np.unique(np.stack([earlier.sender, earlier.receiver]), axis=1)
-    low = np.searchsorted(known[0], sender, side="left")
-    high = np.searchsorted(known[0], sender, side="right")
-    by_query = np.argsort(place.reshape(-1), kind="stable")
-    ends = np.cumsum(np.bincount(place.reshape(-1), minlength=len(sender)))
-    relevant = np.split(queries.receiver[by_query], ends[:-1]) if len(sender) else []
     start = int(t[t != NO_TIME].min()) if (t != NO_TIME).any() else NO_TIME
     return Ranking(
         sender=sender.astype(np.int32),
         t=t,
         sender_text=with_pointer(queries.sender_text[first], lookup.sender, sender, t),
         sender_resume=with_pointer(queries.sender_resume[first], lookup.resume, sender, t),
-        relevant=[np.unique(receivers).astype(np.int32) for receivers in relevant],
-        excluded=[known[1][a:b].astype(np.int32) for a, b in zip(low, high, strict=True)],
+        relevant=linked_to(sender, queries.sender, queries.receiver),
+        excluded=linked_to(sender, earlier.sender, earlier.receiver),
         candidates=candidates.astype(np.int32),
         candidate_text=_candidate_text(lookup.receiver, candidates.astype(np.int64), start),
     )
+
+
+def linked_to(
+    queries: Int[np.ndarray, " Q"], one: Int[np.ndarray, " M"], other: Int[np.ndarray, " M"]
+) -> list[np.ndarray]:
+    """Of each query among the ones, the different others that it is linked to, in order.
+
+    Args:
+      queries: Nodes.
+      one: Of every link the node that may be a query,
+      other: and the node at its other end.
+    """
+    ones, others = np.unique(np.stack([one, other]), axis=1)
+    low = np.searchsorted(ones, queries, side="left")
+    high = np.searchsorted(ones, queries, side="right")
+    return [others[a:b].astype(np.int32) for a, b in zip(low, high, strict=True)]
 
 
 def _candidate_text(known: Versions, candidates: np.ndarray, start: int) -> np.ndarray:

@@ -149,6 +149,14 @@ class Edges(NamedTuple):
     split: Int8[np.ndarray, " M"]
 
 
+class Links(NamedTuple):
+    """A task's links, one per row; a pair may occur more than once."""
+
+    sender: Int32[np.ndarray, " M"]
+    receiver: Int32[np.ndarray, " M"]
+    t: Int64[np.ndarray, " M"]
+
+
 def read_meta(tables: Path) -> TablesMeta:
     """The description in the manifest."""
     meta = dict(read_manifest(tables, KIND).meta)
@@ -180,6 +188,21 @@ def read_edges(tables: Path, name: str) -> Edges:
         weight=_numbers(table, "weight"),
         split=_numbers(table, "split"),
     )
+
+
+def read_links(tables: Path, meta: TablesMeta, task: TaskMeta, *, before: str) -> Links:
+    """All edges of a task's link that are of an earlier split than this one, or of none."""
+    found = [Links(*(np.zeros(0, dtype) for dtype in (np.int32, np.int32, np.int64)))]
+    for edge in meta.edge_types:
+        if edge.name not in task.edge_types:
+            continue
+        edges = read_edges(tables, edge.name)
+        seen = edges.split < SPLIT_CODES[before]
+        sender, receiver = edges.sender[seen], edges.receiver[seen]
+        if (edge.sender, edge.receiver) != (task.sender, task.receiver):
+            sender, receiver = receiver, sender
+        found.append(Links(sender, receiver, edges.t[seen]))
+    return Links(*map(np.concatenate, zip(*found, strict=True)))
 
 
 def read_texts(tables: Path, node_type: str) -> Texts:

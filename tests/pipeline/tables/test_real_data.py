@@ -62,7 +62,8 @@ def test_senders_are_ordered_by_activity_as_in_the_reference(imported):
     reference = json.loads((source / "reference.json").read_text()).get("rank_members_for_job")
     if reference is None:
         pytest.skip("no reference for this direction")
-    asked = sender_ranking(out, read.read_meta(out), "apply", "test", 1 << 24)
+    pairs = read.read_pairs(out, "apply", "test")
+    asked = sender_ranking(out, read.read_meta(out), "apply", "test", pairs, 1 << 24)
     assert asked is not None
     assert len(asked.asked.candidates) == reference["queries"]
     assert len(asked.asked.sender) == reference["candidates"]
