@@ -55,6 +55,18 @@ def decode(
     return jnp.asarray(model.apply(variables, task, *part, False, method="decode"))
 
 
+def decode_grid(
+    model: GraphModel, variables: PyTree, part: tuple[SeedVectors, SeedVectors], *, task: str
+) -> Float[Array, "Q C"]:
+    """Logits of every sender with every receiver; what only one of them decides is done once."""
+
+    def logit(*ends: SeedVectors) -> Float[Array, ""]:
+        rows = jax.tree.map(lambda row: row[None], ends)
+        return decode(model, variables, rows, task=task)[0]
+
+    return jax.vmap(jax.vmap(logit, (None, 0)), (0, None))(*part)
+
+
 def pair_logits(
     model: GraphModel, variables: PyTree, part: PairBatch, *, task: str
 ) -> Float[Array, " B"]:

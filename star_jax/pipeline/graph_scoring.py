@@ -26,7 +26,7 @@ from star_jax.pipeline.graph_embedding import (
 )
 from star_jax.pipeline.graph_loader import Groups, PairSampler, Sampling
 from star_jax.pipeline.graph_model import open_trained
-from star_jax.pipeline.graph_programs import RowShards, decode, pair_logits
+from star_jax.pipeline.graph_programs import RowShards, decode, decode_grid, pair_logits
 from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import PairTable, Ranking
 from star_jax.shapes import PyTree
@@ -35,6 +35,7 @@ Rule = Literal["split", "time"]
 
 _BATCH_PAIRS = 1024
 _BLOCK_PAIRS = 1 << 14  # Of vectors that are there.
+_GRID_RECEIVERS = 1 << 11  # Of a block of a grid.
 
 
 class PairDecoder:
@@ -73,9 +74,27 @@ class PairDecoder:
     ) -> Float32[np.ndarray, "Q C"]:
         """Logit of every sender with every receiver."""
         num_senders, num_receivers = len(senders.embedding), len(receivers.embedding)
-        rows = np.arange(num_senders * num_receivers)
-        logits = self(variables, senders, receivers, rows // num_receivers, rows % num_receivers)
-        return logits.reshape(num_senders, num_receivers)
+        width = min(num_receivers, _GRID_RECEIVERS)
+        height = min(_BLOCK_PAIRS // width, math.ceil(num_senders / self._rows.count))
+        logits = np.empty((num_senders, num_receivers), np.float32)
+        work = Work("ranking by graph", num_senders, "queries")
+        for group in self._rows.groups(num_senders, height):
+            rows = slice(group[0].start, group[-1].stop)
+            blocks = [
+                senders.take(padded(np.arange(part.start, part.stop), height))
+                for part in (group[number] for number in self._rows.own)
+            ]
+            for start in range(0, num_receivers, width):
+                columns = slice(start, min(start + width, num_receivers))
+                block = receivers.take(padded(np.arange(columns.start, columns.stop), width))
+                parts = [(each, block) for each in blocks]
+                found = self._rows.run(
+                    decode_grid, self._model, variables, parts, task=self._task.name
+                )
+                found = found.reshape(-1, width)[: rows.stop - rows.start]
+                logits[rows, columns] = found[:, : columns.stop - columns.start]
+            work.advance(rows.stop - rows.start)
+        return logits
 
 
 class Prepared(NamedTuple):

@@ -18,10 +18,12 @@ from star_jax.graph.match import MatchConfig
 from star_jax.graph.model import match_layout
 from star_jax.jobs import export_graph, train_graph
 from star_jax.jobs.export_graph import GraphExportConfig
-from star_jax.parallel.mesh import MeshConfig
+from star_jax.parallel.mesh import MeshConfig, make_mesh
+from star_jax.pipeline import graph_scoring
 from star_jax.pipeline.graph_embedding import Seeds, distinct, splits_before, visible_until
 from star_jax.pipeline.graph_layers import NodeEmbedder
 from star_jax.pipeline.graph_model import read_model_file
+from star_jax.pipeline.graph_programs import RowShards
 from star_jax.pipeline.graph_scoring import GraphPairScorer, SplitScoring
 from star_jax.pipeline.graph_states import NodeFiles
 from star_jax.pipeline.tables.read import read_pairs, read_ranking
@@ -106,6 +108,28 @@ def test_a_grid_says_of_a_pair_what_scoring_pairs_says(trained):
                 found = grid[query[0], candidate[0]]
                 np.testing.assert_allclose(found, scores[row], rtol=1e-4, atol=1e-5)
         assert compared >= 8
+
+
+@pytest.mark.parametrize("num_devices", [1, 3])
+def test_a_grid_in_blocks_holds_what_its_pairs_give(trained, num_devices, monkeypatch):
+    monkeypatch.setattr(graph_scoring, "_BLOCK_PAIRS", 10)
+    monkeypatch.setattr(graph_scoring, "_GRID_RECEIVERS", 4)
+    found = GraphPairScorer(trained, "graph_model", "split").trained
+    model, layout = found.model, match_layout(found.model.config.decoder, found.model.features)
+    variables = jax.tree.map(np.asarray, found.variables)
+    widths = (model.config.encoder.dim, sum(width for _, width in layout.parts))
+    draws = np.random.default_rng(0)
+    senders, receivers = (
+        SeedVectors(*(draws.normal(size=(count, width)).astype(np.float32) for width in widths))
+        for count in (7, 11)
+    )
+    rows = RowShards(make_mesh(MeshConfig(data=num_devices)))
+    decoder = graph_scoring.PairDecoder(model, model.tasks[0], rows)
+    grid = decoder.grid(variables, senders, receivers)
+    sender, receiver = (index.ravel() for index in np.indices((7, 11)))
+    pairs = decoder(variables, senders, receivers, sender, receiver)
+    assert np.ptp(grid) > 1
+    np.testing.assert_allclose(grid.ravel(), pairs, rtol=1e-5, atol=1e-5)
 
 
 def test_scores_do_not_depend_on_the_order_of_pairs(trained):

@@ -112,6 +112,9 @@ def test_evaluate_speaks_while_a_model_scores(spoken, monkeypatch):
     sides = SeedVectors(*(vectors for _ in SeedVectors._fields))
     by_graph({}, sides, sides, rows, rows)
     assert len(spoken("scoring by graph", "pairs")) == 2
+    monkeypatch.setattr(ONE, "run", lambda *arguments, task: np.zeros((1, 2, 3), np.float32))
+    by_graph.grid({}, sides, sides)
+    assert len(spoken("ranking by graph", "queries")) == 1
 
 
 def test_calibration_speaks_per_batch(market, spoken):
