@@ -74,8 +74,8 @@ class PairDecoder:
     ) -> Float32[np.ndarray, "Q C"]:
         """Logit of every sender with every receiver."""
         num_senders, num_receivers = len(senders.embedding), len(receivers.embedding)
-        width = min(num_receivers, _GRID_RECEIVERS)
-        height = min(_BLOCK_PAIRS // width, math.ceil(num_senders / self._rows.count))
+        width = max(1, min(num_receivers, _GRID_RECEIVERS))
+        height = max(1, min(_BLOCK_PAIRS // width, math.ceil(num_senders / self._rows.count)))
         logits = np.empty((num_senders, num_receivers), np.float32)
         work = Work("ranking by graph", num_senders, "queries")
         for group in self._rows.groups(num_senders, height):

@@ -23,6 +23,7 @@ from star_jax.text.bi_encoder import BiEncoder, score
 from star_jax.text.objective import Vectors
 
 _BLOCK_PAIRS = 1 << 14
+_GRID_DOCUMENTS = 1 << 11  # Of a block of a grid.
 
 
 class PairRows(NamedTuple):
@@ -34,7 +35,7 @@ class PairRows(NamedTuple):
 
 
 class PairLogits:
-    """The scorer, compiled once for blocks of pairs."""
+    """The scorer, compiled once for blocks of pairs and once for blocks of grids."""
 
     def __init__(self, model: BiEncoder) -> None:
         def logits(
@@ -48,7 +49,22 @@ class PairLogits:
             components = [Component(vector, row >= 0) for vector, row in parts]
             return score(model, variables, Vectors(*components))
 
-        self._logits = jax.jit(logits)
+        def grid_logits(
+            variables: PyTree,
+            documents: Float[Array, "C E"],
+            profiles: Float[Array, "Q E"],
+            resumes: Float[Array, "Q E"],
+            rows: PyTree,
+        ) -> Float[Array, "Q C"]:
+            def logit(document: PyTree, profile: PyTree, resume: PyTree) -> Float[Array, ""]:
+                one = jax.tree.map(lambda part: part[None], (document, profile, resume))
+                (of_document, of_profile, of_resume), one_row = zip(*one, strict=True)
+                return logits(variables, of_document, of_profile, of_resume, one_row)[0]
+
+            parts = zip((documents, profiles, resumes), rows, strict=True)
+            return jax.vmap(jax.vmap(logit, (0, None, None)), (None, 0, 0))(*parts)
+
+        self._logits, self._grid_logits = jax.jit(logits), jax.jit(grid_logits)
 
     def __call__(
         self,
@@ -72,12 +88,43 @@ class PairLogits:
         for start in range(0, num_pairs, most):
             block = [row[start : start + most] for row in rows]
             size = len(block[0])
-            padded = [np.pad(row, (0, most - size), constant_values=-1) for row in block]
+            padded = [_padded(row, most) for row in block]
             tables = (documents, requests, requests)
             vectors = [_take(table, row) for table, row in zip(tables, padded, strict=True)]
             result = self._logits(variables, *vectors, tuple(map(jnp.asarray, padded)))
             found[start : start + size] = processes.fetched(result)[:size]
             work.advance(size)
+        return found
+
+    def grid(
+        self,
+        variables: PyTree,
+        documents: Float32[np.ndarray, "N E"],
+        requests: Float32[np.ndarray, "M E"],
+        rows: PairRows,
+    ) -> Float32[np.ndarray, "Q C"]:
+        """Logit of every request with every document, arguments as of a call.
+
+        `rows` holds those of the C documents, and those of the Q requests.
+        """
+        num_documents, num_requests = len(rows.document), len(rows.profile)
+        width = max(1, min(num_documents, _GRID_DOCUMENTS))
+        height = max(1, min(_BLOCK_PAIRS // width, num_requests))
+        found = np.empty((num_requests, num_documents), np.float32)
+        work = Work("ranking by text", num_requests, "queries")
+        for first in range(0, num_requests, height):
+            asked = slice(first, min(first + height, num_requests))
+            padded = [_padded(row[asked], height) for row in (rows.profile, rows.resume)]
+            vectors = [_take(requests, row) for row in padded]
+            for start in range(0, num_documents, width):
+                shown = slice(start, min(start + width, num_documents))
+                document = _padded(rows.document[shown], width)
+                block = self._grid_logits(
+                    variables, _take(documents, document), *vectors, (document, *padded)
+                )
+                block = processes.fetched(block)[: asked.stop - first, : shown.stop - start]
+                found[asked, shown] = block
+            work.advance(asked.stop - first)
         return found
 
 
@@ -140,24 +187,11 @@ class TextPairScorer:
 
     def _grid(self, task: str, ranking: Ranking, part: slice) -> Float32[np.ndarray, "q C"]:
         """The logits of some queries."""
-        num_queries, num_candidates = part.stop - part.start, len(ranking.candidates)
-        documents, requests = self._sides(task)
-        grid = np.empty((num_queries, num_candidates), np.float32)
-        step = max(1, _BLOCK_PAIRS // max(num_candidates, 1))
-        work = Work("ranking by text", num_queries, "queries")
-        for start in range(part.start, part.stop, step):
-            queries = slice(start, min(start + step, part.stop))
-            size = queries.stop - start
-            rows = PairRows(
-                np.tile(ranking.candidate_text, size),
-                np.repeat(ranking.sender_text[queries], num_candidates),
-                np.repeat(ranking.sender_resume[queries], num_candidates),
-            )
-            logits = self._logits(self._variables, documents, requests, rows)
-            first = start - part.start
-            grid[first : first + size] = logits.reshape(size, num_candidates)
-            work.advance(size)
-        return grid
+        sides = self._sides(task)
+        rows = PairRows(
+            ranking.candidate_text, ranking.sender_text[part], ranking.sender_resume[part]
+        )
+        return self._logits.grid(self._variables, *sides, rows)
 
     def _sides(self, task: str) -> tuple[Float32[np.ndarray, "N E"], Float32[np.ndarray, "M E"]]:
         return self._table(self._tasks[task].receiver), self._table(self._tasks[task].sender)
@@ -176,6 +210,11 @@ def check_made_by(workdir: Path) -> None:
             f"{workdir / 'text_embeddings'} was made by text model {made_by[:12]}, "
             f"{workdir / 'text'} holds {model[:12]}; run `star export-text` again"
         )
+
+
+def _padded(row: Int32[np.ndarray, " _"], size: int) -> Int32[np.ndarray, " B"]:
+    """With missing ones behind it."""
+    return np.pad(row, (0, size - len(row)), constant_values=-1)
 
 
 def _take(table: Float32[np.ndarray, "N E"], rows: Int[np.ndarray, " B"]) -> np.ndarray:
