@@ -33,7 +33,7 @@ from star_jax.jobs.import_tables import ImportConfig
 from star_jax.jobs.train_text import TextTrainConfig
 from star_jax.parallel.mesh import MeshConfig, make_mesh
 from star_jax.pipeline import measurements
-from star_jax.pipeline.scored import score_split
+from star_jax.pipeline.scored import Questions, ask, scored
 from star_jax.pipeline.tables.read import TablesMeta, read_meta, read_pairs, read_ranking
 from star_jax.pipeline.text_encoding import BulkEncoder, bulk_lengths
 from star_jax.pipeline.text_model import open_trained
@@ -127,12 +127,13 @@ def measure(workdir: Path, config: TextTrainConfig, widths: tuple[int, ...]) -> 
     train_text.run(config, workdir)
     meta = read_meta(workdir / "tables")
     task = next(iter(meta.tasks))
-    pairs = read_pairs(workdir / "tables", task, "test")
-    ranking = read_ranking(workdir / "tables", task, "test")
+    questions = Questions(
+        read_pairs(workdir / "tables", task, "test"), read_ranking(workdir / "tables", task, "test")
+    )
     texts = TestTexts.encode(workdir, meta, task)
     methods = {str(width): TextModel(texts.scorer(meta, width), task) for width in widths}
-    scored = score_split(methods, pairs, ranking, meta.tasks[task])
-    found = measurements.metrics_of(scored, list(methods))
+    answers = ask(methods, questions)
+    found = measurements.metrics_of(scored(questions, answers, meta.tasks[task]), list(methods))
     return {width: found[str(width)] for width in widths}
 
 

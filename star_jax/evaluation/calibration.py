@@ -6,12 +6,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import special
 
+from star_jax.evaluation.logistic import logistic_regression
+
 NATURAL_PRIOR_SHIFT = -2.772588722239781
 """ln(1/16): one apply among sixteen skips, for models trained on one to one (SPEC 14, row 26)."""
-
-_NEWTON_STEPS = 50
-_NEWTON_TOLERANCE = 1e-10
-_MAX_LOGIT_STEP = 5.0
 
 
 class ReliabilityBins(NamedTuple):
@@ -134,15 +132,6 @@ def logistic_fit(
         return float("nan"), float("nan")  # No slope is better than another.
     centre, spread = float(np.average(logits, weights=weights)), float(np.std(logits))
     design = np.stack([np.ones_like(logits), (logits - centre) / spread], axis=1)
-    rate = float(np.average(labels, weights=weights))
-    fitted = np.array([special.logit(rate), 0.0])
-    for _ in range(_NEWTON_STEPS):
-        probability = special.expit(design @ fitted)
-        gradient = design.T @ (weights * (labels - probability))
-        hessian = design.T @ (design * (weights * probability * (1 - probability))[:, None])
-        change = np.clip(np.linalg.solve(hessian, gradient), -_MAX_LOGIT_STEP, _MAX_LOGIT_STEP)
-        fitted = fitted + change
-        if np.max(np.abs(change)) < _NEWTON_TOLERANCE:
-            break
+    fitted = logistic_regression(design, labels, weights)
     slope = float(fitted[1] / spread)
     return float(fitted[0]) - slope * centre, slope

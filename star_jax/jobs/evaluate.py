@@ -22,8 +22,9 @@ from star_jax.pipeline import measurements
 from star_jax.pipeline.graph_scoring import GraphPairScorer
 from star_jax.pipeline.measurements import MeasureConfig
 from star_jax.pipeline.reference_methods import Method, fit_references
-from star_jax.pipeline.scored import Scored, score_split, write_scored
+from star_jax.pipeline.scored import Answer, Questions, Scored, ask, scored, write_scored
 from star_jax.pipeline.sender_ranking import SENDER, SenderRanking, sender_ranking
+from star_jax.pipeline.stacked import STACKED, FittedStack, warm_ends
 from star_jax.pipeline.tables.read import (
     PairTable,
     Ranking,
@@ -41,8 +42,8 @@ SPLITS = ("val", "test")
 TEXT, GRAPH, BOTH = "text", "graph", "text+graph"
 _FOLDERS = {TEXT: "text", GRAPH: "graph_only_model", BOTH: "graph_model"}
 _GRAPH_MODELS = tuple((name, _FOLDERS[name]) for name in (GRAPH, BOTH))
-_MODELS = tuple(_FOLDERS)
-_VERSUS = ((BOTH, TEXT), (BOTH, GRAPH))
+_MODELS = (*_FOLDERS, STACKED)
+_VERSUS = ((BOTH, TEXT), (BOTH, GRAPH), (STACKED, BOTH))
 _GIVEN = {"val": "methods_val", "test": "methods"}  # Where a reference.json has them.
 _GIVEN_SENDERS = "rank_members_for_job"  # The other direction, of the test split.
 
@@ -130,8 +131,11 @@ class _Scorers(NamedTuple):
         return {name: GraphModel(s, task, split, False) for name, s in self.strict.items()}
 
 
-_Found = dict[tuple[str, str], Scored]
-"""What the models say, by task and split."""
+class _Found(NamedTuple):
+    """What the models say, by task and split, and how they are stacked, by task."""
+
+    scored: dict[tuple[str, str], Scored]
+    stacks: dict[str, FittedStack]
 
 
 def run(config: EvaluateConfig, workdir: Path) -> None:
@@ -152,8 +156,10 @@ def _score(config: EvaluateConfig, workdir: Path, meta: TablesMeta) -> _Found:
         if config.strict_time
         else {},
     )
-    found: _Found = {}
+    found = _Found({}, {})
     for task in meta.tasks:
+        asked: dict[str, Questions] = {}
+        answers: dict[str, dict[str, Answer]] = {}
         for split in reversed(SPLITS):  # Test sees most: what holds its samples holds all.
             at = (task, split)
             pairs = read_pairs(tables, task, split)
@@ -165,11 +171,22 @@ def _score(config: EvaluateConfig, workdir: Path, meta: TablesMeta) -> _Found:
             if not models:
                 _log.warning("no model was trained on task %s: not measured", task)
                 continue
-            ranking = read_ranking(tables, task, split)
             _log.info("%s, %s: %d pairs", task, split, len(pairs.label))
             methods = {**models, **{_strict(name): model for name, model in strict.items()}}
-            of_senders = _of_senders(config, tables, meta, at, pairs)
-            found[at] = score_split(methods, pairs, ranking, meta.tasks[task], of_senders)
+            asked[split] = Questions(
+                pairs,
+                read_ranking(tables, task, split),
+                _of_senders(config, tables, meta, at, pairs),
+            )
+            answers[split] = dict(ask(methods, asked[split]))
+        if len(asked) == len(SPLITS):
+            val, test = (warm_ends(tables, meta, task, split) for split in SPLITS)
+            stack = FittedStack.fit(asked["val"], answers["val"], val)
+            answers["test"][STACKED] = stack.answer(asked["test"], answers["test"], test)
+            found.stacks[task] = stack
+        for split, questions in asked.items():
+            given = answers[split].items()
+            found.scored[task, split] = scored(questions, given, meta.tasks[task])
     return found
 
 
@@ -182,13 +199,14 @@ def _write(config: EvaluateConfig, workdir: Path, meta: TablesMeta, found: _Foun
             "main_task": main_task,
             "text_training": text_training(workdir / "text"),
             "tasks": {task: {} for task in meta.tasks},
+            "stacked": {task: stack.weights() for task, stack in found.stacks.items()},
         }
-        for (task, split), by_models in found.items():
-            scored, measured = _measure(config, tables, meta, by_models, (task, split), folder)
+        for (task, split), by_models in found.scored.items():
+            of_all, measured = _measure(config, tables, meta, by_models, (task, split), folder)
             content["tasks"][task][split] = measured
             if (task, split) == (main_task, "test"):
-                content |= _closer_look(config, tables, meta, scored)
-                content["calibration"][TEXT] |= _calibrated(config, workdir, scored)
+                content |= _closer_look(config, tables, meta, of_all)
+                content["calibration"][TEXT] |= _calibrated(config, workdir, of_all)
         text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
         artefacts.write_text(folder / "metrics.json", text)
         models = {name: artefacts.digest(workdir / name) for name in _FOLDERS.values()}
@@ -235,13 +253,14 @@ def _measure(
     task, split = at
     given = _given(meta, task, split)
     fitted = fit_references(tables, meta, task, split, config.seed) if given is None else {}
-    pairs, ranking = read_pairs(tables, task, split), read_ranking(tables, task, split)
+    pairs = read_pairs(tables, task, split)
     of_senders = _of_senders(config, tables, meta, at, pairs) if fitted else None
-    scored = by_models.joined(score_split(fitted, pairs, ranking, meta.tasks[task], of_senders))
-    write_scored(folder / "scores", f"{task}_{split}", pairs, scored)
-    metrics = measurements.metrics_of(scored, list(scored.scores))
+    questions = Questions(pairs, read_ranking(tables, task, split), of_senders)
+    of_all = by_models.joined(scored(questions, ask(fitted, questions), meta.tasks[task]))
+    write_scored(folder / "scores", f"{task}_{split}", pairs, of_all)
+    metrics = measurements.metrics_of(of_all, list(of_all.scores))
     strict = [name for name in _MODELS if _strict(name) in by_models.scores]
-    return scored, {
+    return of_all, {
         "models": {name: metrics[name] for name in _MODELS if name in by_models.scores},
         "strict_time": {name: metrics[_strict(name)] for name in strict},
         "references": {name: metrics[name] for name in fitted} if given is None else given,
@@ -285,28 +304,30 @@ def _given(meta: TablesMeta, task: str, split: str) -> dict[str, dict[str, float
 
 
 def _closer_look(
-    config: EvaluateConfig, tables: Path, meta: TablesMeta, scored: Scored
+    config: EvaluateConfig, tables: Path, meta: TablesMeta, of_all: Scored
 ) -> dict[str, Any]:
     """What is reported for the main task's test split alone."""
-    fitted = [name for name in scored.scores if name not in _MODELS]
+    models = [name for name in _MODELS if name in of_all.scores]
+    fitted = [name for name in of_all.scores if name not in models]
+    versus = [both for both in _VERSUS if both[0] in models]
     columns = read_cohorts(tables, meta)
     measure = config.measure
     return {
         "level": measure.level,
-        "intervals": measurements.intervals_of(scored, [*_MODELS, *fitted], measure),
-        "gains": measurements.gains_of(scored, _VERSUS, measure),
-        "calibration": measurements.calibration_of(scored, _MODELS, measure),
-        "cohorts": measurements.cohorts_of(scored, _MODELS, columns, measure),
+        "intervals": measurements.intervals_of(of_all, [*models, *fitted], measure),
+        "gains": measurements.gains_of(of_all, versus, measure),
+        "calibration": measurements.calibration_of(of_all, models, measure),
+        "cohorts": measurements.cohorts_of(of_all, models, columns, measure),
     }
 
 
-def _calibrated(config: EvaluateConfig, workdir: Path, scored: Scored) -> dict[str, Any]:
+def _calibrated(config: EvaluateConfig, workdir: Path, of_all: Scored) -> dict[str, Any]:
     """The text model's probabilities as its export says they are to be read."""
     found = read_calibration(workdir / "text_embeddings")
     if found is None:
         _log.info("the export of the text model has no calibration: its logits are shown as such")
         return {}
-    return {"calibrated": measurements.calibrated_of(scored, TEXT, found, config.measure)}
+    return {"calibrated": measurements.calibrated_of(of_all, TEXT, found, config.measure)}
 
 
 def _strict(name: str) -> str:

@@ -1,7 +1,7 @@
 """Scores of every method on one task and split, on disk and in memory."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,31 +39,53 @@ class Scored(NamedTuple):
         )
 
 
-def score_split(
-    methods: Mapping[str, Method],
-    pairs: PairTable,
-    ranking: Ranking | None,
-    task: TaskMeta,
-    of_senders: SenderRanking | None = None,
-) -> Scored:
-    """Runs every method on the pairs, and on the queries of both directions that there are."""
-    scores: dict[str, np.ndarray] = {}
-    queries: dict[str, QueryMetrics] = {}
-    senders: dict[str, dict[str, float]] = {}
+class Questions(NamedTuple):
+    """What methods are asked about one task and split."""
+
+    pairs: PairTable
+    ranking: Ranking | None
+    of_senders: SenderRanking | None = None
+
+
+class Answer(NamedTuple):
+    """What a method says; None for what was not asked, or what it cannot say."""
+
+    pairs: Float[np.ndarray, " B"]
+    grid: Float[np.ndarray, "Q C"] | None = None  # Of the ranking.
+    turned: Float[np.ndarray, "S R"] | None = None  # Of the ranking of senders.
+
+
+def ask(methods: Mapping[str, Method], questions: Questions) -> Iterator[tuple[str, Answer]]:
+    """Runs one method after the other, and names it with its answer."""
+    pairs, ranking, of_senders = questions
     work = Work("scoring", len(methods), "methods")
     for name, method in methods.items():
         _log.info("scoring %d pairs: %s", len(pairs.sender), name)
-        scores[name] = method.score(pairs).astype(np.float64)
-        grid = None if ranking is None else method.score_grid(ranking)
-        if ranking is not None and grid is not None:
-            queries[name] = query_metrics(
-                grid.astype(np.float64), ranking.candidates, ranking.relevant, ranking.excluded
-            )
-        turned = None if of_senders is None else method.score_grid(of_senders.asked)
-        if of_senders is not None and turned is not None:
-            senders[name] = of_senders.metrics(turned)
+        yield (
+            name,
+            Answer(
+                method.score(pairs).astype(np.float64),
+                None if ranking is None else method.score_grid(ranking),
+                None if of_senders is None else method.score_grid(of_senders.asked),
+            ),
+        )
         work.advance(1)
-    return Scored(labelled(pairs, task), scores, queries, senders)
+
+
+def scored(questions: Questions, answers: Iterable[tuple[str, Answer]], task: TaskMeta) -> Scored:
+    """Measures answers, and keeps of each what it says of the pairs alone."""
+    pairs, ranking, of_senders = questions
+    found = Scored(labelled(pairs, task), {}, {}, {})
+    for name, answer in answers:
+        found.scores[name] = answer.pairs
+        if ranking is not None and answer.grid is not None:
+            grid = answer.grid.astype(np.float64)
+            found.queries[name] = query_metrics(
+                grid, ranking.candidates, ranking.relevant, ranking.excluded
+            )
+        if of_senders is not None and answer.turned is not None:
+            found.senders[name] = of_senders.metrics(answer.turned)
+    return found
 
 
 def labelled(pairs: PairTable, task: TaskMeta) -> LabelledPairs:

@@ -9,6 +9,7 @@ import pytest
 from star_jax import artefacts
 from star_jax.config import InputError, from_json, to_json
 from star_jax.evaluation.auc import roc_auc
+from star_jax.evaluation.stacking import Ends, fit_stack
 from star_jax.jobs import evaluate, report
 from star_jax.pipeline.measurements import MeasureConfig
 from star_jax.pipeline.sender_ranking import sender_ranking
@@ -74,7 +75,7 @@ def metrics(workdir, stage="report"):
 def test_report_holds_models_and_references_under_reference_keys(referenced):
     found = metrics(referenced)
     assert list(found) == ["dataset", "models", "references"]
-    assert list(found["models"]) == ["text", "graph", "text+graph"]
+    assert list(found["models"]) == ["text", "graph", "text+graph", "stacked"]
     given = REFERENCE["methods"]
     assert found["references"] == {
         "hybrid": given["hybrid"],
@@ -150,6 +151,39 @@ def test_metrics_are_those_of_the_scores_on_disk(planted):
     scores = grid.score_grid(TASK, of_senders.asked, "test")
     for metric, value in of_senders.metrics(scores).items():
         assert models["text+graph"][metric] == pytest.approx(value, abs=1e-4)
+
+
+def test_models_are_stacked_as_the_validation_split_teaches(planted):
+    workdir, _ = planted
+    weights = metrics(workdir, "evaluation")["stacked"][TASK]
+    models = ("text", "graph", "text+graph")
+    assert list(weights)[:4] == ["bias", "text", "text * warm_sender", "text * warm_receiver"]
+    splits = {}
+    for split, seen in (("val", ["train"]), ("test", ["train", "val"])):
+        table = pq.read_table(workdir / "evaluation" / "scores" / f"{TASK}_{split}.parquet")
+        kept = {"sender", "receiver", "label", *models, "stacked"} & {*table.column_names}
+        columns = {name: table[name].to_numpy() for name in kept}
+        events = [
+            pq.read_table(
+                workdir / "tables" / "pairs" / TASK / f"{s}.parquet", filters=[("label", "==", 1)]
+            )
+            for s in seen
+        ]
+        columns |= {
+            f"warm_{end}": np.isin(
+                columns[end], np.concatenate([each[end].to_numpy() for each in events])
+            )
+            for end in ("sender", "receiver")
+        }
+        splits[split] = columns
+    scores = {s: [of[name] for name in models] for s, of in splits.items()}
+    ends = {s: Ends(of["warm_sender"], of["warm_receiver"]) for s, of in splits.items()}
+    stack = fit_stack(scores["val"], ends["val"], splits["val"]["label"] == 1)
+    assert list(weights.values()) == pytest.approx([stack.bias, *stack.weights])
+    expected = stack.logits(scores["test"], ends["test"])
+    np.testing.assert_allclose(splits["test"]["stacked"], expected, rtol=1e-6, atol=1e-6)
+    assert "stacked" not in splits["val"]  # Where it was fitted it says nothing.
+    assert "recall@10" in metrics(workdir)["models"]["stacked"]
 
 
 def test_evaluation_says_what_else_must_be_known(planted):
@@ -234,6 +268,7 @@ def test_page_shows_every_part(planted):
         "ndcg@10",
         "senders for a receiver",
         "active_sender_recall@100",
+        "Stacked: all models together",
     ]
     assert [part for part in shown if part not in text] == []
 
@@ -303,7 +338,7 @@ def test_strict_time_is_of_the_main_task_alone(tmp_path, monkeypatch):
     evaluate.run(CONFIG, tmp_path)
     found = metrics(tmp_path, "evaluation")["tasks"]
     assert found[TASK]["test"]["strict_time"].keys() == {"graph", "text+graph"}
-    assert found["reply"]["test"]["models"].keys() == {"graph", "text+graph"}
+    assert found["reply"]["test"]["models"].keys() == {"graph", "text+graph", "stacked"}
     assert not found["reply"]["test"]["strict_time"]
     monkeypatch.setattr(evaluate, "GraphPairScorer", graph)
     evaluate.run(CONFIG, tmp_path)  # Of models that were trained on one task.

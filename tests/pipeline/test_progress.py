@@ -15,7 +15,7 @@ from star_jax.pipeline.graph_loader import TRAIN_SPLITS, Groups, PairSampler, Sa
 from star_jax.pipeline.graph_model import open_store
 from star_jax.pipeline.progress import Work
 from star_jax.pipeline.reference_methods import Chance
-from star_jax.pipeline.scored import score_split
+from star_jax.pipeline.scored import Questions, ask, scored
 from star_jax.pipeline.tables.read import TaskMeta, read_pairs, read_ranking
 from star_jax.pipeline.tables.schema_file import schema_json
 from star_jax.train import reporter as reporting
@@ -93,7 +93,9 @@ def test_evaluate_speaks_per_method(market, spoken):
         class_weights=(1.0, 1.0),
     )
     pairs = read_pairs(market / "tables", "apply", "test")
-    score_split(methods, pairs, read_ranking(market / "tables", "apply", "test"), task)
+    ranking = read_ranking(market / "tables", "apply", "test")
+    questions = Questions(pairs, ranking)
+    scored(questions, ask(methods, questions), task)
     assert len(spoken("scoring", "methods")) == 2
 
 

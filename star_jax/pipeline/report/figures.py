@@ -14,7 +14,12 @@ from star_jax.pipeline.report.drawing import INK, SOFT, inline_svg
 from star_jax.pipeline.report.markup import LegendEntry, figure
 
 # Distinct also without colour vision (Okabe and Ito), dark enough on white.
-MODEL_COLOURS = {"text": "#0072b2", "graph": "#c75000", "text+graph": "#007a5a"}
+MODEL_COLOURS = {
+    "text": "#0072b2",
+    "graph": "#c75000",
+    "text+graph": "#007a5a",
+    "stacked": "#6a3d9a",
+}
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#6a3d9a")
 OTHER = "#b3bcc5"
 _MUTED = ("#7d6b57", "#8b97a2", "#a084a8", "#5b8a93", "#a89a52", "#b07a7a", "#6f8f66", "#565f69")

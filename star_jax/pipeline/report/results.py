@@ -31,7 +31,8 @@ def summary(content: ReportContent) -> str:
                 "AUC is the chance that a positive outranks a negative of that kind (0.5 is a coin "
                 "toss). Recall@k is the share of a sender's true links among the first k; NDCG@10 "
                 "also rewards a place near the top. The best model or reference of each column "
-                "is marked."
+                "is marked. Stacked: all models together, by a logistic regression on their "
+                "scores and on which ends have links, fitted on the validation split."
             ),
             _methods("Test split: senders for a receiver", senders, models, references)
             + paragraph(
