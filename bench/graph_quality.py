@@ -221,7 +221,7 @@ def missed(
     saved = 1.0 - mean(GROWN, NEIGHBOURS) / mean(BOTH, NEIGHBOURS)
     change = mean(GROWN, DECIDING[0]) - mean(BOTH, DECIDING[0])
     print(f"\nAdaptive sampling: {saved:.1%} fewer neighbours, {DECIDING[0]} {change:+.4f}.")
-    if saved < LEAST_SAVED or abs(change) > MOST_LOST:
+    if saved < LEAST_SAVED or change < -MOST_LOST:
         below.append("adaptive sampling")
     return below
 

@@ -1,6 +1,6 @@
 """`star evaluate`: scores the fixed pairs and queries with every model; writes W/evaluation.
 
-Several processes score together; the first of them measures and writes.
+A last row has all models stacked, with weights that the validation split teaches. Several processes score together; the first of them measures and writes.
 """
 
 import functools
