@@ -1,6 +1,7 @@
 """`star evaluate`: scores the fixed pairs and queries with every model; writes W/evaluation.
 
-A last row has all models stacked, with weights that the validation split teaches. Several processes score together; the first of them measures and writes.
+A last row has all models stacked, with weights that the validation split teaches. Several processes
+score together; the first of them measures and writes.
 """
 
 import functools
@@ -22,8 +23,21 @@ from star_jax.pipeline import measurements
 from star_jax.pipeline.graph_scoring import GraphPairScorer
 from star_jax.pipeline.measurements import MeasureConfig
 from star_jax.pipeline.reference_methods import Method, fit_references
-from star_jax.pipeline.scored import Answer, Questions, Scored, ask, scored, write_scored
-from star_jax.pipeline.sender_ranking import SENDER, SenderRanking, sender_ranking
+from star_jax.pipeline.scored import (
+    Answer,
+    Questions,
+    Scored,
+    ask,
+    fit_senders,
+    scored,
+    write_scored,
+)
+from star_jax.pipeline.sender_ranking import (
+    SENDER,
+    SenderRanking,
+    SenderWeights,
+    sender_ranking,
+)
 from star_jax.pipeline.stacked import STACKED, FittedStack, warm_ends
 from star_jax.pipeline.tables.read import (
     PairTable,
@@ -60,8 +74,8 @@ class EvaluateConfig:
       measure: Intervals, calibration, cohorts.
       strict_time: Also score the main task's test pairs with a graph of only what was there before
         each pair.
-      sender_pairs: Of the main task's test split, receivers also order the senders they might be
-        shown to; at most so many senders times receivers are scored. 0: not at all.
+      sender_pairs: Of the main task's splits, receivers also order the senders they might be
+        shown to; at most so many senders times receivers are scored of each. 0: not at all.
       seed: Of the reference methods that draw.
     """
 
@@ -132,10 +146,11 @@ class _Scorers(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What the models say, by task and split, and how they are stacked, by task."""
+    """What the models say, by task and split, and what the validation split taught."""
 
     scored: dict[tuple[str, str], Scored]
-    stacks: dict[str, FittedStack]
+    stacks: dict[str, FittedStack]  # By task.
+    senders: dict[str, SenderWeights]  # By model, of the main task.
 
 
 def run(config: EvaluateConfig, workdir: Path) -> None:
@@ -156,7 +171,7 @@ def _score(config: EvaluateConfig, workdir: Path, meta: TablesMeta) -> _Found:
         if config.strict_time
         else {},
     )
-    found = _Found({}, {})
+    found = _Found({}, {}, {})
     for task in meta.tasks:
         asked: dict[str, Questions] = {}
         answers: dict[str, dict[str, Answer]] = {}
@@ -176,17 +191,27 @@ def _score(config: EvaluateConfig, workdir: Path, meta: TablesMeta) -> _Found:
             asked[split] = Questions(
                 pairs,
                 read_ranking(tables, task, split),
-                _of_senders(config, tables, meta, at, pairs),
+                _of_senders(config, tables, meta, at, pairs) if main else None,
             )
             answers[split] = dict(ask(methods, asked[split]))
         if len(asked) == len(SPLITS):
-            val, test = (warm_ends(tables, meta, task, split) for split in SPLITS)
-            stack = FittedStack.fit(asked["val"], answers["val"], val)
-            answers["test"][STACKED] = stack.answer(asked["test"], answers["test"], test)
+            warm = {split: warm_ends(tables, meta, task, split) for split in SPLITS}
+            stack = FittedStack.fit(asked["val"], answers["val"], warm["val"])
+            for split in SPLITS:
+                own = stack.answer(asked[split], answers[split], warm[split])
+                answers[split][STACKED] = own
             found.stacks[task] = stack
+            found.senders.update(fit_senders(asked["val"], answers["val"]))
+            del answers["val"][STACKED]  # It was fitted to these pairs.
         for split, questions in asked.items():
+            decides = (task, split) == (main_task, "test")
             given = answers[split].items()
-            found.scored[task, split] = scored(questions, given, meta.tasks[task])
+            found.scored[task, split] = scored(
+                questions if decides else questions._replace(of_senders=None),
+                given,
+                meta.tasks[task],
+                found.senders,
+            )
     return found
 
 
@@ -200,6 +225,7 @@ def _write(config: EvaluateConfig, workdir: Path, meta: TablesMeta, found: _Foun
             "text_training": text_training(workdir / "text"),
             "tasks": {task: {} for task in meta.tasks},
             "stacked": {task: stack.weights() for task, stack in found.stacks.items()},
+            "senders": {name: weights._asdict() for name, weights in found.senders.items()},
         }
         for (task, split), by_models in found.scored.items():
             of_all, measured = _measure(config, tables, meta, by_models, (task, split), folder)
@@ -254,7 +280,8 @@ def _measure(
     given = _given(meta, task, split)
     fitted = fit_references(tables, meta, task, split, config.seed) if given is None else {}
     pairs = read_pairs(tables, task, split)
-    of_senders = _of_senders(config, tables, meta, at, pairs) if fitted else None
+    decides = at == (next(iter(meta.tasks)), "test")
+    of_senders = _of_senders(config, tables, meta, at, pairs) if fitted and decides else None
     questions = Questions(pairs, read_ranking(tables, task, split), of_senders)
     of_all = by_models.joined(scored(questions, ask(fitted, questions), meta.tasks[task]))
     write_scored(folder / "scores", f"{task}_{split}", pairs, of_all)
@@ -274,8 +301,8 @@ def _of_senders(
     at: tuple[str, str],
     pairs: PairTable,
 ) -> SenderRanking | None:
-    """The other direction of what decides, the main task's test split."""
-    if at != (next(iter(meta.tasks)), "test") or not config.sender_pairs:
+    """The other direction of a task and split."""
+    if not config.sender_pairs:
         return None
     return sender_ranking(tables, meta, *at, pairs, config.sender_pairs)
 

@@ -14,7 +14,7 @@ from star_jax.evaluation.metrics import LabelledPairs
 from star_jax.evaluation.ranking import QueryMetrics, query_metrics
 from star_jax.pipeline.progress import Work
 from star_jax.pipeline.reference_methods import Method
-from star_jax.pipeline.sender_ranking import SenderRanking
+from star_jax.pipeline.sender_ranking import SenderRanking, SenderWeights
 from star_jax.pipeline.tables.read import PairTable, Ranking, TaskMeta
 
 _log = logging.getLogger(__name__)
@@ -72,9 +72,34 @@ def ask(methods: Mapping[str, Method], questions: Questions) -> Iterator[tuple[s
         work.advance(1)
 
 
-def scored(questions: Questions, answers: Iterable[tuple[str, Answer]], task: TaskMeta) -> Scored:
-    """Measures answers, and keeps of each what it says of the pairs alone."""
-    pairs, ranking, of_senders = questions
+def fit_senders(questions: Questions, answers: Mapping[str, Answer]) -> dict[str, SenderWeights]:
+    """By method that ranks senders, the weights that a split teaches."""
+    turned = questions.of_senders
+    if turned is None:
+        return {}
+    return {
+        name: turned.fit(answer.turned)
+        for name, answer in answers.items()
+        if answer.turned is not None
+    }
+
+
+def scored(
+    questions: Questions,
+    answers: Iterable[tuple[str, Answer]],
+    task: TaskMeta,
+    of_senders: Mapping[str, SenderWeights] | None = None,
+) -> Scored:
+    """Measures answers, and keeps of each what it says of the pairs alone.
+
+    Args:
+      questions: That were asked.
+      answers: By method.
+      task: Of the questions.
+      of_senders: By method, weights of the other direction that another split taught.
+    """
+    pairs, ranking, turned = questions
+    weights = of_senders or {}
     found = Scored(labelled(pairs, task), {}, {}, {})
     for name, answer in answers:
         found.scores[name] = answer.pairs
@@ -83,8 +108,8 @@ def scored(questions: Questions, answers: Iterable[tuple[str, Answer]], task: Ta
             found.queries[name] = query_metrics(
                 grid, ranking.candidates, ranking.relevant, ranking.excluded
             )
-        if of_senders is not None and answer.turned is not None:
-            found.senders[name] = of_senders.metrics(answer.turned)
+        if turned is not None and answer.turned is not None:
+            found.senders[name] = turned.metrics(answer.turned, weights.get(name))
     return found
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int32, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int32, Int64
 
+from star_jax.evaluation.conditional_logit import conditional_logit
 from star_jax.evaluation.ranking import query_metrics
 from star_jax.pipeline.tables.rankings import linked_to
 from star_jax.pipeline.tables.read import (
@@ -24,7 +25,18 @@ from star_jax.shapes import NO_TIME
 _log = logging.getLogger(__name__)
 
 SENDER = "sender_"  # Before the metrics of this direction,
-ACTIVE = "active_"  # and before that, where scores weigh how active a sender is.
+ACTIVE = "active_"  # and before that, where how active a sender is joins the scores,
+WEIGHED = "weighed_"  # or where the validation split taught how much of what joins them.
+
+_RECENT = 0.1  # Share of all links that came since, after which a link counts 1 / e.
+
+
+class SenderWeights(NamedTuple):
+    """What makes a receiver's sender likely, as weights of columns of one size."""
+
+    score: float
+    activity: float
+    recent_activity: float
 
 
 class SenderRanking(NamedTuple):
@@ -36,32 +48,53 @@ class SenderRanking(NamedTuple):
 
     asked: Ranking
     activity: Int64[np.ndarray, " S"]  # Links of each sender that the split may see.
+    recent_activity: Float64[np.ndarray, " S"]  # The same, each counting less the older it is.
     relevant: list[np.ndarray]  # Senders, per receiver.
     excluded: list[np.ndarray]
 
-    def metrics(self, scores: Float[np.ndarray, "S R"]) -> dict[str, float]:
+    def metrics(
+        self, scores: Float[np.ndarray, "S R"], weights: SenderWeights | None = None
+    ) -> dict[str, float]:
         """Recall and NDCG of the senders, by the scores and by scores that weigh activity.
 
         Models learn which receivers a sender links to: of as many negatives as positives of every
         sender, the logit s(u, v) is the log of p(v | u) over how often v is a negative. By Bayes'
         rule log p(u | v) = s(u, v) + log p(u) + what is the same for all senders, where p(u) is the
         sender's share of all links so far: its activity. Scores that are no logits are weighed
-        likewise.
+        likewise. What the future share is, and how far scores are to be trusted, is better known
+        from another split: `weights`.
 
         Args:
           scores: Of every sender with every receiver, as `Method.score_grid` gives them.
+          weights: Of `fit`, to another split; None: there are none.
         """
-        found = {}
-        prior = np.log(self.activity.astype(np.float64))
-        for name, added in (("", np.zeros(len(prior))), (ACTIVE, prior)):
-            ranked = query_metrics(
-                scores.T.astype(np.float64) + added,
-                self.asked.sender,
-                self.relevant,
-                self.excluded,
+        ways = {"": SenderWeights(1.0, 0.0, 0.0), ACTIVE: SenderWeights(1.0, 1.0, 0.0)}
+        if weights is not None:
+            ways[WEIGHED] = weights
+        columns, found = self._columns(scores), {}
+        for name, weighed in ways.items():
+            total = sum(
+                (weight * column for weight, column in zip(weighed, columns, strict=True)),
+                np.zeros(()),
             )
+            ranked = query_metrics(total, self.asked.sender, self.relevant, self.excluded)
             found |= {f"{name}{SENDER}{metric}": mean for metric, mean in ranked.means().items()}
         return found
+
+    def fit(self, scores: Float[np.ndarray, "S R"]) -> SenderWeights:
+        """The weights under which the senders that were linked here are likeliest."""
+        place = {sender: row for row, sender in enumerate(self.asked.sender.tolist())}
+        shown = np.ones(scores.T.shape, bool)
+        for row, left_out in enumerate(self.excluded):
+            shown[row, [place[each] for each in left_out.tolist() if each in place]] = False
+        chosen = [np.asarray([place[each] for each in own.tolist()]) for own in self.relevant]
+        for row, own in enumerate(chosen):
+            shown[row, own] = True
+        return SenderWeights(*conditional_logit(self._columns(scores), chosen, shown).tolist())
+
+    def _columns(self, scores: Float[np.ndarray, "S R"]) -> list[Float64[np.ndarray, "_ S"]]:
+        logs = [np.log(each)[None] for each in (self.activity, self.recent_activity)]
+        return [scores.T.astype(np.float64), *logs]
 
 
 def sender_ranking(
@@ -88,7 +121,7 @@ def sender_ranking(
     """
     about = meta.tasks[task]
     links = read_links(tables, meta, about, before=split)
-    senders, activity = np.unique(links.sender, return_counts=True)
+    senders, row, activity = np.unique(links.sender, return_inverse=True, return_counts=True)
     positive = pairs.label == 1
     known = positive & np.isin(pairs.sender, senders)
     receivers, first = np.unique(pairs.receiver[known], return_index=True)
@@ -114,9 +147,16 @@ def sender_ranking(
     return SenderRanking(
         asked,
         activity.astype(np.int64),
+        np.bincount(row, _freshness(links.t), len(senders)),
         relevant=linked_to(receivers, pairs.receiver[known], pairs.sender[known]),
         excluded=linked_to(receivers, links.receiver, links.sender),
     )
+
+
+def _freshness(t: Int64[np.ndarray, " M"]) -> Float64[np.ndarray, " M"]:
+    """1 for the newest link, exp(-1) after one in ten of all links came since; 1 without times."""
+    since = 1 - np.searchsorted(np.sort(t), t, side="right") / max(len(t), 1)
+    return np.exp(-since / _RECENT)
 
 
 def _as_of(

@@ -143,14 +143,27 @@ def test_metrics_are_those_of_the_scores_on_disk(planted):
     recall = np.mean(queries["graph recall@10"].to_numpy())
     assert models["graph"]["recall@10"] == pytest.approx(recall, abs=1e-4)
     tables = workdir / "tables"
-    pairs = read_pairs(tables, TASK, "test")
-    asked = tables, read_meta(tables), TASK, "test", pairs
-    of_senders = sender_ranking(*asked, CONFIG.sender_pairs)
-    assert of_senders is not None
+    of_senders = {
+        split: sender_ranking(
+            *(tables, read_meta(tables), TASK, split),
+            read_pairs(tables, TASK, split),
+            CONFIG.sender_pairs,
+        )
+        for split in ("val", "test")
+    }
+    val, test = of_senders["val"], of_senders["test"]
+    assert val is not None
+    assert test is not None
     grid = fake_scorers(world)[1](workdir, "graph_model", "split")
-    scores = grid.score_grid(TASK, of_senders.asked, "test")
-    for metric, value in of_senders.metrics(scores).items():
+    weights = val.fit(grid.score_grid(TASK, val.asked, "val"))
+    taught = metrics(workdir, "evaluation")["senders"]["text+graph"]
+    assert taught == pytest.approx(weights._asdict())
+    expected = test.metrics(grid.score_grid(TASK, test.asked, "test"), weights)
+    assert "weighed_sender_recall@10" in expected
+    for metric, value in expected.items():
         assert models["text+graph"][metric] == pytest.approx(value, abs=1e-4)
+    of_val = metrics(workdir, "evaluation")["tasks"][TASK]["val"]["models"]["text+graph"]
+    assert "sender_recall@10" not in of_val
 
 
 def test_models_are_stacked_as_the_validation_split_teaches(planted):
@@ -269,6 +282,7 @@ def test_page_shows_every_part(planted):
         "senders for a receiver",
         "active_sender_recall@100",
         "Stacked: all models together",
+        "weighed_sender_recall@100",
     ]
     assert [part for part in shown if part not in text] == []
 

@@ -60,6 +60,41 @@ def test_metrics_are_those_of_lists_that_are_sorted_one_by_one(tables):
     assert found["active_sender_recall@10"] != found["sender_recall@10"]
 
 
+def test_recent_links_count_more_and_the_order_of_time_alone_decides(tables):
+    edges, meta = read_edges(tables, f"member__{TASK}__job"), read_meta(tables)
+    without = asked_of(tables)
+    np.testing.assert_array_equal(without.recent_activity, without.activity)  # Without times.
+    time = np.random.default_rng(3).permutation(len(edges.sender)) ** 3
+    rewrite(tables / "edges" / f"member__{TASK}__job.parquet", t=time)
+    visible = np.flatnonzero(edges.split < 3)
+    expected = dict.fromkeys(without.asked.sender.tolist(), 0.0)
+    for row in visible:
+        since = np.mean(time[visible] > time[row])
+        expected[int(edges.sender[row])] += np.exp(-since / 0.1)
+    found = asked_of(tables, meta=meta)
+    np.testing.assert_allclose(found.recent_activity, [*expected.values()])
+
+
+def test_weights_are_found_again_from_choices_that_followed_them(tables):
+    asked = asked_of(tables)
+    rng = np.random.default_rng(0)
+    num, senders = 3000, asked.asked.sender
+    scores = rng.normal(size=(len(senders), num))
+    recent = rng.uniform(0.1, 3.0, len(senders))
+    utility = 1.4 * scores.T + 0.3 * np.log(asked.activity) + 0.6 * np.log(recent)
+    excluded = [senders[row.argsort()[-3:]] for row in utility]  # The likeliest ones.
+    for row, left_out in enumerate(excluded):
+        utility[row, np.isin(senders, left_out)] = -np.inf
+    picked = (utility + rng.gumbel(size=utility.shape)).argmax(axis=1)
+    asked = asked._replace(
+        recent_activity=recent, relevant=[senders[[each]] for each in picked], excluded=excluded
+    )
+    found = asked.fit(scores.astype(np.float32))
+    np.testing.assert_allclose(found, (1.4, 0.3, 0.6), atol=0.1)
+    unaware = asked._replace(excluded=[senders[:0]] * num).fit(scores)
+    assert unaware.score < 1.0
+
+
 def test_a_sender_is_seen_as_the_split_begins_or_after_its_last_visible_link(tables):
     edges, meta = read_edges(tables, f"member__{TASK}__job"), read_meta(tables)
     # Members from 10 on count time from 1000, as another site would.

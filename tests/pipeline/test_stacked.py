@@ -50,7 +50,7 @@ def asked_about(senders, receivers):
 def test_grids_hold_what_their_pairs_give():
     rng = np.random.default_rng(0)
     ranking, senders = asked_about([4, 1, 2], [3, 0, 4, 1]), asked_about([5, 0], [2, 4, 0])
-    of_senders = SenderRanking(senders, np.ones(2, np.int64), [], [])
+    of_senders = SenderRanking(senders, np.ones(2, np.int64), np.ones(2), [], [])
     questions = Questions(all_pairs(rng), ranking, of_senders)
     answers = {}
     for name in ("one", "other"):

@@ -8,7 +8,7 @@ from star_jax.evaluation.metrics import kinds, rows_of
 from star_jax.pipeline.report import figures
 from star_jax.pipeline.report.content import ReportContent
 from star_jax.pipeline.report.markup import Cell, cards, columns, details, paragraph, table
-from star_jax.pipeline.sender_ranking import ACTIVE, SENDER
+from star_jax.pipeline.sender_ranking import ACTIVE, SENDER, WEIGHED
 
 _BEST_MODEL = "text+graph"
 _RANKING = ("recall@10", "recall@100", "ndcg@10")
@@ -21,7 +21,7 @@ def summary(content: ReportContent) -> str:
     models, references = content.main["models"], content.main["references"]
     keys = _auc_keys(content)
     ranking = [key for key in _RANKING if any(key in found for found in models.values())]
-    senders = [f"{prior}{SENDER}{key}" for prior in ("", ACTIVE) for key in _RANKING]
+    senders = [f"{prior}{SENDER}{key}" for prior in ("", ACTIVE, WEIGHED) for key in _RANKING]
     senders = [key for key in senders if any(key in found for found in models.values())]
     return "\n".join(
         [
@@ -37,7 +37,9 @@ def summary(content: ReportContent) -> str:
             _methods("Test split: senders for a receiver", senders, models, references)
             + paragraph(
                 "The other direction: each receiver orders all senders that were linked before. "
-                "Active: the score plus the log of how many links the sender has so far."
+                "Active: the score plus the log of how many links the sender has so far. Weighed: "
+                "score, that log and the one of recent links, by weights that the validation split "
+                "taught."
             )
             if senders
             else "",
