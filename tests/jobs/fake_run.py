@@ -9,10 +9,28 @@ import pyarrow.parquet as pq
 
 from star_jax import artefacts
 from star_jax.embeddings.table import EmbeddingTable, write_shard
+from star_jax.jobs import evaluate
+from star_jax.pipeline.measurements import MeasureConfig
 from star_jax.shapes import NO_TIME
 
 TASK = "apply"
 WORDS = {"north": "welder steel forge", "south": "nurse ward clinic", "west": "driver truck road"}
+CONFIG = evaluate.EvaluateConfig(measure=MeasureConfig(min_cohort_members=5))
+
+
+def evaluate_with_fakes(workdir, monkeypatch, **options):
+    """Makes a run, evaluates it by scorers that know the truth, returns the world behind it."""
+    world = make_run(workdir, **options)
+    text, graph = fake_scorers(world)
+    monkeypatch.setattr(evaluate, "TextPairScorer", text)
+    monkeypatch.setattr(evaluate, "GraphPairScorer", graph)
+    evaluate.run(CONFIG, workdir)
+    return world
+
+
+def metrics(workdir, stage="report"):
+    """What a stage found."""
+    return json.loads((workdir / stage / "metrics.json").read_text(encoding="utf-8"))
 
 
 def make_run(workdir: Path, *, num_members=90, num_jobs=60, reference=None, planted=True):

@@ -116,6 +116,7 @@ def test_a_grid_in_blocks_holds_what_its_pairs_give(trained, num_devices, monkey
     monkeypatch.setattr(graph_scoring, "_GRID_RECEIVERS", 4)
     found = GraphPairScorer(trained, "graph_model", "split").trained
     model, layout = found.model, match_layout(found.model.config.decoder, found.model.features)
+    assert layout is not None
     variables = jax.tree.map(np.asarray, found.variables)
     widths = (model.config.encoder.dim, sum(width for _, width in layout.parts))
     draws = np.random.default_rng(0)

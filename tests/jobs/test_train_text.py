@@ -20,11 +20,11 @@ from star_jax.jobs import export_text, train_text
 from star_jax.jobs.export_text import TextExportConfig
 from star_jax.jobs.train_text import TextTrainConfig
 from star_jax.parallel.mesh import MeshConfig, make_mesh
-from star_jax.pipeline import text_scoring, text_training
+from star_jax.pipeline import text_training
 from star_jax.pipeline.tables.read import read_pairs, read_ranking, read_texts
 from star_jax.pipeline.text_calibration import fit_calibration, read_calibration
 from star_jax.pipeline.text_encoder import TextEncoder
-from star_jax.pipeline.text_model import open_scorer, open_trained
+from star_jax.pipeline.text_model import open_trained
 from star_jax.pipeline.text_scoring import TextPairScorer
 from star_jax.text.bi_encoder import encode
 from star_jax.text.lora import LoraConfig
@@ -198,26 +198,6 @@ def test_scores_are_the_scorer_on_the_table(trained):
     for q, c in [(0, 0), (3, 7), (4, 15)]:
         columns = (ranking.candidate_text[c], ranking.sender_text[q], ranking.sender_resume[q])
         np.testing.assert_allclose(grid[q, c], logit(*columns), rtol=1e-4, atol=1e-5)
-
-
-def test_a_grid_in_blocks_holds_what_its_pairs_give(trained, monkeypatch):
-    monkeypatch.setattr(text_scoring, "_BLOCK_PAIRS", 10)
-    monkeypatch.setattr(text_scoring, "_GRID_DOCUMENTS", 4)
-    model, variables = open_scorer(trained / "text")
-    draws = np.random.default_rng(0)
-    tables = [draws.normal(size=(9, model.tower.embedding_size)).astype(np.float32)] * 2
-    rows = text_scoring.PairRows(*(draws.integers(-1, 9, n, np.int32) for n in (11, 7, 7)))
-    logits = text_scoring.PairLogits(model)
-    grid = logits.grid(variables, *tables, rows)
-    request, document = (index.ravel() for index in np.indices((7, 11)))
-    pairs = text_scoring.PairRows(
-        rows.document[document], rows.profile[request], rows.resume[request]
-    )
-    assert np.ptp(grid) > 1
-    expected = logits(variables, *tables, pairs)
-    np.testing.assert_allclose(grid.ravel(), expected, rtol=1e-5, atol=1e-5)
-    nobody = rows._replace(profile=rows.profile[:0], resume=rows.resume[:0])
-    assert logits.grid(variables, *tables, nobody).shape == (0, 11)
 
 
 def test_vectors_of_another_model_are_refused(trained, tmp_path):
