@@ -145,6 +145,10 @@ class _Scorers(NamedTuple):
         return {name: GraphModel(s, task, split, False) for name, s in self.strict.items()}
 
 
+_Asked = dict[str, tuple[Questions, dict[str, Answer]]]
+"""By split of a task."""
+
+
 class _Found(NamedTuple):
     """What the models say, by task and split, and what the validation split taught."""
 
@@ -173,46 +177,51 @@ def _score(config: EvaluateConfig, workdir: Path, meta: TablesMeta) -> _Found:
     )
     found = _Found({}, {}, {})
     for task in meta.tasks:
-        asked: dict[str, Questions] = {}
-        answers: dict[str, dict[str, Answer]] = {}
-        for split in reversed(SPLITS):  # Test sees most: what holds its samples holds all.
-            at = (task, split)
-            pairs = read_pairs(tables, task, split)
-            if not _measurable(tables, at, pairs, needed=at == (main_task, "test")):
-                continue
-            main = task == main_task
-            models = scorers.models(task, split, main=main)
-            strict = scorers.strict_models(task, split, main=main)
-            if not models:
-                _log.warning("no model was trained on task %s: not measured", task)
-                continue
-            _log.info("%s, %s: %d pairs", task, split, len(pairs.label))
-            methods = {**models, **{_strict(name): model for name, model in strict.items()}}
-            asked[split] = Questions(
-                pairs,
-                read_ranking(tables, task, split),
-                _of_senders(config, tables, meta, at, pairs) if main else None,
-            )
-            answers[split] = dict(ask(methods, asked[split]))
+        asked = _ask(config, tables, meta, scorers, task)
         if len(asked) == len(SPLITS):
-            warm = {split: warm_ends(tables, meta, task, split) for split in SPLITS}
-            stack = FittedStack.fit(asked["val"], answers["val"], warm["val"])
-            for split in SPLITS:
-                own = stack.answer(asked[split], answers[split], warm[split])
-                answers[split][STACKED] = own
-            found.stacks[task] = stack
-            found.senders.update(fit_senders(asked["val"], answers["val"]))
-            del answers["val"][STACKED]  # It was fitted to these pairs.
-        for split, questions in asked.items():
-            decides = (task, split) == (main_task, "test")
-            given = answers[split].items()
-            found.scored[task, split] = scored(
-                questions if decides else questions._replace(of_senders=None),
-                given,
-                meta.tasks[task],
-                found.senders,
-            )
+            _combine(tables, meta, task, asked, found)
+        for split, (questions, answers) in asked.items():
+            if (task, split) != (main_task, "test"):
+                questions = questions._replace(of_senders=None)  # They only teach.
+            given = meta.tasks[task]
+            found.scored[task, split] = scored(questions, answers.items(), given, found.senders)
     return found
+
+
+def _ask(
+    config: EvaluateConfig, tables: Path, meta: TablesMeta, scorers: _Scorers, task: str
+) -> _Asked:
+    """What is asked about a task's splits, as far as they can be measured, and the answers."""
+    asked: _Asked = {}
+    main = task == next(iter(meta.tasks))
+    for split in reversed(SPLITS):  # Test sees most: what holds its samples holds all.
+        at = (task, split)
+        pairs = read_pairs(tables, task, split)
+        if not _measurable(tables, at, pairs, needed=main and split == "test"):
+            continue
+        models = scorers.models(task, split, main=main)
+        strict = scorers.strict_models(task, split, main=main)
+        if not models:
+            _log.warning("no model was trained on task %s: not measured", task)
+            continue
+        _log.info("%s, %s: %d pairs", task, split, len(pairs.label))
+        methods = {**models, **{_strict(name): model for name, model in strict.items()}}
+        of_senders = _of_senders(config, tables, meta, at, pairs) if main else None
+        questions = Questions(pairs, read_ranking(tables, task, split), of_senders)
+        asked[split] = (questions, dict(ask(methods, questions)))
+    return asked
+
+
+def _combine(tables: Path, meta: TablesMeta, task: str, asked: _Asked, found: _Found) -> None:
+    """Lets the validation split teach what stacks models and what weighs senders."""
+    warm = {split: warm_ends(tables, meta, task, split) for split in SPLITS}
+    stack = FittedStack.fit(*asked["val"], warm["val"])
+    for split, (questions, answers) in asked.items():
+        answers[STACKED] = stack.answer(questions, answers, warm[split])
+    found.stacks[task] = stack
+    questions, answers = asked["val"]
+    found.senders.update(fit_senders(questions, answers))
+    del answers[STACKED]  # It was fitted to these pairs.
 
 
 def _write(config: EvaluateConfig, workdir: Path, meta: TablesMeta, found: _Found) -> None:
