@@ -24,7 +24,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -62,11 +62,12 @@ METRICS = (
     "weighed_sender_ndcg@10",
 )
 SENDER_PAIRS = 1 << 24
+TEACHING_PAIRS = 1 << 21  # Of validation: they teach three weights.
 NEIGHBOURS = "neighbours"
 TEXT, BOTH, GRAPH, GROWN = "text", "text + graph", "graph", "text + graph, adaptive"
 PREPARED = ("import", "train-text", "export-text", "build-graph")
-Halves = dict[str, Callable[[str], Method]]
-"""Name -> split -> the model, as it is asked about it."""
+Answers = dict[str, dict[str, Answer]]
+"""Split -> name -> what a model says."""
 
 LEAST_SAVED, MOST_LOST = 0.2, 0.002
 DECIDING = ("auc_uniform", "auc_near")
@@ -96,31 +97,45 @@ class TestSplit:
 
     def __init__(self, workdir: Path, sender_pairs: int = SENDER_PAIRS) -> None:
         """Reads it; 0 `sender_pairs`: in one direction."""
-        self._tables, self._sender_pairs = workdir / "tables", sender_pairs
+        self._tables = workdir / "tables"
         self._meta = read_meta(self._tables)
         self.task = next(iter(self._meta.tasks))
-        self.questions = self._asked("test", read_ranking(self._tables, self.task, "test"))
+        ranking = read_ranking(self._tables, self.task, "test")
+        self.questions = self._asked("test", ranking, sender_pairs)
 
     def measure(self, method: Method) -> dict[str, float]:
         """The metrics of one method, without those that validation teaches."""
         return self._metrics(dict(ask({"method": method}, self.questions)), {})["method"]
 
-    def measure_stacked(self, halves: Halves) -> dict[str, dict[str, float]]:
-        """The metrics of models, each asked for its split, and of all together."""
-        asked = {"val": self._asked("val", None), "test": self.questions}
-        answers, warm = {}, {}
-        for split, questions in asked.items():
-            answers[split] = dict(ask({name: of(split) for name, of in halves.items()}, questions))
-            warm[split] = warm_ends(self._tables, self._meta, self.task, split)
-        stack = FittedStack.fit(asked["val"], answers["val"], warm["val"])
-        for split, questions in asked.items():
-            answers[split][STACKED] = stack.answer(questions, answers[split], warm[split])
-        return self._metrics(answers["test"], fit_senders(asked["val"], answers["val"]))
+    def answers(self, models: Mapping[str, Callable[[str], Method]]) -> Answers:
+        """What models say of the validation split, and of this one.
 
-    def _asked(self, split: str, ranking: Ranking | None) -> Questions:
+        Args:
+          models: By name, a function from a split to how the model is asked about it.
+        """
+        asked = {"val": self._teaching, "test": self.questions}
+        return {
+            split: dict(ask({name: of(split) for name, of in models.items()}, questions))
+            for split, questions in asked.items()
+        }
+
+    def measure_stacked(self, answers: Answers) -> dict[str, dict[str, float]]:
+        """The metrics of models, and of all together."""
+        warm = {s: warm_ends(self._tables, self._meta, self.task, s) for s in answers}
+        val, test = answers["val"], answers["test"]
+        stack = FittedStack.fit(self._teaching, val, warm["val"])
+        val = val | {STACKED: stack.answer(self._teaching, val, warm["val"])}
+        test = test | {STACKED: stack.answer(self.questions, test, warm["test"])}
+        return self._metrics(test, fit_senders(self._teaching, val))
+
+    @functools.cached_property
+    def _teaching(self) -> Questions:
+        return self._asked("val", None, TEACHING_PAIRS)
+
+    def _asked(self, split: str, ranking: Ranking | None, sender_pairs: int) -> Questions:
         at = (self.task, split)
         pairs = read_pairs(self._tables, *at)
-        turned = sender_ranking(self._tables, self._meta, *at, pairs, self._sender_pairs)
+        turned = sender_ranking(self._tables, self._meta, *at, pairs, sender_pairs)
         return Questions(pairs, ranking, turned)
 
     def _metrics(
@@ -138,16 +153,6 @@ class TestSplit:
 def output_of(row: str, seed: int) -> str:
     """Folder of a row's model."""
     return f"{row.replace(', ', '_').replace(' + ', '_')}-{seed}"
-
-
-def halves_of(workdir: Path, task: str, seed: int) -> Halves:
-    """What is stacked: the text half, the graph alone, and both."""
-    text = TextModel(TextPairScorer.open(workdir), task)
-    halves: Halves = {TEXT: lambda split: text}
-    for row in (GRAPH, BOTH):
-        scorer = GraphPairScorer(workdir, output_of(row, seed), "split")
-        halves[row] = functools.partial(GraphModel, scorer, task, ranks=True)
-    return halves
 
 
 def train(workdir: Path, config: GraphTrainConfig, test: TestSplit) -> dict[str, float]:
@@ -194,11 +199,27 @@ def stack_found(
     workdir: Path, seeds: list[int], record: Record, test: TestSplit
 ) -> list[dict[str, float]]:
     """What each seed's models give together; the rows of the models are kept anew with it."""
+
+    @functools.cache
+    def of_text() -> Answers:
+        text = TextModel(TextPairScorer.open(workdir), test.task)
+        return test.answers({TEXT: lambda split: text})
+
     for seed in seeds:
-        if record.found(STACKED, seed) is None:
-            measured = test.measure_stacked(halves_of(workdir, test.task, seed))
-            for name, each in measured.items():
-                record.keep(name, seed, (record.found(name, seed) or {}) | each)
+        if record.found(STACKED, seed) is not None:
+            continue
+        scorers = {
+            row: GraphPairScorer(workdir, output_of(row, seed), "split") for row in (GRAPH, BOTH)
+        }
+        of_graph = test.answers(
+            {
+                row: functools.partial(GraphModel, scorer, test.task, ranks=True)
+                for row, scorer in scorers.items()
+            }
+        )
+        measured = test.measure_stacked({s: of_text()[s] | of_graph[s] for s in of_graph})
+        for name, each in measured.items():
+            record.keep(name, seed, (record.found(name, seed) or {}) | each)
     return [record.found(STACKED, seed) for seed in seeds]
 
 
