@@ -124,7 +124,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_numbers(undisturbed, tmp
 
     metrics = [json.loads((w / "report/metrics.json").read_text("utf-8")) for w in (whole, killed)]
     assert metrics[0] == metrics[1]
-    assert set(metrics[0]["models"]) == {"text", "graph", "text+graph"}
+    assert set(metrics[0]["models"]) == {"text", "graph", "text+graph", "stacked"}
     for model in ("text", "graph_model", "graph_only_model"):
         losses = graph_runs.losses(whole, model)
         assert losses
