@@ -39,9 +39,9 @@ from star_jax.pipeline import measurements
 from star_jax.pipeline.graph_scoring import GraphPairScorer
 from star_jax.pipeline.graph_training import GraphTrainConfig, without_text
 from star_jax.pipeline.reference_methods import Method
-from star_jax.pipeline.scored import Answer, Questions, ask, fit_senders, scored
+from star_jax.pipeline.scored import Answer, Questions, ask, scored
 from star_jax.pipeline.sender_ranking import SenderWeights, sender_ranking
-from star_jax.pipeline.stacked import STACKED, FittedStack, warm_ends
+from star_jax.pipeline.stacked import STACKED, Asked, teach, warm_ends
 from star_jax.pipeline.tables.read import Ranking, read_meta, read_pairs, read_ranking
 from star_jax.pipeline.text_scoring import TextPairScorer
 from star_jax.train.plan import PLAN
@@ -121,12 +121,14 @@ class TestSplit:
 
     def measure_stacked(self, answers: Answers) -> dict[str, dict[str, float]]:
         """The metrics of models, and of all together."""
-        warm = {s: warm_ends(self._tables, self._meta, self.task, s) for s in answers}
-        val, test = answers["val"], answers["test"]
-        stack = FittedStack.fit(self._teaching, val, warm["val"])
-        val = val | {STACKED: stack.answer(self._teaching, val, warm["val"])}
-        test = test | {STACKED: stack.answer(self.questions, test, warm["test"])}
-        return self._metrics(test, fit_senders(self._teaching, val))
+        asked = (("val", self._teaching), ("test", self.questions))
+        taught = teach(
+            *(
+                Asked(each, answers[split], warm_ends(self._tables, self._meta, self.task, split))
+                for split, each in asked
+            )
+        )
+        return self._metrics(answers["test"] | {STACKED: taught.answer}, taught.senders)
 
     @functools.cached_property
     def _teaching(self) -> Questions:

@@ -1,6 +1,6 @@
 """Several models' scores as one logit, weighed as held-out labels teach (Wolpert 1992)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +9,9 @@ from jaxtyping import Bool, Float
 from star_jax.evaluation.logistic import logistic_regression
 
 _PENALTY = 1.0  # Half the square of the weight of each column, of variance 1, joins the loss.
+
+Scores = Mapping[str, Float[np.ndarray, "..."]]
+"""By model, of pairs or of a grid."""
 
 
 class Ends(NamedTuple):
@@ -25,59 +28,48 @@ class Stack(NamedTuple):
     say how old it is: neither is in the scores of models that were trained on one window of time.
 
     Attributes:
+      models: Whose scores it takes.
       bias: Of the logit.
-      weights: Of the columns, in the order of `names`.
+      weights: By column, as "text" or "text * warm_sender".
     """
 
+    models: tuple[str, ...]
     bias: float
-    weights: Float[np.ndarray, " F"]
+    weights: dict[str, float]
 
-    def logits(
-        self, scores: Sequence[Float[np.ndarray, "..."]], ends: Ends
-    ) -> Float[np.ndarray, "..."]:
-        """Logits of pairs, or of a grid, from the scores of the models that it was fitted to."""
-        logits = np.full(np.shape(scores[0]), self.bias)
-        for weight, column in zip(self.weights, _columns(scores, ends), strict=True):
-            logits += weight * column
+    def logits(self, scores: Scores, ends: Ends) -> Float[np.ndarray, "..."]:
+        """Logits of pairs, or of a grid, from the scores of its models, others left aside."""
+        logits = np.full(np.shape(scores[self.models[0]]), self.bias)
+        for name, column in _columns({model: scores[model] for model in self.models}, ends):
+            logits += self.weights[name] * column
         return logits
 
 
-def names(models: Sequence[str]) -> list[str]:
-    """Of the columns that the scores of some models give."""
-    of_scores = [
-        f"{model}{times}"
-        for model in models
-        for times in ("", *(f" * {end}" for end in Ends._fields))
-    ]
-    return [*of_scores, *Ends._fields]
-
-
-def fit_stack(
-    scores: Sequence[Float[np.ndarray, " B"]], ends: Ends, labels: Bool[np.ndarray, " B"]
-) -> Stack:
+def fit_stack(scores: Scores, ends: Ends, labels: Bool[np.ndarray, " B"]) -> Stack:
     """Fits the regression to pairs that no model was trained on.
 
     Args:
-      scores: Of every model, of every pair.
+      scores: Of every pair.
       ends: Of the pairs.
       labels: Of the pairs, of both kinds.
     """
-    columns = np.stack([*_columns(scores, ends)], axis=1).astype(np.float64)
-    mean, spread = columns.mean(axis=0), columns.std(axis=0)
+    names, columns = zip(*_columns(scores, ends), strict=True)
+    design = np.stack(columns, axis=1).astype(np.float64)
+    mean, spread = design.mean(axis=0), design.std(axis=0)
     spread[spread == 0] = 1.0  # The weight of a constant column stays zero.
-    design = np.column_stack([np.ones(len(labels)), (columns - mean) / spread])
-    bias, *weights = logistic_regression(design, labels, np.ones(len(labels)), _PENALTY)
-    weights = np.asarray(weights) / spread
-    return Stack(float(bias - weights @ mean), weights)
+    design = np.column_stack([np.ones(len(labels)), (design - mean) / spread])
+    bias, *scaled = logistic_regression(design, labels, np.ones(len(labels)), _PENALTY)
+    weights = np.asarray(scaled) / spread
+    return Stack(
+        tuple(scores), float(bias - weights @ mean), dict(zip(names, weights.tolist(), strict=True))
+    )
 
 
-def _columns(
-    scores: Sequence[Float[np.ndarray, "..."]], ends: Ends
-) -> Iterator[Float[np.ndarray, "..."]]:
+def _columns(scores: Scores, ends: Ends) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
     """One after the other, so that those of a grid are never there together."""
-    warm = [end.astype(np.float64) for end in ends]
-    for each in scores:
-        yield each
-        for end in warm:
-            yield each * end
-    yield from warm
+    warm = {name: end.astype(np.float64) for name, end in ends._asdict().items()}
+    for model, each in scores.items():
+        yield model, each
+        for name, end in warm.items():
+            yield f"{model} * {name}", each * end
+    yield from warm.items()

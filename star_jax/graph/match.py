@@ -185,6 +185,7 @@ class MatchFeatures(nn.Module):
             texts = [(u["text/own"], v["text/own"]), (u["text/far"], v["text/own"])]
             products += [math.sqrt(self.layout.text_width) * a * b for a, b in texts]
             pairs += texts
+        # As products of matrices: scored as a grid, all pairs of a part are one.
         cosines = [jnp.einsum("bx,bx->b", a, b) for a, b in pairs]
         present = [jnp.any(part != 0, axis=1).astype(jnp.float32) for part in u.values()]
         columns = [*cosines, *present]

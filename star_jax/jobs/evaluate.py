@@ -23,22 +23,9 @@ from star_jax.pipeline import measurements
 from star_jax.pipeline.graph_scoring import GraphPairScorer
 from star_jax.pipeline.measurements import MeasureConfig
 from star_jax.pipeline.reference_methods import Method, fit_references
-from star_jax.pipeline.scored import (
-    Answer,
-    Questions,
-    Scored,
-    ask,
-    fit_senders,
-    scored,
-    write_scored,
-)
-from star_jax.pipeline.sender_ranking import (
-    SENDER,
-    SenderRanking,
-    SenderWeights,
-    sender_ranking,
-)
-from star_jax.pipeline.stacked import STACKED, FittedStack, warm_ends
+from star_jax.pipeline.scored import Questions, Scored, ask, scored, write_scored
+from star_jax.pipeline.sender_ranking import SENDER, SenderWeights, sender_ranking
+from star_jax.pipeline.stacked import STACKED, Asked, Taught, teach, warm_ends
 from star_jax.pipeline.tables.read import (
     PairTable,
     Ranking,
@@ -145,16 +132,15 @@ class _Scorers(NamedTuple):
         return {name: GraphModel(s, task, split, False) for name, s in self.strict.items()}
 
 
-_Asked = dict[str, tuple[Questions, dict[str, Answer]]]
-"""By split of a task."""
-
-
 class _Found(NamedTuple):
-    """What the models say, by task and split, and what the validation split taught."""
+    """What was asked by task and split, what the models say, and what the validation split taught.
 
+    Of the main task's test split alone receivers order senders; those of its validation only teach.
+    """
+
+    questions: dict[tuple[str, str], Questions]
     scored: dict[tuple[str, str], Scored]
-    stacks: dict[str, FittedStack]  # By task.
-    senders: dict[str, SenderWeights]  # By model, of the main task.
+    taught: dict[str, Taught]  # By task.
 
 
 def run(config: EvaluateConfig, workdir: Path) -> None:
@@ -178,21 +164,27 @@ def _score(config: EvaluateConfig, workdir: Path, meta: TablesMeta) -> _Found:
     found = _Found({}, {}, {})
     for task in meta.tasks:
         asked = _ask(config, tables, meta, scorers, task)
+        own = {split: dict(each.answers) for split, each in asked.items()}
+        senders: dict[str, SenderWeights] = {}
         if len(asked) == len(SPLITS):
-            _combine(tables, meta, task, asked, found)
-        for split, (questions, answers) in asked.items():
-            if (task, split) != (main_task, "test"):
-                questions = questions._replace(of_senders=None)  # They only teach.
-            given = meta.tasks[task]
-            found.scored[task, split] = scored(questions, answers.items(), given, found.senders)
+            taught = teach(asked["val"], asked["test"])
+            own["test"][STACKED], senders = taught.answer, taught.senders
+            found.taught[task] = taught
+        for split, (questions, *_) in asked.items():
+            at = (task, split)
+            measured = (
+                questions if at == (main_task, "test") else questions._replace(of_senders=None)
+            )
+            found.questions[at] = measured
+            found.scored[at] = scored(measured, own[split].items(), meta.tasks[task], senders)
     return found
 
 
 def _ask(
     config: EvaluateConfig, tables: Path, meta: TablesMeta, scorers: _Scorers, task: str
-) -> _Asked:
+) -> dict[str, Asked]:
     """What is asked about a task's splits, as far as they can be measured, and the answers."""
-    asked: _Asked = {}
+    asked: dict[str, Asked] = {}
     main = task == next(iter(meta.tasks))
     for split in reversed(SPLITS):  # Test sees most: what holds its samples holds all.
         at = (task, split)
@@ -206,22 +198,13 @@ def _ask(
             continue
         _log.info("%s, %s: %d pairs", task, split, len(pairs.label))
         methods = {**models, **{_strict(name): model for name, model in strict.items()}}
-        of_senders = _of_senders(config, tables, meta, at, pairs) if main else None
+        of_senders = None
+        if main and config.sender_pairs:
+            of_senders = sender_ranking(tables, meta, task, split, pairs, config.sender_pairs)
         questions = Questions(pairs, read_ranking(tables, task, split), of_senders)
-        asked[split] = (questions, dict(ask(methods, questions)))
+        answers = dict(ask(methods, questions))
+        asked[split] = Asked(questions, answers, warm_ends(tables, meta, task, split))
     return asked
-
-
-def _combine(tables: Path, meta: TablesMeta, task: str, asked: _Asked, found: _Found) -> None:
-    """Lets the validation split teach what stacks models and what weighs senders."""
-    warm = {split: warm_ends(tables, meta, task, split) for split in SPLITS}
-    stack = FittedStack.fit(*asked["val"], warm["val"])
-    for split, (questions, answers) in asked.items():
-        answers[STACKED] = stack.answer(questions, answers, warm[split])
-    found.stacks[task] = stack
-    questions, answers = asked["val"]
-    found.senders.update(fit_senders(questions, answers))
-    del answers[STACKED]  # It was fitted to these pairs.
 
 
 def _write(config: EvaluateConfig, workdir: Path, meta: TablesMeta, found: _Found) -> None:
@@ -233,11 +216,10 @@ def _write(config: EvaluateConfig, workdir: Path, meta: TablesMeta, found: _Foun
             "main_task": main_task,
             "text_training": text_training(workdir / "text"),
             "tasks": {task: {} for task in meta.tasks},
-            "stacked": {task: stack.weights() for task, stack in found.stacks.items()},
-            "senders": {name: weights._asdict() for name, weights in found.senders.items()},
+            "taught": {task: _taught_json(taught) for task, taught in found.taught.items()},
         }
-        for (task, split), by_models in found.scored.items():
-            of_all, measured = _measure(config, tables, meta, by_models, (task, split), folder)
+        for task, split in found.scored:
+            of_all, measured = _measure(config, tables, meta, found, (task, split), folder)
             content["tasks"][task][split] = measured
             if (task, split) == (main_task, "test"):
                 content |= _closer_look(config, tables, meta, of_all)
@@ -280,7 +262,7 @@ def _measure(
     config: EvaluateConfig,
     tables: Path,
     meta: TablesMeta,
-    by_models: Scored,
+    found: _Found,
     at: tuple[str, str],
     folder: Path,
 ) -> tuple[Scored, dict[str, Any]]:
@@ -288,12 +270,9 @@ def _measure(
     task, split = at
     given = _given(meta, task, split)
     fitted = fit_references(tables, meta, task, split, config.seed) if given is None else {}
-    pairs = read_pairs(tables, task, split)
-    decides = at == (next(iter(meta.tasks)), "test")
-    of_senders = _of_senders(config, tables, meta, at, pairs) if fitted and decides else None
-    questions = Questions(pairs, read_ranking(tables, task, split), of_senders)
+    by_models, questions = found.scored[at], found.questions[at]
     of_all = by_models.joined(scored(questions, ask(fitted, questions), meta.tasks[task]))
-    write_scored(folder / "scores", f"{task}_{split}", pairs, of_all)
+    write_scored(folder / "scores", f"{task}_{split}", questions.pairs, of_all)
     metrics = measurements.metrics_of(of_all, list(of_all.scores))
     strict = [name for name in _MODELS if _strict(name) in by_models.scores]
     return of_all, {
@@ -303,17 +282,12 @@ def _measure(
     }
 
 
-def _of_senders(
-    config: EvaluateConfig,
-    tables: Path,
-    meta: TablesMeta,
-    at: tuple[str, str],
-    pairs: PairTable,
-) -> SenderRanking | None:
-    """The other direction of a task and split."""
-    if not config.sender_pairs:
-        return None
-    return sender_ranking(tables, meta, *at, pairs, config.sender_pairs)
+def _taught_json(taught: Taught) -> dict[str, Any]:
+    """The weights, to be read by people."""
+    return {
+        STACKED: {"bias": taught.stack.bias, **taught.stack.weights},
+        "senders": {name: weights._asdict() for name, weights in taught.senders.items()},
+    }
 
 
 def _given(meta: TablesMeta, task: str, split: str) -> dict[str, dict[str, float]] | None:

@@ -72,18 +72,6 @@ def ask(methods: Mapping[str, Method], questions: Questions) -> Iterator[tuple[s
         work.advance(1)
 
 
-def fit_senders(questions: Questions, answers: Mapping[str, Answer]) -> dict[str, SenderWeights]:
-    """By method that ranks senders, the weights that a split teaches."""
-    turned = questions.of_senders
-    if turned is None:
-        return {}
-    return {
-        name: turned.fit(answer.turned)
-        for name, answer in answers.items()
-        if answer.turned is not None
-    }
-
-
 def scored(
     questions: Questions,
     answers: Iterable[tuple[str, Answer]],

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int32, Int64
 
-from star_jax.evaluation.conditional_logit import conditional_logit
+from star_jax.evaluation.logistic import conditional_logit
 from star_jax.evaluation.ranking import query_metrics
 from star_jax.pipeline.tables.rankings import linked_to
 from star_jax.pipeline.tables.read import (
@@ -32,18 +32,18 @@ _RECENT = 0.1  # Share of all links that came since, after which a link counts 1
 
 
 class SenderWeights(NamedTuple):
-    """What makes a receiver's sender likely, as weights of columns of one size."""
+    """What makes a receiver's sender likely: weights of three columns."""
 
-    score: float
-    activity: float
-    recent_activity: float
+    score: float  # Of the pair.
+    activity: float  # Of its log.
+    recent_activity: float  # Of its log.
 
 
 class SenderRanking(NamedTuple):
     """Receivers, each of which has to order all senders that were linked before.
 
-    What scores it is asked for `asked`, where the senders are the queries and the receivers the
-    candidates, and its answer is turned around.
+    What scores it is asked for `asked`, where the senders, in order, are the queries and the
+    receivers the candidates, and its answer is turned around.
     """
 
     asked: Ranking
@@ -83,12 +83,11 @@ class SenderRanking(NamedTuple):
 
     def fit(self, scores: Float[np.ndarray, "S R"]) -> SenderWeights:
         """The weights under which the senders that were linked here are likeliest."""
-        place = {sender: row for row, sender in enumerate(self.asked.sender.tolist())}
+        senders = self.asked.sender  # In order.
+        chosen = [np.searchsorted(senders, own) for own in self.relevant]
         shown = np.ones(scores.T.shape, bool)
-        for row, left_out in enumerate(self.excluded):
-            shown[row, [place[each] for each in left_out.tolist() if each in place]] = False
-        chosen = [np.asarray([place[each] for each in own.tolist()]) for own in self.relevant]
-        for row, own in enumerate(chosen):
+        for row, (left_out, own) in enumerate(zip(self.excluded, chosen, strict=True)):
+            shown[row, np.searchsorted(senders, left_out)] = False
             shown[row, own] = True
         return SenderWeights(*conditional_logit(self._columns(scores), chosen, shown).tolist())
 

@@ -1,15 +1,16 @@
-"""All models together: their scores stacked, with weights fitted on the validation split."""
+"""All models together, as the validation split teaches: stacked, and weighed to rank senders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from star_jax.evaluation.stacking import Ends, Stack, fit_stack, names
+from star_jax.evaluation.stacking import Ends, Stack, fit_stack
 from star_jax.pipeline.scored import Answer, Questions
-from star_jax.pipeline.tables.read import Ranking, TablesMeta, read_links
+from star_jax.pipeline.sender_ranking import SenderWeights
+from star_jax.pipeline.tables.read import PairTable, Ranking, TablesMeta, read_links
 
 STACKED = "stacked"
 
@@ -20,55 +21,72 @@ class Warm(NamedTuple):
     senders: Bool[np.ndarray, " M"]
     receivers: Bool[np.ndarray, " N"]
 
+    def of_pairs(self, pairs: PairTable) -> Ends:
+        """The ends of every pair."""
+        return Ends(self.senders[pairs.sender], self.receivers[pairs.receiver])
 
-class FittedStack(NamedTuple):
-    """A stack of models.
+    def of_grid(self, asked: Ranking) -> Ends:
+        """The ends of every query with every candidate."""
+        return Ends(self.senders[asked.sender][:, None], self.receivers[asked.candidates][None])
+
+
+class Asked(NamedTuple):
+    """What models were asked about a split, their answers, and what had links."""
+
+    questions: Questions
+    answers: Mapping[str, Answer]
+    warm: Warm
+
+
+class Taught(NamedTuple):
+    """What the validation split teaches.
 
     Attributes:
-      models: Their names, in the order of its scores.
-      stack: Their weights.
+      stack: Of the models.
+      senders: By model, the stack among them, what makes a receiver's sender likely.
+      answer: Of the stack, to what was asked about another split.
     """
 
-    models: tuple[str, ...]
     stack: Stack
+    senders: dict[str, SenderWeights]
+    answer: Answer
 
-    @classmethod
-    def fit(cls, questions: Questions, answers: Mapping[str, Answer], warm: Warm) -> "FittedStack":
-        """Fits to what the models answer to the pairs of the validation split."""
-        pairs = questions.pairs
-        ends = Ends(warm.senders[pairs.sender], warm.receivers[pairs.receiver])
-        scores = [each.pairs for each in answers.values()]
-        return cls(tuple(answers), fit_stack(scores, ends, pairs.label == 1))
 
-    def answer(self, questions: Questions, answers: Mapping[str, Answer], warm: Warm) -> Answer:
-        """Its own answer to what the models were asked on another split."""
-        own = [answers[name] for name in self.models]
-        pairs, ranking, of_senders = questions
-        ends = Ends(warm.senders[pairs.sender], warm.receivers[pairs.receiver])
-        asked = None if of_senders is None else of_senders.asked
-        return Answer(
-            self.stack.logits([each.pairs for each in own], ends),
-            self._grid(ranking, [each.grid for each in own], warm),
-            self._grid(asked, [each.turned for each in own], warm),
-        )
+def teach(val: Asked, other: Asked) -> Taught:
+    """Fits to what models say of the validation split, and asks the stack about another one."""
+    pairs = val.questions.pairs
+    scores = {name: answer.pairs for name, answer in val.answers.items()}
+    stack = fit_stack(scores, val.warm.of_pairs(pairs), pairs.label == 1)
+    senders = {}
+    if val.questions.of_senders is not None:
+        unranked = val._replace(questions=val.questions._replace(ranking=None))
+        for name, answer in {**val.answers, STACKED: answer_of(stack, unranked)}.items():
+            if answer.turned is not None:
+                senders[name] = val.questions.of_senders.fit(answer.turned)
+    return Taught(stack, senders, answer_of(stack, other))
 
-    def _grid(
-        self,
-        asked: Ranking | None,
-        grids: Sequence[Float[np.ndarray, "Q C"] | None],
-        warm: Warm,
+
+def answer_of(stack: Stack, asked: Asked) -> Answer:
+    """A stack's own answer to what its models were asked."""
+    pairs, ranking, of_senders = asked.questions
+    own = {name: asked.answers[name] for name in stack.models}
+
+    def grid(
+        of: Ranking | None, grids: Mapping[str, Float[np.ndarray, "Q C"] | None]
     ) -> Float[np.ndarray, "Q C"] | None:
-        """None where a model says nothing."""
-        given = [grid for grid in grids if grid is not None]
-        if asked is None or len(given) < len(grids):
+        given = {name: each for name, each in grids.items() if each is not None}
+        if of is None or len(given) < len(grids):  # A model says nothing.
             return None
-        senders, receivers = warm.senders[asked.sender], warm.receivers[asked.candidates]
-        return self.stack.logits(given, Ends(senders[:, None], receivers[None]))
+        return stack.logits(given, asked.warm.of_grid(of))
 
-    def weights(self) -> dict[str, float]:
-        """By what they weigh, to be read by people."""
-        values = [self.stack.bias, *self.stack.weights.tolist()]
-        return dict(zip(["bias", *names(self.models)], values, strict=True))
+    return Answer(
+        stack.logits({name: each.pairs for name, each in own.items()}, asked.warm.of_pairs(pairs)),
+        grid(ranking, {name: each.grid for name, each in own.items()}),
+        grid(
+            None if of_senders is None else of_senders.asked,
+            {name: each.turned for name, each in own.items()},
+        ),
+    )
 
 
 def warm_ends(tables: Path, meta: TablesMeta, task: str, split: str) -> Warm:

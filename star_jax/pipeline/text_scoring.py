@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, Int32
+from jaxtyping import Float32, Int, Int32
 
 from star_jax import artefacts
 from star_jax.config import InputError
@@ -19,7 +19,7 @@ from star_jax.pipeline.progress import Work
 from star_jax.pipeline.tables.read import PairTable, Ranking, TaskMeta, read_meta
 from star_jax.pipeline.text_model import open_scorer
 from star_jax.shapes import PyTree
-from star_jax.text.bi_encoder import BiEncoder, score
+from star_jax.text.bi_encoder import BiEncoder, score, score_grid
 from star_jax.text.objective import Vectors
 
 _BLOCK_PAIRS = 1 << 14
@@ -38,33 +38,9 @@ class PairLogits:
     """The scorer, compiled once for blocks of pairs and once for blocks of grids."""
 
     def __init__(self, model: BiEncoder) -> None:
-        def logits(
-            variables: PyTree,
-            documents: Float[Array, "B E"],
-            profiles: Float[Array, "B E"],
-            resumes: Float[Array, "B E"],
-            rows: PyTree,
-        ) -> Float[Array, " B"]:
-            parts = zip((documents, profiles, resumes), rows, strict=True)
-            components = [Component(vector, row >= 0) for vector, row in parts]
-            return score(model, variables, Vectors(*components))
-
-        def grid_logits(
-            variables: PyTree,
-            documents: Float[Array, "C E"],
-            profiles: Float[Array, "Q E"],
-            resumes: Float[Array, "Q E"],
-            rows: PyTree,
-        ) -> Float[Array, "Q C"]:
-            def logit(document: PyTree, profile: PyTree, resume: PyTree) -> Float[Array, ""]:
-                one = jax.tree.map(lambda part: part[None], (document, profile, resume))
-                (of_document, of_profile, of_resume), one_row = zip(*one, strict=True)
-                return logits(variables, of_document, of_profile, of_resume, one_row)[0]
-
-            parts = zip((documents, profiles, resumes), rows, strict=True)
-            return jax.vmap(jax.vmap(logit, (0, None, None)), (None, 0, 0))(*parts)
-
-        self._logits, self._grid_logits = jax.jit(logits), jax.jit(grid_logits)
+        """Compiles nothing yet."""
+        self._logits = jax.jit(functools.partial(score, model))
+        self._grid_logits = jax.jit(functools.partial(score_grid, model))
 
     def __call__(
         self,
@@ -88,10 +64,9 @@ class PairLogits:
         for start in range(0, num_pairs, most):
             block = [row[start : start + most] for row in rows]
             size = len(block[0])
-            padded = [_padded(row, most) for row in block]
             tables = (documents, requests, requests)
-            vectors = [_take(table, row) for table, row in zip(tables, padded, strict=True)]
-            result = self._logits(variables, *vectors, tuple(map(jnp.asarray, padded)))
+            parts = [component(table, row, most) for table, row in zip(tables, block, strict=True)]
+            result = self._logits(variables, Vectors(*parts))
             found[start : start + size] = processes.fetched(result)[:size]
             work.advance(size)
         return found
@@ -114,14 +89,11 @@ class PairLogits:
         work = Work("ranking by text", num_requests, "queries")
         for first in range(0, num_requests, height):
             asked = slice(first, min(first + height, num_requests))
-            padded = [_padded(row[asked], height) for row in (rows.profile, rows.resume)]
-            vectors = [_take(requests, row) for row in padded]
+            parts = [component(requests, row[asked], height) for row in rows[1:]]
             for start in range(0, num_documents, width):
                 shown = slice(start, min(start + width, num_documents))
-                document = _padded(rows.document[shown], width)
-                block = self._grid_logits(
-                    variables, _take(documents, document), *vectors, (document, *padded)
-                )
+                document = component(documents, rows.document[shown], width).vector
+                block = self._grid_logits(variables, *parts, document)
                 block = processes.fetched(block)[: asked.stop - first, : shown.stop - start]
                 found[asked, shown] = block
             work.advance(asked.stop - first)
@@ -212,13 +184,11 @@ def check_made_by(workdir: Path) -> None:
         )
 
 
-def _padded(row: Int32[np.ndarray, " _"], size: int) -> Int32[np.ndarray, " B"]:
-    """With missing ones behind it."""
-    return np.pad(row, (0, size - len(row)), constant_values=-1)
-
-
-def _take(table: Float32[np.ndarray, "N E"], rows: Int[np.ndarray, " B"]) -> np.ndarray:
-    """Vectors of rows; zeros for -1."""
-    if not (rows >= 0).any():
-        return np.zeros((len(rows), table.shape[1]), np.float32)
-    return np.where(rows[:, None] >= 0, table[np.maximum(rows, 0)], np.float32(0))
+def component(
+    table: Float32[np.ndarray, "N E"], rows: Int[np.ndarray, " _"], size: int
+) -> Component:
+    """Vectors of rows, zeros for -1 and for padding up to a size."""
+    present = np.pad(rows >= 0, (0, size - len(rows)))
+    vector = np.zeros((size, table.shape[1]), np.float32)
+    vector[present] = table[rows[rows >= 0]]
+    return Component(jnp.asarray(vector), jnp.asarray(present))

@@ -223,6 +223,31 @@ def score(model: BiEncoder, variables: PyTree, vectors: Vectors) -> Float[Array,
     )
 
 
+def score_grid(
+    model: BiEncoder,
+    variables: PyTree,
+    profiles: Component,
+    resumes: Component,
+    documents: Float[Array, "C E"],
+) -> Float[Array, "Q C"]:
+    """Logit of every request with every document.
+
+    One request at a time: the scorer's features of all pairs at once would not fit.
+    """
+
+    def of_request(parts: tuple[Component, Component]) -> Float[Array, " C"]:
+        def repeated(part: Component) -> Component:
+            return Component(
+                jnp.broadcast_to(part.vector, documents.shape),
+                jnp.broadcast_to(part.present, documents.shape[:1]),
+            )
+
+        document = Component(documents, jnp.ones(documents.shape[:1], bool))
+        return score(model, variables, Vectors(document, *map(repeated, parts)))
+
+    return jax.lax.map(of_request, (profiles, resumes))
+
+
 def bi_encoder_loss(
     variables: PyTree,
     batch: TextBatch,

@@ -59,7 +59,7 @@ def test_metrics_are_those_of_the_scores_on_disk(evaluated):
     assert test is not None
     grid = fake_scorers(world)[1](workdir, "graph_model", "split")
     weights = val.fit(grid.score_grid(TASK, val.asked, "val"))
-    taught = found_in(workdir)["senders"]["text+graph"]
+    taught = found_in(workdir)["taught"][TASK]["senders"]["text+graph"]
     assert taught == pytest.approx(weights._asdict())
     expected = test.metrics(grid.score_grid(TASK, test.asked, "test"), weights)
     assert "weighed_sender_recall@10" in expected
@@ -71,7 +71,7 @@ def test_metrics_are_those_of_the_scores_on_disk(evaluated):
 
 def test_models_are_stacked_as_the_validation_split_teaches(evaluated):
     workdir, _ = evaluated
-    weights = found_in(workdir)["stacked"][TASK]
+    weights = found_in(workdir)["taught"][TASK]["stacked"]
     models = ("text", "graph", "text+graph")
     assert list(weights)[:4] == ["bias", "text", "text * warm_sender", "text * warm_receiver"]
     splits = {}
@@ -92,10 +92,10 @@ def test_models_are_stacked_as_the_validation_split_teaches(evaluated):
             for end in ("sender", "receiver")
         }
         splits[split] = columns
-    scores = {s: [of[name] for name in models] for s, of in splits.items()}
+    scores = {s: {name: of[name] for name in models} for s, of in splits.items()}
     ends = {s: Ends(of["warm_sender"], of["warm_receiver"]) for s, of in splits.items()}
     stack = fit_stack(scores["val"], ends["val"], splits["val"]["label"] == 1)
-    assert list(weights.values()) == pytest.approx([stack.bias, *stack.weights])
+    assert weights == pytest.approx({"bias": stack.bias, **stack.weights})
     expected = stack.logits(scores["test"], ends["test"])
     np.testing.assert_allclose(splits["test"]["stacked"], expected, rtol=1e-6, atol=1e-6)
     assert "stacked" not in splits["val"]  # Where it was fitted it says nothing.

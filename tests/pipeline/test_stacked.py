@@ -4,7 +4,7 @@ import numpy as np
 
 from star_jax.pipeline.scored import Answer, Questions
 from star_jax.pipeline.sender_ranking import SenderRanking
-from star_jax.pipeline.stacked import FittedStack, Warm
+from star_jax.pipeline.stacked import STACKED, Asked, Warm, answer_of, teach
 from star_jax.pipeline.tables.read import PairTable, Ranking
 from star_jax.shapes import NO_TIME
 
@@ -49,9 +49,11 @@ def asked_about(senders, receivers):
 
 def test_grids_hold_what_their_pairs_give():
     rng = np.random.default_rng(0)
-    ranking, senders = asked_about([4, 1, 2], [3, 0, 4, 1]), asked_about([5, 0], [2, 4, 0])
-    of_senders = SenderRanking(senders, np.ones(2, np.int64), np.ones(2), [], [])
-    questions = Questions(all_pairs(rng), ranking, of_senders)
+    ranking, senders = asked_about([4, 1, 2], [3, 0, 4, 1]), asked_about([0, 5], [2, 4, 0])
+    chosen = [np.array([5]), np.array([0]), np.array([5])]
+    of_senders = SenderRanking(
+        senders, np.ones(2, np.int64), np.ones(2), chosen, [np.zeros(0, np.int64)] * 3
+    )
     answers = {}
     for name in ("one", "other"):
         scores = rng.normal(size=(SENDERS, RECEIVERS))
@@ -60,16 +62,18 @@ def test_grids_hold_what_their_pairs_give():
             scores[np.ix_(ranking.sender, ranking.candidates)],
             scores[np.ix_(senders.sender, senders.candidates)],
         )
-    stack = FittedStack.fit(questions, answers, WARM)
-    found = stack.answer(questions, answers, WARM)
-    pairs = found.pairs.reshape(SENDERS, RECEIVERS)
+    asked = Asked(Questions(all_pairs(rng), ranking, of_senders), answers, WARM)
+    taught = teach(asked, asked)
+    found, pairs = taught.answer, taught.answer.pairs.reshape(SENDERS, RECEIVERS)
     assert np.ptp(pairs) > 0.1
     assert found.grid is not None
     assert found.turned is not None
     np.testing.assert_allclose(found.grid, pairs[np.ix_(ranking.sender, ranking.candidates)])
     np.testing.assert_allclose(found.turned, pairs[np.ix_(senders.sender, senders.candidates)])
+    assert taught.senders.keys() == {"one", "other", STACKED}
+    assert taught.senders[STACKED] == of_senders.fit(found.turned)
     silent = answers | {"other": answers["other"]._replace(grid=None)}
-    again = stack.answer(questions, silent, WARM)
+    again = answer_of(taught.stack, asked._replace(answers=silent))
     assert again.grid is None
     assert again.turned is not None
     np.testing.assert_array_equal(again.turned, found.turned)

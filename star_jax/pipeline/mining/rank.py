@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Int64
 
-from star_jax.losses.contrastive import Component, combine
+from star_jax.losses.contrastive import combine
 from star_jax.pipeline.mining.pool import Barred, Pool, columns_of
 from star_jax.pipeline.tables.read import PairTable
+from star_jax.pipeline.text_scoring import component
 from star_jax.shapes import NO_TIME, PyTree, check_int32
-from star_jax.text.bi_encoder import BiEncoder, score
+from star_jax.text.bi_encoder import BiEncoder, score, score_grid
 from star_jax.text.objective import Vectors
 
 By = Literal["cosine", "scorer"]
@@ -121,14 +122,14 @@ class Ranker:
 
     def _vectors(self, pairs: PairTable, rows: Int[np.ndarray, " Q"], size: int) -> Vectors:
         return Vectors(
-            _take(self._documents, pairs.receiver_text[rows], size),
-            _take(self._requests, pairs.sender_text[rows], size),
-            _take(self._requests, pairs.sender_resume[rows], size),
+            component(self._documents, pairs.receiver_text[rows], size),
+            component(self._requests, pairs.sender_text[rows], size),
+            component(self._requests, pairs.sender_resume[rows], size),
         )
 
     def _documents_from(self, start: int, ranks: list[Int32[np.ndarray, " C"]]) -> _Documents:
         part, size = slice(start, start + self._block), self._block
-        vector = _take(self._documents, self._pool.text[part], size).vector
+        vector = component(self._documents, self._pool.text[part], size).vector
         created, after, until = (jnp.asarray(_padded(rank[part], size, 0)) for rank in ranks)
         first = jnp.asarray(_padded(self._pool.first[part], size, False))
         # Padding holds at no time: nothing is after rank 0 and until rank 0, nothing is first.
@@ -177,19 +178,7 @@ def _own_cosine(variables: PyTree, requests: Vectors) -> Float[Array, " Q"]:
 def _logits(
     model: BiEncoder, variables: PyTree, requests: Vectors, documents: Float[Array, "C E"]
 ) -> Float[Array, "Q C"]:
-    """One request at a time: the scorer's features of all pairs at once would not fit."""
-
-    def of_request(parts: tuple[Component, Component]) -> Float[Array, " C"]:
-        def repeated(part: Component) -> Component:
-            return Component(
-                jnp.broadcast_to(part.vector, documents.shape),
-                jnp.broadcast_to(part.present, documents.shape[:1]),
-            )
-
-        document = Component(documents, jnp.ones(documents.shape[:1], bool))
-        return score(model, variables, Vectors(document, *map(repeated, parts)))
-
-    return jax.lax.map(of_request, (requests.profile, requests.resume))
+    return score_grid(model, variables, requests.profile, requests.resume, documents)
 
 
 def _within(
@@ -202,13 +191,6 @@ def _within(
     padded = np.full((count, 2), rows, np.int64)
     padded[: len(places)] = places
     return jnp.asarray(check_int32("barred place", padded))
-
-
-def _take(table: Float32[np.ndarray, "N E"], rows: Int[np.ndarray, " Q"], size: int) -> Component:
-    vector = np.zeros((size, table.shape[1]), np.float32)
-    present = _padded(rows >= 0, size, False)
-    vector[present] = table[rows[rows >= 0]]
-    return Component(jnp.asarray(vector), jnp.asarray(present))
 
 
 def _padded(column: np.ndarray, size: int, value: int | bool) -> np.ndarray:

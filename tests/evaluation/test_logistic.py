@@ -1,10 +1,32 @@
 import numpy as np
 from scipy import optimize, special
 
-from star_jax.evaluation.conditional_logit import conditional_logit
+from star_jax.evaluation.logistic import conditional_logit, logistic_regression
 
 
-def test_the_penalised_likelihood_is_at_its_maximum():
+def test_the_regression_minimises_the_penalised_loss():
+    rng = np.random.default_rng(1)
+    design = np.column_stack([np.ones(300), rng.normal(size=(300, 3))])
+    labels = rng.random(300) < special.expit(design @ [0.3, 1.0, -2.0, 0.0])
+    weights = rng.uniform(0.5, 2.0, 300)
+
+    def loss(fitted):
+        signed = np.where(labels, design @ fitted, -design @ fitted)
+        return -(weights @ special.log_expit(signed)) + 0.5 * 7.0 * (fitted[1:] ** 2).sum()
+
+    expected = optimize.minimize(loss, np.zeros(4), method="BFGS", tol=1e-10).x
+    found = logistic_regression(design, labels, weights, penalty=7.0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_separable_labels_have_a_solution_where_weights_cost():
+    design = np.column_stack([np.ones(40), np.linspace(-1, 1, 40)])
+    found = logistic_regression(design, design[:, 1] > 0, np.ones(40), penalty=1.0)
+    assert np.isfinite(found).all()
+    assert found[1] > 1
+
+
+def test_the_penalised_likelihood_of_choices_is_at_its_maximum():
     rng = np.random.default_rng(0)
     own, shared = rng.normal(size=(30, 8)), rng.normal(size=(1, 8))
     shown = rng.random((30, 8)) < 0.7
